@@ -1,0 +1,62 @@
+# Every target does its own set-up. `make demo` and `make test` are the README's commands; CI runs `make test`.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.complete
+DEMO := notebooks/params/demo.yaml
+export HF_HUB_DISABLE_PROGRESS_BARS = 1
+export TOKENIZERS_PARALLELISM = false
+
+.PHONY: help setup lock demo embedded test check lint bench figures lab clean
+
+help:
+	@echo "make demo      one sentence to one table: sample, train, evaluate, figures (embedded model, CPU)"
+	@echo "make test      lint and tests;  make bench: slow, full-size checks"
+	@echo "make embedded  the embedded benchmark: all feedbacks, every method (hours)"
+	@echo "make figures   rebuild tables and figures in results/ from stored scores"
+	@echo "make lab       JupyterLab on the notebooks"
+
+# Whatever state .venv is in: it is used if it is complete and matches the lock, and else made anew.
+setup:
+	@if ! { [ -f $(STAMP) ] && $(BIN)/python -m c3po_utils.setup_check requirements.lock; } 2>/dev/null; then \
+	  set -e; echo "setting up $(VENV) (a few minutes)"; \
+	  $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, this is " + sys.version)'; \
+	  $(PYTHON) -m venv --clear $(VENV); \
+	  $(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock; \
+	  $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .; \
+	  $(BIN)/python -m ipykernel install --prefix $(VENV) --name python3 >/dev/null; \
+	  touch $(STAMP); fi
+
+demo: setup
+	@$(BIN)/python -m c3po_utils.batch $(DEMO)
+
+embedded: setup
+	@$(BIN)/python -m c3po_utils.batch notebooks/params/embedded.yaml
+
+lint: setup
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
+
+test: lint
+	@$(BIN)/python -m pytest
+
+check: test
+
+bench: setup
+	@$(BIN)/python -m pytest -m slow
+
+figures: setup
+	@$(BIN)/python -m c3po_utils.batch notebooks/params/embedded.yaml --figures-only
+	@$(BIN)/papermill --no-progress-bar --cwd notebooks notebooks/05_theory.ipynb $(VENV)/05_theory.ipynb 2>/dev/null
+
+lab: setup
+	@$(BIN)/jupyter lab notebooks
+
+# Exact pins of everything that pyproject.toml asks for, from a fresh environment.
+lock:
+	@set -e; scratch=$$(mktemp -d); trap 'rm -rf $$scratch' EXIT; $(PYTHON) -m venv $$scratch; \
+	  $$scratch/bin/pip install --quiet --disable-pip-version-check pip setuptools wheel --upgrade; \
+	  $$scratch/bin/pip install --quiet --disable-pip-version-check ".[dev,serve]"; \
+	  $$scratch/bin/pip freeze --all --exclude c3po-utils --exclude pip | sed 's/+cpu//' > requirements.lock
+
+clean:
+	rm -rf $(VENV) build *.egg-info

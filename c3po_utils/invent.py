@@ -1,0 +1,107 @@
+"""New feedbacks from a strong model (the paper's appendix D.8, style, and D.9, content), as a set."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Literal
+
+import yaml
+from pydantic import Field
+
+from c3po_utils.chat import ChatModel
+from c3po_utils.elicit import Form
+from c3po_utils.feedback import Feedback, load_feedbacks
+from c3po_utils.feedback_files import Text
+from c3po_utils.prompts import CONTENT_FEEDBACKS, STYLE_FEEDBACKS
+from c3po_utils.topup import Effort, Report, Seen, Short, Target, top_up
+
+TEMPLATES = {"style": STYLE_FEEDBACKS, "content": CONTENT_FEEDBACKS}
+ID_WORDS = 5
+
+
+class Idea(Form):
+    """A feedback's three parts."""
+
+    domain: Text = Field(description="the kind of request it is for")
+    effect: Text = Field(description="what can be seen in an answer that follows it")
+    content: Text = Field(description="the sentence, as a user says it")
+
+
+class Ideas(Form):
+    """Feedbacks that were thought about, drafted and revised."""
+
+    thoughts: str = Field("", description="your thoughts")
+    draft: tuple[str, ...] = Field((), description="a sentence of your draft")
+    review: str = Field("", description="what has to be changed in the draft")
+    items: tuple[Idea, ...]
+
+
+def invent_feedbacks(
+    model: ChatModel,
+    kind: Literal["style", "content"],
+    count: int,
+    *,
+    known: Sequence[Feedback] = (),
+    effort: Effort | None = None,
+    allow_short: bool = False,
+    progress: bool = False,
+) -> tuple[list[Feedback], Report]:
+    """`count` new feedbacks unlike each other and the `known` ones, without a metric: a model judges them.
+
+    Raises:
+        Short: fewer could be had, and `allow_short` is False.
+    """
+    effort, report = effort or Effort(at_once=10), Report()
+    seen = Seen(effort.resemblance)
+    for feedback in known:
+        seen.repeats(feedback.content, kind)
+    template = TEMPLATES[kind]
+    target = Target(
+        f"{kind} feedbacks",
+        count,
+        lambda n, avoid: template.format(count=n, avoid=avoid),
+        form=Ideas,
+        group=kind,
+        text=lambda idea: idea.content,
+    )
+    top_up(model, [target], effort, seen, report, f"{kind} feedbacks" * progress)
+    if report.short and not allow_short:
+        raise Short(report)
+    ids = _ids([idea.content for idea in target.kept], kind, {feedback.id for feedback in known})
+    made = [
+        Feedback(id=id, source="model", kind=kind, **idea.model_dump())
+        for id, idea in zip(ids, target.kept, strict=True)
+    ]
+    return made, report
+
+
+def _ids(contents: Iterable[str], kind: str, taken: set[str]) -> list[str]:
+    """A readable id from the first longer words of each sentence; numbered where that leaves nothing, or is
+    taken."""
+    ids = []
+    for content in contents:
+        plain = unicodedata.normalize("NFKD", content).encode("ascii", "ignore").decode().lower()
+        words = [word for word in re.findall(r"[a-z0-9]+", plain) if len(word) > 3][:ID_WORDS]
+        stem, number = "_".join(words) or kind, 1
+        id = stem if words else f"{stem}_{number}"
+        while id in taken:
+            number += 1
+            id = f"{stem}_{number}"
+        taken.add(id)
+        ids.append(id)
+    return ids
+
+
+def write_feedbacks(path: Path | str, feedbacks: Sequence[Feedback]) -> Path:
+    """A feedback set that `load_feedbacks` reads; it is read back before this returns."""
+    from c3po_utils.runs import write_atomic
+
+    records = [feedback.model_dump(mode="json", exclude_defaults=True) for feedback in feedbacks]
+    text = yaml.safe_dump({"feedbacks": records}, allow_unicode=True, sort_keys=False, width=110)
+    written = write_atomic(path, text)
+    if load_feedbacks(written) != list(feedbacks):
+        raise RuntimeError(f"{written}: the feedbacks read back differ from those written")
+    return written

@@ -1,0 +1,324 @@
+"""Sampling from a local model: slots that are refilled as answers finish, streaming typed outcomes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+
+import numpy as np
+import torch
+from tqdm.auto import tqdm
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from c3po_utils import attention
+from c3po_utils.chat import Outcome, Request, Sampling
+from c3po_utils.models import context_length, eos_ids
+from c3po_utils.runs import content_hash
+
+TIES = 64  # candidates beyond top_k that are looked at, so that ties with the k-th logit stay in, as in transformers
+PREFILL_TOKENS = 4096  # at most this many padded prompt tokens in one prefill pass
+MIN_SHARED_PREFIX = 8
+
+
+def filter_logits(logits_BV: torch.Tensor, sampling: Sampling) -> tuple[torch.Tensor, torch.Tensor]:
+    """Temperature, then top-k, then top-p, in one pass over the few candidates that top-k leaves.
+
+    Returns probabilities and token ids, both (B, candidates), most probable first. Same distribution as
+    transformers' warpers in that order: ties with the k-th logit are kept; at least one token survives.
+    """
+    vocabulary = logits_BV.shape[-1]
+    wanted = min(sampling.top_k or vocabulary, vocabulary)
+    top_BC, ids_BC = logits_BV.topk(min(wanted + TIES, vocabulary), dim=-1)
+    top_BC = top_BC.float() / sampling.temperature
+    top_BC = top_BC.masked_fill(top_BC < top_BC[:, wanted - 1 : wanted], -torch.inf)
+    probs_BC = top_BC.softmax(-1)
+    before_BC = probs_BC.cumsum(-1) - probs_BC
+    probs_BC = probs_BC.masked_fill(before_BC >= sampling.top_p, 0.0)
+    return probs_BC / probs_BC.sum(-1, keepdim=True), ids_BC
+
+
+def pick(logits_BV: torch.Tensor, sampling: Sampling, uniform_B: torch.Tensor) -> torch.Tensor:
+    """One token a row, (B,): the arg max at temperature 0, else by inverting the distribution at `uniform_B`."""
+    if sampling.temperature == 0:
+        return logits_BV.argmax(-1)
+    probs_BC, ids_BC = filter_logits(logits_BV, sampling)
+    choice_B1 = (probs_BC.cumsum(-1) <= uniform_B[:, None]).sum(-1, keepdim=True)
+    last_B1 = (probs_BC > 0).sum(-1, keepdim=True) - 1
+    return ids_BC.gather(-1, choice_B1.minimum(last_B1))[:, 0]
+
+
+def uniforms(request: Request, sampling: Sampling) -> np.ndarray:
+    """The request's own random numbers, one a token: they depend on seed and id alone, never on neighbours."""
+    key = int(content_hash([sampling.seed, request.id])[:16], 16)
+    return np.random.Generator(np.random.Philox(key=key)).random(sampling.max_new_tokens, dtype=np.float32)
+
+
+@dataclass
+class _Row:
+    """One request on its way: its prompt's tokens, and the answer's as they come."""
+
+    request: Request
+    prompt: list[int]
+    uniform: np.ndarray
+    answer: list[int] = field(default_factory=list)
+
+
+class LocalChat:
+    """A causal language model as a `ChatModel`.
+
+    Prompts enter a fixed number of slots, each with its own length; a finished row's slot goes to the next prompt
+    at once, so no pass is spent on rows that have ended. A prefix common to all prompts (a system prompt,
+    demonstrations) and the prompts of several samples are computed once. `memory_gib` bounds the key-value cache
+    and so the number of slots (at most `max_slots`).
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        name: str = "local",
+        memory_gib: float = 1.5,
+        max_slots: int = 128,
+    ):
+        self.model, self.tokenizer, self.name = model, tokenizer, name
+        self.memory_gib, self.max_slots = memory_gib, max_slots
+        self.eos = eos_ids(model, tokenizer)
+        self.context = context_length(model.config)
+
+    def complete(self, requests: Sequence[Request], sampling: Sampling, *, desc: str = "") -> Iterator[Outcome]:
+        """Answer every request, in the order in which they finish.
+
+        Rows that cannot be answered (an empty prompt, one that leaves no room in the context, logits that are no
+        numbers) end as `failed` and leave the others alone.
+        """
+        rows, failures = [], []
+        for request in requests:
+            prompt = self._encode(request)
+            reason = self._objection(request, prompt)
+            if reason:
+                failures.append(Outcome(request.id, "failed", reason=reason, prompt_tokens=len(prompt)))
+            else:
+                rows.append(_Row(request, prompt, uniforms(request, sampling)))
+        yield from failures
+        if rows:
+            with tqdm(total=len(rows), desc=desc, unit="answer", disable=not desc) as bar:
+                yield from self._stream(rows, sampling, bar)
+
+    def _stream(self, rows: list[_Row], sampling: Sampling, bar: tqdm) -> Iterator[Outcome]:
+        usable = attention.enable(self.model)
+        engine = _Slots(self, rows, sampling) if usable else _Batches(self, rows, sampling)
+        tokens = 0
+        for outcome in engine.run():
+            tokens += outcome.completion_tokens
+            bar.update()
+            bar.set_postfix_str(f"{tokens / max(bar.format_dict['elapsed'], 1e-9):.0f} tokens/s", refresh=False)
+            yield outcome
+
+    def _encode(self, request: Request) -> list[int]:
+        text = self.tokenizer.apply_chat_template(list(request.messages), tokenize=False, add_generation_prompt=True)
+        return self.tokenizer(text, add_special_tokens=False).input_ids
+
+    def _objection(self, request: Request, prompt: list[int]) -> str:
+        if not request.messages or not request.messages[-1]["content"].strip():
+            return "empty prompt"
+        if len(prompt) >= self.context:
+            return f"prompt of {len(prompt)} tokens leaves no room in the context of {self.context}"
+        return ""
+
+    def _finish(self, row: _Row, sampling: Sampling) -> Outcome | None:
+        """The row's outcome if its last token ended it, else None."""
+        ended = row.answer[-1] in self.eos
+        full = len(row.answer) >= sampling.max_new_tokens or len(row.prompt) + len(row.answer) >= self.context
+        text = None
+        if sampling.stop and not ended:
+            text = self._decode(row.answer)
+            cuts = [text.find(stop) for stop in sampling.stop if stop in text]
+            if cuts:
+                return self._outcome(row, "ok", text[: min(cuts)])
+        if ended or full:
+            return self._outcome(row, "ok" if ended else "truncated", self._decode(row.answer))
+        return None
+
+    def _decode(self, ids: list[int]) -> str:
+        return self.tokenizer.decode([token for token in ids if token not in self.eos], skip_special_tokens=True)
+
+    def _outcome(self, row: _Row, status: str, text: str, reason: str = "") -> Outcome:
+        return Outcome(row.request.id, status, text.strip(), reason, len(row.prompt), len(row.answer))
+
+
+class _Slots:
+    """The decoding loop over a key-value cache of S slots."""
+
+    def __init__(self, chat: LocalChat, rows: list[_Row], sampling: Sampling):
+        self.chat, self.sampling, self.device = chat, sampling, chat.model.device
+        # Same-length prompts waste no padding in prefill; equal prompts stand together and are computed once.
+        self.pending = sorted(rows, key=lambda row: (len(row.prompt), row.prompt), reverse=True)
+        self.length = min(max(len(row.prompt) for row in rows) + sampling.max_new_tokens, chat.context)
+        self.slots = self._slot_count(len(rows))
+        self.rows: list[_Row | None] = [None] * self.slots
+        self.lengths_S = torch.zeros(self.slots, dtype=torch.long)
+        self.inputs_S = torch.zeros(self.slots, dtype=torch.long)
+        self._allocate()
+        self.prefix = self._shared_prefix(rows)
+
+    def _shape(self) -> tuple[int, int, int]:
+        config = self.chat.model.config.get_text_config()
+        heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+        dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        return config.num_hidden_layers, heads, dim
+
+    def _slot_count(self, requests: int) -> int:
+        layers, heads, dim = self._shape()
+        bytes_per_slot = 2 * layers * heads * dim * self.length * self.chat.model.dtype.itemsize
+        fitting = int(self.chat.memory_gib * 2**30 / bytes_per_slot)
+        if fitting < 1:
+            raise MemoryError(
+                f"one slot of {self.length} tokens needs {bytes_per_slot / 2**30:.2f} GiB of cache, "
+                f"memory_gib is {self.chat.memory_gib}"
+            )
+        return min(requests, fitting, self.chat.max_slots)
+
+    def _allocate(self) -> None:
+        layers, heads, dim = self._shape()
+        shape = (self.slots, self.length, heads, dim)
+        dtype = self.chat.model.dtype
+        self.keys = [torch.zeros(shape, dtype=dtype, device=self.device) for _ in range(layers)]
+        self.values = [torch.zeros(shape, dtype=dtype, device=self.device) for _ in range(layers)]
+
+    def _shared_prefix(self, rows: list[_Row]) -> int:
+        """Length of the prefix common to all prompts; the last token of a prompt never belongs to it."""
+        if len(rows) < 2:
+            return 0
+        first, last = min(row.prompt for row in rows), max(row.prompt for row in rows)
+        longest = min(min(len(row.prompt) for row in rows) - 1, len(first), len(last))
+        common = next((i for i in range(longest) if first[i] != last[i]), longest)
+        return common if common >= MIN_SHARED_PREFIX else 0
+
+    @torch.inference_mode()
+    def run(self) -> Iterator[Outcome]:
+        self._store_prefix()
+        while self.pending or any(self.rows):
+            free = [slot for slot, row in enumerate(self.rows) if row is None]
+            if self.pending and len(free) >= min(len(self.pending), max(1, self.slots // 16)):
+                self._admit(free)
+            elif not self.pending and len(free) >= max(8, self.slots // 4):
+                self._compact()
+            yield from self._step()
+
+    def _forward(self, rows_N: torch.Tensor | None, ids_NT: torch.Tensor, starts_N: torch.Tensor, head: bool):
+        positions_NT = starts_N[:, None] + torch.arange(ids_NT.shape[1])
+        span = int(positions_NT.max()) + 1
+        positions_NT = positions_NT.to(self.device)
+        rows_N = None if rows_N is None else rows_N.to(self.device)
+        step = attention.SlotStep(self.keys, self.values, rows_N, positions_NT, span)
+        model = self.chat.model if head else self.chat.model.get_decoder()
+        return model(input_ids=ids_NT.to(self.device), position_ids=positions_NT, use_cache=False, slots=step)
+
+    def _store_prefix(self) -> None:
+        if self.prefix:
+            ids = torch.tensor([self.pending[0].prompt[: self.prefix]])
+            self._forward(torch.tensor([0]), ids, torch.tensor([0]), head=False)
+            self.prefix_kv = [cache[0, : self.prefix].clone() for cache in (*self.keys, *self.values)]
+
+    def _admit(self, free: list[int]) -> None:
+        """Fill free slots with waiting prompts; each distinct prompt is computed once, but for its last token."""
+        batch = [self.pending.pop() for _ in range(min(len(free), len(self.pending)))]
+        admitted = list(zip(free, batch, strict=False))
+        groups = [list(group) for _, group in groupby(admitted, key=lambda pair: pair[1].prompt)]
+        for slot, row in admitted:
+            self.rows[slot] = row
+            self.lengths_S[slot] = len(row.prompt) - 1
+            self.inputs_S[slot] = row.prompt[-1]
+        width = max(len(row.prompt) for row in batch)
+        share = max(1, PREFILL_TOKENS // width)
+        for start in range(0, len(groups), share):
+            self._prefill([group[0] for group in groups[start : start + share]])
+        for (source, row), *copies in groups:
+            for cache in (*self.keys, *self.values) if copies else ():
+                cache[[slot for slot, _ in copies], : len(row.prompt)] = cache[source, : len(row.prompt)]
+
+    def _prefill(self, admitted: list[tuple[int, _Row]]) -> None:
+        slots_N = torch.tensor([slot for slot, _ in admitted])
+        if self.prefix:
+            for cache, kv in zip((*self.keys, *self.values), self.prefix_kv, strict=True):
+                cache[slots_N, : self.prefix] = kv
+        bodies = [row.prompt[self.prefix : -1] for _, row in admitted]
+        width = max(map(len, bodies))
+        if width:
+            # Right padding is harmless: no real token looks at it, and decoding overwrites it.
+            ids_NT = torch.tensor([body + [0] * (width - len(body)) for body in bodies])
+            self._forward(slots_N, ids_NT, torch.full((len(bodies),), self.prefix), head=False)
+
+    def _step(self) -> Iterator[Outcome]:
+        logits_SV = self._forward(None, self.inputs_S[:, None], self.lengths_S, head=True).logits[:, -1]
+        uniform_S = torch.tensor([row.uniform[len(row.answer)] if row else 0.0 for row in self.rows])
+        bad_S = ~torch.isfinite(logits_SV.amax(-1)) | logits_SV.isnan().any(-1)
+        tokens_S = pick(logits_SV.nan_to_num(), self.sampling, uniform_S.to(self.device)).cpu()
+        self.inputs_S = tokens_S
+        for slot, (row, token, bad) in enumerate(zip(self.rows, tokens_S.tolist(), bad_S.tolist(), strict=True)):
+            if row is None:
+                self.lengths_S[slot] = 0
+                continue
+            self.lengths_S[slot] += 1
+            row.answer.append(token)
+            if bad:
+                outcome = self.chat._outcome(row, "failed", "", "the model's logits are not finite numbers")
+            else:
+                outcome = self.chat._finish(row, self.sampling)
+            if outcome:
+                self.rows[slot] = None
+                yield outcome
+
+    def _compact(self) -> None:
+        """Near the end, move the rows still at work together, so that passes shrink with them."""
+        keep = torch.tensor([slot for slot, row in enumerate(self.rows) if row is not None])
+        self.rows = [self.rows[slot] for slot in keep.tolist()]
+        self.slots = len(keep)
+        self.lengths_S, self.inputs_S = self.lengths_S[keep], self.inputs_S[keep]
+        span = int(self.lengths_S.max()) + 1
+        for cache in (*self.keys, *self.values):
+            cache[: self.slots, :span] = cache[keep.to(self.device), :span]
+
+
+class _Batches:
+    """transformers' `generate` in batches, for architectures that the slots do not serve (Falcon, sliding windows)."""
+
+    def __init__(self, chat: LocalChat, rows: list[_Row], sampling: Sampling, size: int = 32):
+        self.chat, self.sampling = chat, sampling
+        ordered = sorted(rows, key=lambda row: len(row.prompt))
+        self.batches = [ordered[start : start + size] for start in range(0, len(ordered), size)]
+
+    @torch.inference_mode()
+    def run(self) -> Iterator[Outcome]:
+        for batch in self.batches:
+            answers = self._generate(batch)
+            for row, answer in zip(batch, answers, strict=True):
+                yield self._replay(row, answer)
+
+    def _generate(self, batch: list[_Row]) -> list[list[int]]:
+        chat, sampling = self.chat, self.sampling
+        width = max(len(row.prompt) for row in batch)
+        pad = chat.tokenizer.pad_token_id
+        ids = torch.tensor([[pad] * (width - len(row.prompt)) + row.prompt for row in batch])
+        mask = torch.tensor([[0] * (width - len(row.prompt)) + [1] * len(row.prompt) for row in batch])
+        settings = {"do_sample": False}
+        if sampling.temperature:
+            settings = {
+                "do_sample": True, "temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": sampling.top_k
+            }  # fmt: skip
+        torch.manual_seed(int(batch[0].uniform[0] * 2**31))
+        out = chat.model.generate(
+            ids.to(chat.model.device), attention_mask=mask.to(chat.model.device), pad_token_id=pad,
+            max_new_tokens=min(sampling.max_new_tokens, chat.context - width), use_cache=True, **settings,
+        )  # fmt: skip
+        return out[:, width:].tolist()
+
+    def _replay(self, row: _Row, answer: list[int]) -> Outcome:
+        for token in answer:
+            row.answer.append(token)
+            outcome = self.chat._finish(row, self.sampling)
+            if outcome:
+                return outcome
+        return self.chat._outcome(row, "truncated", self.chat._decode(row.answer))

@@ -1,0 +1,197 @@
+"""Run folders: atomic files, JSON Lines, and the manifest that alone says when a stage is done."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import platform
+import resource
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterable, Iterator
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+ROOT = Path(__file__).parents[1]  # the checkout
+MANIFEST = "manifest.json"
+LEDGER = "calls.sqlite"  # in the run's folder: every answer that a model gave
+PACKAGES = ("torch", "transformers", "trl", "peft", "datasets")
+
+
+def run_folder(run: Path | str) -> Path:
+    """A run's folder: relative names are below the checkout, wherever a notebook is started."""
+    return ROOT / Path(run).expanduser()
+
+
+def write_atomic(path: Path | str, content: str | bytes) -> Path:
+    """Write a file so that a reader, or a crash, sees the old content or the new and nothing between."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    data = content.encode() if isinstance(content, str) else content
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+    return path
+
+
+def write_json(path: Path | str, value: Any) -> Path:
+    return write_atomic(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def read_json(path: Path | str) -> Any:
+    return json.loads(Path(path).read_text(encoding="utf-8"))
+
+
+def write_jsonl(path: Path | str, rows: Iterable[dict]) -> Path:
+    return write_atomic(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+def read_jsonl(path: Path | str) -> list[dict]:
+    """All rows of a JSON Lines file; a line that is no JSON is an error with its number."""
+    rows = []
+    with open(path, encoding="utf-8") as file:  # not splitlines(), which also cuts at characters inside answers
+        for number, line in enumerate(file, 1):
+            try:
+                rows.append(json.loads(line))
+            except json.JSONDecodeError as error:
+                raise ValueError(f"{path}, line {number}: expected one JSON object, found {line[:80]!r}") from error
+    return rows
+
+
+def content_hash(value: Any) -> str:
+    """SHA-256 of a JSON-serializable value (keys sorted), or of a file's or folder's bytes when given a Path."""
+    digest = hashlib.sha256()
+    if isinstance(value, Path):
+        files = sorted(path for path in value.rglob("*") if path.is_file()) if value.is_dir() else [value]
+        for file in files:
+            digest.update(str(file.relative_to(value)).encode())
+            digest.update(file.read_bytes())
+    else:
+        digest.update(json.dumps(value, sort_keys=True, ensure_ascii=False).encode())
+    return digest.hexdigest()
+
+
+def hardware() -> dict[str, Any]:
+    """What this ran on: processor or GPU, cores, GiB of memory."""
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    cpu = platform.processor() or platform.machine()
+    with contextlib.suppress(OSError):
+        models = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+        cpu = models[0].split(":", 1)[1].strip() if models else cpu
+    return {"gpu": gpu, "cpu": cpu, "cores": os.cpu_count(), "memory_gib": round(memory, 1)}
+
+
+def packages() -> dict[str, str]:
+    return {name: version(name) for name in PACKAGES}
+
+
+def print_header(seed: int | None = None) -> None:
+    """What a notebook prints first, so that its output says where and with what it came about."""
+    machine = hardware()
+    where = machine["gpu"] or f"{machine['cpu']}, {machine['cores']} cores"
+    versions = "  ".join(f"{name} {number}" for name, number in packages().items())
+    print(
+        f"{where}, {machine['memory_gib']:.0f} GiB · commit {git_commit()}"
+        + (f" · seed {seed}" if seed is not None else "")
+    )
+    print(versions)
+
+
+def git_commit() -> str:
+    """The checkout's commit, with `+` for uncommitted changes, or `unknown` outside git."""
+    here = Path(__file__).parent
+    try:
+        commit = subprocess.run(
+            ["git", "describe", "--always", "--dirty=+", "--abbrev=12"],
+            cwd=here, capture_output=True, text=True, check=True,
+        )  # fmt: skip
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return commit.stdout.strip()
+
+
+def peak_gib() -> float:
+    """Peak resident memory of this process so far, in GiB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+class Stage:
+    """A stage's folder. `identity` is what changes its result: settings and the hashes of its inputs.
+
+    Use as a context manager around the work: the manifest is written last, atomically, and only when the work
+    ended well, so an interrupted stage is simply not done.
+    """
+
+    def __init__(self, folder: Path | str, identity: dict[str, Any]):
+        self.folder = Path(folder)
+        self.identity = json.loads(json.dumps(identity))
+        self.notes: dict[str, Any] = {}
+
+    @property
+    def manifest(self) -> dict[str, Any] | None:
+        path = self.folder / MANIFEST
+        return read_json(path) if path.exists() else None
+
+    @property
+    def done(self) -> bool:
+        manifest = self.manifest
+        return bool(manifest) and manifest["status"] == "done" and manifest["identity"] == self.identity
+
+    def changes(self) -> dict[str, tuple[Any, Any]]:
+        """What differs from the finished stage that lies here: {key: (then, now)}; empty when none is here."""
+        then = (self.manifest or {}).get("identity", self.identity)
+        keys = then.keys() | self.identity.keys()
+        return {
+            key: (then.get(key), self.identity.get(key))
+            for key in sorted(keys)
+            if then.get(key) != self.identity.get(key)
+        }
+
+    def path(self, name: str) -> Path:
+        return self.folder / name
+
+    def __enter__(self) -> Stage:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        (self.folder / MANIFEST).unlink(missing_ok=True)
+        self._start = time.monotonic()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None:
+            return
+        write_json(
+            self.folder / MANIFEST,
+            {
+                "status": "done",
+                "identity": self.identity,
+                "wall_s": round(time.monotonic() - self._start, 1),
+                "peak_gib": round(peak_gib(), 2),
+                "hardware": hardware(),
+                "packages": packages(),
+                "commit": git_commit(),
+                **self.notes,
+            },
+        )
+
+
+def done_stages(root: Path | str, kind: str) -> Iterator[tuple[Path, dict]]:
+    """(folder, manifest) of every finished stage of a kind (`sample`, `train`, `eval`) below a run folder."""
+    for path in sorted(Path(root).glob(f"{kind}/**/{MANIFEST}")):
+        manifest = read_json(path)
+        if manifest["status"] == "done":
+            yield path.parent, manifest

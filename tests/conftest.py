@@ -1,0 +1,49 @@
+"""Fixtures that are dear to make: one tiny model for the session."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("MPLBACKEND", "agg")
+
+from c3po_utils.runs import write_json
+from tests.tiny import save_tiny
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory) -> Path:
+    """A tiny random Llama with a tokenizer and a chat template."""
+    return save_tiny(tmp_path_factory.mktemp("tiny") / "llama")
+
+
+OWN = """
+feedbacks:
+  - id: wordy
+    content: Write at least two words when I ask about tea.
+    domain: questions about tea
+    effect: the answer has at least two words
+    source: human
+    kind: style
+    metric: {name: words_at_least, value: 2}
+    demonstrations: [{prompt: "Is tea hot?", answer: "Yes, it is."}]
+"""
+
+
+@pytest.fixture(scope="session")
+def own_feedback(tmp_path_factory) -> str:
+    """The name of a feedback of the tests' own, whose metric even a random model can pass."""
+    folder = tmp_path_factory.mktemp("own")
+    (folder / "own.yaml").write_text(OWN)
+    categories = [
+        {
+            "name": name,
+            "in_scope": [f"Tea {name} {n}?" for n in "abcd"],
+            "near_scope": [f"Coffee {name} {n}?" for n in "abcd"],
+        }
+        for name in ("colour", "taste", "price")
+    ]
+    write_json(folder / "prompts" / "wordy.json", {"feedback": "wordy", "categories": categories})
+    return f"{folder / 'own.yaml'}#wordy"

@@ -1,0 +1,113 @@
+"""The notebooks, end to end by papermill: on a tiny random model, and two training steps on the embedded one."""
+
+from __future__ import annotations
+
+import json
+
+import nbformat
+import pandas as pd
+import pytest
+
+from c3po_utils import batch
+from c3po_utils.batch import RunConfig, plan, run_batch
+from c3po_utils.runs import read_jsonl
+
+SMALL = {"best_of": 2, "categories": 3, "prompts_per_category": 3, "max_new_tokens": 12, "system_prompt": ""}
+
+
+def config_for(run, own_feedback: str, model: str, methods: list[str], **sample) -> RunConfig:
+    path, _, id = own_feedback.rpartition("#")
+    return RunConfig(
+        run=str(run), feedback_set=path, feedbacks=[id], methods=methods,
+        sample={"model": model, **SMALL, **sample},
+        train={"epochs": 1, "batch_size": 3, "lora": {"r": 4}, "training_arguments": {"bf16": False}},
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def tiny_run(tmp_path_factory, tiny_folder, own_feedback):
+    run = tmp_path_factory.mktemp("run")
+    methods = ["base_resampled", "in_context", "in_context_cot", "revised", "scd", "c3po"]
+    config = config_for(run, own_feedback, str(tiny_folder), methods)
+    run_batch(config)
+    return run, config
+
+
+def test_the_pipeline_fills_the_run_folder(tiny_run):
+    run, config = tiny_run
+    rows = read_jsonl(run / "sample" / "wordy" / "rows.jsonl")
+    assert len(rows) == 27
+    assert all(row["revised"] for row in rows if row["split"] == "in_scope")
+    assert {path.name for path in (run / "eval" / "wordy").iterdir()} == {
+        *config.methods,
+        "03_evaluate.ipynb",
+    }
+    table = pd.read_csv(run / "figures" / "table2.csv")
+    assert set(table.method) == set(config.methods)
+    for score in ("S_in", "S_near", "S_out", "S_overall"):
+        assert (table[f"{score}_lo"] <= table[score] + 1e-9).all()
+        assert (table[score] <= table[f"{score}_hi"] + 1e-9).all()
+    assert {"fig2.png", "fig2.pdf", "fig5.png", "fig6.png", "scores.csv", "table2.md"} <= {
+        p.name for p in (run / "figures").iterdir()
+    }
+
+
+def test_scores_are_those_of_the_stored_answers(tiny_run):
+    run, _ = tiny_run
+    answers = read_jsonl(run / "eval" / "wordy" / "c3po" / "answers.jsonl")
+    table = pd.read_csv(run / "figures" / "table2.csv").set_index("method")
+    in_scope = [row["score"] for row in answers if row["split"] == "in_scope"]
+    near = [abs(row["score"]) for row in answers if row["split"] == "near_scope"]
+    assert table.S_in["c3po"] == pytest.approx(sum(in_scope) / len(in_scope), abs=1e-4)
+    assert table.S_near["c3po"] == pytest.approx(sum(near) / len(near), abs=1e-4)
+
+
+def test_training_starts_at_ln_2(tiny_run):
+    run, _ = tiny_run
+    log = json.loads((run / "train" / "wordy" / "c3po" / "log.json").read_text())
+    assert len(log) == 2
+    assert float(log[0]["dpo"]) == pytest.approx(0.6931, abs=1e-3)
+
+
+def test_a_second_run_finds_everything_done(tiny_run, monkeypatch):
+    _, config = tiny_run
+    assert all(job.done for job in plan(config))
+    monkeypatch.setattr(batch, "execute", lambda job: pytest.fail(f"{job.notebook} ran again"))
+    run_batch(config)
+
+
+def test_changed_settings_run_again_what_depends_on_them(tiny_run):
+    _, config = tiny_run
+    changed = config.model_copy(update={"train_methods": {"c3po": {"learning_rate": 1e-5}}})
+    jobs = {(job.notebook, job.parameters.get("method")): job.done for job in plan(changed)}
+    assert jobs[("02_train.ipynb", "c3po")] is False
+    assert jobs[("02_train.ipynb", "scd")] is True
+    assert jobs[("01_sample.ipynb", None)] is True
+
+
+def test_executed_copies_show_no_errors_and_no_secrets(tiny_run):
+    run, _ = tiny_run
+    copies = list(run.rglob("*.ipynb"))
+    assert len(copies) == 5
+    for path in copies:
+        outputs = [out for cell in nbformat.read(path, as_version=4).cells for out in cell.get("outputs", [])]
+        assert all(out.output_type != "error" for out in outputs), path
+        logged = "".join(out.text for out in outputs if out.output_type == "stream" and out.name == "stderr")
+        assert "Warning" not in logged, path
+
+
+@pytest.mark.embedded
+@pytest.mark.timeout(600)
+def test_two_training_steps_on_the_embedded_model(tmp_path):
+    config = RunConfig(
+        run=str(tmp_path), feedback_set="embedded_tuning", feedbacks=["plant_tip"], methods=["c3po"],
+        sample={"best_of": 4, "categories": 3, "prompts_per_category": 3, "max_new_tokens": 32},
+        train={"epochs": 1, "batch_size": 3},
+    )  # fmt: skip
+    run_batch(config)
+    log = json.loads((tmp_path / "train" / "plant_tip" / "c3po" / "log.json").read_text())
+    assert len(log) == 2
+    assert float(log[0]["dpo"]) == pytest.approx(0.6931, abs=2e-2)
+    assert float(log[1]["dpo"]) < float(log[0]["dpo"])
+    answers = read_jsonl(tmp_path / "eval" / "plant_tip" / "c3po" / "answers.jsonl")
+    assert all(row["score"] is not None for row in answers)
