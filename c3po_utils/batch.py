@@ -43,9 +43,16 @@ class RunConfig(BaseModel):
     figures: dict[str, Any] = {}
 
 
+def read_config(path: Path | str) -> dict[str, Any]:
+    """A run's YAML over the file that its `base` names, beside it, if it has one."""
+    values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    base = values.pop("base", None)
+    return {**read_config(Path(path).parent / base), **values} if base else values
+
+
 def load_config(path: Path | str, overrides: Sequence[str] = ()) -> RunConfig:
     """A run's settings from YAML, with `key=value` overrides (value in YAML) on top."""
-    values = yaml.safe_load(Path(path).read_text())
+    values = read_config(path)
     for override in overrides:
         key, separator, value = override.partition("=")
         if not separator:

@@ -14,7 +14,7 @@ import yaml
 from packaging.requirements import Requirement
 
 from c3po_utils import parameters
-from c3po_utils.batch import RunConfig
+from c3po_utils.batch import RunConfig, read_config
 from c3po_utils.setup_check import differences
 
 ROOT = Path(__file__).parents[1]
@@ -92,7 +92,7 @@ def test_parameters_are_literals_with_help(path):
 
 @pytest.mark.parametrize("path", sorted((ROOT / "notebooks" / "params").glob("*.yaml")), ids=lambda path: path.stem)
 def test_parameter_files_name_parameters_that_exist(path):
-    values = yaml.safe_load(path.read_text())
+    values = read_config(path)
     if "methods" not in values:  # differences for one notebook, for `papermill -f`
         parameters.resolve(ROOT / "notebooks" / "02_train.ipynb", values)
         return
