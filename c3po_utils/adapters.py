@@ -40,7 +40,12 @@ def save_adapter(model: PeftModel, folder: Path) -> None:
 
 
 def load_adapter(
-    model: PreTrainedModel, folder: Path | str, *, name: str = "default", tolerance: float = 0.05
+    model: PreTrainedModel,
+    folder: Path | str,
+    *,
+    name: str = "default",
+    tolerance: float = 0.05,
+    trainable: bool = False,
 ) -> PeftModel:
     """The model with a stored adapter, checked to be the one that was trained.
 
@@ -50,7 +55,7 @@ def load_adapter(
     """
     folder = Path(folder)
     stored = set(load_file(folder / WEIGHTS))
-    policy = PeftModel.from_pretrained(model, folder, adapter_name=name)
+    policy = PeftModel.from_pretrained(model, folder, adapter_name=name, is_trainable=trainable)
     expected = {key.replace(f".{name}.", ".") for key in policy.state_dict() if "lora_" in key and f".{name}." in key}
     if stored != expected:
         missing, extra = sorted(expected - stored)[:3], sorted(stored - expected)[:3]

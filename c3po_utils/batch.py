@@ -22,7 +22,7 @@ from c3po_utils import parameters
 from c3po_utils.evaluate import eval_stage, figures_stage, trained_methods
 from c3po_utils.feedback import FEEDBACK_FOLDER, feedback_set, load_feedbacks, select
 from c3po_utils.finetune import TrainSettings, train_stage
-from c3po_utils.runs import ROOT, Stage, run_folder, write_json
+from c3po_utils.runs import ROOT, Stage, run_folder, shown, write_json
 from c3po_utils.sample import SampleSettings, feedback_id, find_feedback, find_prompts, sample_stage
 
 NOTEBOOKS = ROOT / "notebooks"
@@ -177,7 +177,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         run_batch(config)
     folder = figures.stages[0].folder
     print((folder / "table2.md").read_text(), "figures:", sep="\n")
-    print(*sorted(f"  {path.relative_to(ROOT)}" for path in folder.glob("*.png")), sep="\n")
+    print(*sorted(f"  {shown(path)}" for path in folder.glob("*.png")), sep="\n")
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from typing import Any, Generic, Literal, TypeVar, get_args, get_origin
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from c3po_utils.chat import ChatModel, Message, Outcome, Request, Sampling
+from c3po_utils.prompts import ANSWER_JSON, ANSWER_TAGGED
 
 Kind = Literal["no_form", "ambiguous", "fields", "truncated", "refused", "filtered", "malformed", "failed"]
 MOST_BRACES = 50  # places where a JSON object may begin: a hostile text has thousands
@@ -37,7 +38,10 @@ def _strict(schema: Any) -> Any:
     if not isinstance(schema, dict):
         return schema
     strict = {key: _strict(value) for key, value in schema.items() if key != "default"}
-    return strict | ({"required": list(schema["properties"])} if "properties" in schema else {})
+    if "properties" in schema:
+        strict.pop("description", None)  # our docstring: for readers, and not what an answer's key may hang on
+        strict["required"] = list(schema["properties"])
+    return strict
 
 
 F = TypeVar("F", bound=Form)
@@ -105,7 +109,7 @@ def ask_forms(
 
 def _request(question: Question, form: type[Form], structured: bool, turn: int) -> Request:
     *before, last = question.messages
-    how = JSON_HOW if structured else f"{TAGS_HOW}\n{template(form)}"
+    how = ANSWER_JSON + json.dumps(outline(form)) if structured else ANSWER_TAGGED + template(form)
     messages = (*before, {**last, "content": f"{last['content']}\n\n{how}"})
     schema = form.schema_for_api() if structured else None
     return Request(question.id, messages, schema, question.replicate + RETRY * turn)
@@ -122,8 +126,14 @@ def _answer(outcome: Outcome, form: type[F], rejections: Counter) -> Answer[F]:
     return Answer(outcome.id, None, kind, reason, rejections)
 
 
-JSON_HOW = "Answer with one JSON object and nothing else."
-TAGS_HOW = "Answer in exactly this form, with each tag once, on lines of their own, and nothing outside the tags:"
+def outline(form: type[Form]) -> dict[str, Any]:
+    """The form as JSON, each value a hint."""
+    shape = {}
+    for name, info in form.model_fields.items():
+        item, hint = _item_type(info.annotation), info.description or "..."
+        inner = outline(item) if _is_form(item) else hint
+        shape[name] = hint if item is None else [inner]
+    return shape
 
 
 def template(form: type[Form]) -> str:

@@ -9,17 +9,18 @@ from typing import Any
 
 import pandas as pd
 
+from c3po_utils.adapters import WEIGHTS, load_adapter
 from c3po_utils.chat import ChatModel
 from c3po_utils.feedback import Feedback
 from c3po_utils.ledger import Ledger
 from c3po_utils.local_chat import LocalChat
+from c3po_utils.methods import METHODS
 from c3po_utils.metrics import check
 from c3po_utils.models import load_model, load_tokenizer
 from c3po_utils.open_chat import RememberedChat, open_local
 from c3po_utils.runs import LEDGER, Stage, content_hash, done_stages, read_jsonl, write_atomic, write_jsonl
 from c3po_utils.sample import ROWS, SampleSettings, add_answers, load_rows, stored_settings
 from c3po_utils.score_table import Uncertainty, table2_markdown
-from c3po_utils.train import METHODS, load_adapter
 
 ANSWERS = "answers.jsonl"
 PROMPTED = ("base_resampled", "in_context", "in_context_cot", "revised")
@@ -30,7 +31,7 @@ def eval_stage(run: Path | str, feedback_id: str, method: str) -> Stage:
     run = Path(run)
     inputs: dict[str, Any] = {"rows": content_hash(run / "sample" / feedback_id / ROWS)}
     if method not in PROMPTED:
-        inputs["adapter"] = content_hash(adapter_folder(run, feedback_id, method) / "adapter_model.safetensors")
+        inputs["adapter"] = content_hash(adapter_folder(run, feedback_id, method) / WEIGHTS)
     return Stage(run / "eval" / feedback_id / method, {"method": method, **inputs})
 
 
@@ -44,7 +45,7 @@ def model_for(run: Path | str, feedback_id: str, method: str, settings: SampleSe
         return open_local(settings.model, Path(run) / LEDGER)
     folder = adapter_folder(run, feedback_id, method)
     merged = load_adapter(load_model(settings.model), folder).merge_and_unload()
-    name = f"{settings.model}+{content_hash(folder / 'adapter_model.safetensors')}"
+    name = f"{settings.model}+{content_hash(folder / WEIGHTS)}"
     return RememberedChat(LocalChat(merged, load_tokenizer(settings.model), name=name), Ledger(Path(run) / LEDGER))
 
 

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+import warnings
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from c3po_utils.adapters import WEIGHTS, lora_config
 from c3po_utils.data import Preflight, training_rows
+from c3po_utils.methods import Method, get_method
 from c3po_utils.runs import Stage, content_hash, read_json
-from c3po_utils.sample import ROWS, SampleSettings, load_rows, stored_settings
-from c3po_utils.train import LOG, Method, get_method, lora_config, train
+from c3po_utils.sample import ROWS, load_rows, stored_settings
+from c3po_utils.train import LOG, train
 
 
 @dataclass(frozen=True)
@@ -35,25 +38,40 @@ class TrainSettings:
 
 def train_stage(run: Path | str, feedback_id: str, settings: TrainSettings) -> Stage:
     """The folder of one adapter, done when it was trained with these settings on these rows."""
-    run = Path(run)
+    run, objective = Path(run), settings.objective
     identity = {
         "settings": asdict(settings),
-        "objective": asdict(settings.objective),
+        # Only what differs from the defaults, so that a setting added to Method later renames no finished run.
+        "objective": {f.name: value for f in fields(objective) if (value := getattr(objective, f.name)) != f.default},
         "rows": content_hash(run / "sample" / feedback_id / ROWS),
         "sampled_with": asdict(stored_settings(run, feedback_id)),
     }
+    if objective.start:
+        identity["start"] = content_hash(start_folder(run, feedback_id, objective) / WEIGHTS)
     return Stage(run / "train" / feedback_id / settings.method, identity)
+
+
+def start_folder(run: Path | str, feedback_id: str, objective: Method) -> Path | None:
+    """The adapter that training starts from, or None.
+
+    Raises:
+        FileNotFoundError: the method starts from another's adapter, which is not trained yet.
+    """
+    if not objective.start:
+        return None
+    folder = Path(run) / "train" / feedback_id / objective.start
+    if not (folder / WEIGHTS).exists():
+        raise FileNotFoundError(f"{folder} has no adapter: train {objective.start!r} first, this method starts from it")
+    return folder
 
 
 def prepare(
     run: Path | str, feedback_id: str, tokenizer: PreTrainedTokenizerBase, settings: TrainSettings
 ) -> tuple[list[dict], Preflight]:
     """Token rows of the training fold and what preflight counted; see data.training_rows for the errors."""
-    sampled: SampleSettings = stored_settings(run, feedback_id)
-    return training_rows(
-        load_rows(run, feedback_id, "train"), tokenizer,
-        segments=settings.objective.segments, system=sampled.system_prompt, seed=settings.seed,
-    )  # fmt: skip
+    system = stored_settings(run, feedback_id).system_prompt
+    rows = load_rows(run, feedback_id, "train")
+    return training_rows(rows, tokenizer, system=system, seed=settings.seed, **settings.objective.rows)
 
 
 def train_feedback(
@@ -64,11 +82,15 @@ def train_feedback(
     settings: TrainSettings,
 ) -> pd.DataFrame:
     """Train and store the adapter, or do nothing if that was done; returns the log, one row per step."""
+    objective, (run, feedback_id) = settings.objective, (stage.folder.parents[2], stage.folder.parent.name)
     if not stage.done:
-        with stage:
+        with stage, warnings.catch_warnings():
+            # Deprecations between trl and transformers are nothing that a notebook's reader could act on.
+            warnings.simplefilter("ignore", FutureWarning)
             train(
-                model, tokenizer, rows, settings.objective, stage.folder,
+                model, tokenizer, rows, objective, stage.folder,
                 lora=lora_config(**settings.lora), name=f"training {settings.method}",
+                start=start_folder(run, feedback_id, objective), references=run / "references",
                 learning_rate=settings.learning_rate, num_train_epochs=settings.epochs,
                 per_device_train_batch_size=settings.batch_size, seed=settings.seed, **settings.training_arguments,
             )  # fmt: skip

@@ -1,10 +1,8 @@
-"""Cheaper forward and backward passes of the layers that LoRA training spends its time in.
+"""Swapping the layers of a LoRA model for cheaper ones (see kernels.py) while it is trained.
 
-peft's and transformers' own modules keep their parameters, names and files. `fused(model)` only swaps the
-forward methods while it lasts, for single autograd functions that keep few tensors, cast each weight once,
-accumulate in place and compute no gradient of a frozen weight. A module is swapped when its structure is known
-and its output proves to be the same on a sample; all others (DoRA, quantized layers, other activations) run as
-they are.
+peft's and transformers' modules keep their parameters, names and files: `fused(model)` only replaces forward methods
+while it lasts. A module is replaced when its structure is known and its output proves to be the same on a sample;
+all others (DoRA, quantized layers, other activations) run as they are.
 """
 
 from __future__ import annotations
@@ -18,111 +16,7 @@ from peft.tuners.lora.layer import Linear as LoraLinear
 from torch import nn
 from torch.nn.functional import silu
 
-
-class _LoraLinear(torch.autograd.Function):
-    """x W' + b + scaling * dropout(x) A' B' for a frozen W and b; x (T, in), A (r, in), B (out, r)."""
-
-    @staticmethod
-    def forward(ctx, x, weight, bias, A, B, scaling, dropout):
-        A, B = A.to(x.dtype), B.to(x.dtype)
-        mask = _keep_mask(x, dropout) if dropout else None
-        low = _masked(x, mask) @ A.T
-        out = x @ weight.T if bias is None else torch.addmm(bias, x, weight.T)
-        ctx.save_for_backward(x, mask, low, weight, A, B)
-        ctx.scaling = scaling / (1 - dropout)
-        return out.addmm_(low, B.T, alpha=ctx.scaling)
-
-    @staticmethod
-    def backward(ctx, grad):
-        x, mask, low, weight, A, B = ctx.saved_tensors
-        grad_low = (grad @ B).mul_(ctx.scaling)
-        grad_B = (grad.T @ low).mul_(ctx.scaling)
-        grad_A = grad_low.T @ _masked(x, mask)
-        grad_x = None
-        if ctx.needs_input_grad[0]:
-            grad_x = grad @ weight
-            if mask is None:
-                grad_x.addmm_(grad_low, A)
-            else:
-                grad_x += _masked(grad_low @ A, mask)
-        return grad_x, None, None, grad_A, grad_B, None, None
-
-
-_INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
-
-
-def _keep_mask(x: torch.Tensor, p: float) -> torch.Tensor:
-    """0 with probability p (to 1 / 65,536), else 1, as bytes.
-
-    By integer arithmetic because torch's own dropout takes a CPU as long as the matrix products around it.
-    """
-    words = torch.empty((x.numel() + 3) // 4, dtype=torch.int64, device=x.device).random_(-(2**63), None)
-    bits = words.view(torch.int16)[: x.numel()].view(x.shape)
-    return torch.ge(bits, round(p * 2**16) - 2**15, out=torch.empty_like(bits)).to(torch.int8)
-
-
-def _masked(x: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-    if mask is None:
-        return x
-    integers = _INTEGERS[x.itemsize]
-    return (x.view(integers) * mask.to(integers)).view(x.dtype)
-
-
-class _RMSNorm(torch.autograd.Function):
-    """weight * x / rms(x) for a frozen weight; x (..., D), the root mean square in float32 or better."""
-
-    @staticmethod
-    def forward(ctx, x, weight, eps):
-        wide = x.to(torch.promote_types(x.dtype, torch.float32))
-        rms = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
-        scale = (rms.square_() / x.shape[-1] + eps).rsqrt_()
-        ctx.save_for_backward(x, weight, scale)
-        return (wide * scale).to(x.dtype).mul_(weight)
-
-    @staticmethod
-    def backward(ctx, grad):
-        x, weight, scale = ctx.saved_tensors
-        normed = x.to(scale.dtype) * scale
-        grad = (grad * weight).to(scale.dtype)
-        along = (grad * normed).sum(-1, keepdim=True) / x.shape[-1]
-        return grad.addcmul_(normed, along, value=-1).mul_(scale).to(x.dtype), None, None
-
-
-class _SwiGLU(torch.autograd.Function):
-    """silu(gate) * up."""
-
-    @staticmethod
-    def forward(ctx, gate, up):
-        ctx.save_for_backward(gate, up)
-        return silu(gate).mul_(up)
-
-    @staticmethod
-    def backward(ctx, grad):
-        gate, up = ctx.saved_tensors
-        grad_up = silu(gate).mul_(grad)
-        return torch.ops.aten.silu_backward(grad * up, gate), grad_up
-
-
-class _Rotary(torch.autograd.Function):
-    """x * cos + rotate_half(x) * sin over the last dimension; its gradient turns by the opposite angle."""
-
-    @staticmethod
-    def forward(ctx, x, cos, sin):
-        ctx.save_for_backward(cos, sin)
-        return _rotate(x, cos, sin)
-
-    @staticmethod
-    def backward(ctx, grad):
-        cos, sin = ctx.saved_tensors
-        return _rotate(grad, cos, -sin), None, None
-
-
-def _rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    half = x.shape[-1] // 2
-    out = x * cos
-    out[..., :half].addcmul_(x[..., half:], sin[..., :half], value=-1)
-    out[..., half:].addcmul_(x[..., :half], sin[..., half:])
-    return out
+from c3po_utils import kernels
 
 
 def _lora(module: nn.Module) -> tuple[Callable, int] | None:
@@ -138,12 +32,13 @@ def _lora(module: nn.Module) -> tuple[Callable, int] | None:
         return None
     A, B, scaling = module.lora_A[name].weight, module.lora_B[name].weight, module.scaling[name]
     dropout = getattr(module.lora_dropout[name], "p", 0.0)
+    original = module.forward
 
     def forward(x: torch.Tensor) -> torch.Tensor:
-        if module.disable_adapters:
-            return base(x)
+        if module.disable_adapters or x.dtype != base.weight.dtype:
+            return original(x)
         p = dropout if module.training else 0.0
-        out = _LoraLinear.apply(x.reshape(-1, x.shape[-1]), base.weight, base.bias, A, B, scaling, p)
+        out = kernels.LoraLinear.apply(x.reshape(-1, x.shape[-1]), base.weight, base.bias, A, B, scaling, p)
         return out.view(*x.shape[:-1], -1)
 
     return forward, module.in_features
@@ -154,7 +49,7 @@ def _norm(module: nn.Module) -> tuple[Callable, int] | None:
     parameters = dict(module.named_parameters())
     if not hasattr(module, "variance_epsilon") or parameters.keys() != {"weight"} or module.weight.requires_grad:
         return None
-    return lambda x: _RMSNorm.apply(x, module.weight, module.variance_epsilon), len(module.weight)
+    return lambda x: kernels.RMSNorm.apply(x, module.weight, module.variance_epsilon), len(module.weight)
 
 
 def _mlp(module: nn.Module) -> tuple[Callable, int] | None:
@@ -165,7 +60,7 @@ def _mlp(module: nn.Module) -> tuple[Callable, int] | None:
     if not _agree(silu(x), module.act_fn(x)):
         return None
     width = module.gate_proj.in_features
-    return lambda x: module.down_proj(_SwiGLU.apply(module.gate_proj(x), module.up_proj(x))), width
+    return lambda x: module.down_proj(kernels.SwiGLU.apply(module.gate_proj(x), module.up_proj(x))), width
 
 
 def _rotary(original: Callable, like: torch.Tensor) -> Callable | None:
@@ -175,7 +70,7 @@ def _rotary(original: Callable, like: torch.Tensor) -> Callable | None:
         if cos.shape[-1] != q.shape[-1]:
             return original(q, k, cos, sin, unsqueeze_dim=unsqueeze_dim)
         cos, sin = cos.unsqueeze(unsqueeze_dim), sin.unsqueeze(unsqueeze_dim)
-        return _Rotary.apply(q, cos, sin), _Rotary.apply(k, cos, sin)
+        return kernels.Rotary.apply(q, cos, sin), kernels.Rotary.apply(k, cos, sin)
 
     q, k = _sample(1, 2, 3, 8, like=like), _sample(1, 1, 3, 8, like=like)
     angle = _sample(1, 3, 4, like=like).repeat(1, 1, 2)

@@ -186,6 +186,13 @@ class Ledger:
             db.execute("UPDATE totals SET settled = settled + ?", row or (0.0,))
             db.execute("DELETE FROM leases WHERE key = ? AND owner = ?", mine)
 
+    def release_all(self, owner: str) -> None:
+        """Give back, unsent, all that a run still holds at its end: its process may live on."""
+        with self._write() as db:
+            lost = db.execute("SELECT TOTAL(lost) FROM leases WHERE owner = ?", (owner,)).fetchone()
+            db.execute("UPDATE totals SET settled = settled + ?", lost)
+            db.execute("DELETE FROM leases WHERE owner = ?", (owner,))
+
     def admit(self, scope: str, key: str, quota: Quota, billed: bool = False) -> tuple[float, int]:
         """Leave for one attempt: (0, its ticket), or (seconds until it is worth asking again, 0).
 

@@ -1,8 +1,9 @@
-"""The methods of the paper, each as what it adds to one objective."""
+"""The methods of the paper, each as what it changes in one objective."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterable
+from dataclasses import dataclass, fields, replace
 from difflib import get_close_matches
 from typing import Any
 
@@ -11,10 +12,14 @@ from c3po_utils.data import SEGMENTS
 
 @dataclass(frozen=True)
 class Method:
-    """Weights of the terms of one objective; the defaults are C3PO (eq. 5).
+    """Weights of the terms of one objective, and what else tells methods apart; the defaults are C3PO (eq. 5).
 
-    preference * L_DPO(D_in) + chosen_sft_weight * L_SFT(y+)
-        + out_weight * L_SFT(D_out) + near_weight * L_SFT(D_near)
+    preference * L_DPO(D_in) + chosen_sft_weight * L_SFT(y+) + out_weight * L_keep(D_out) + near_weight * L_keep(D_near)
+
+    where L_keep = (1 - kl) * L_SFT + kl * KL(pi_0 || pi). A term of weight 0 costs nothing.
+
+    The reference policy of the preference term is always pi_0, also where training starts from another adapter: it
+    is pi_0 that wrote the rejected answers, which is what the theory (Appendix C) asks of a reference.
     """
 
     preference: float = 1.0
@@ -22,10 +27,21 @@ class Method:
     out_weight: float = 0.2  # lambda_1
     near_weight: float = 0.1  # lambda_2
     beta: float = 0.1
+    kl: float = 0.0  # share of the divergence in the near and out terms; the rest is SFT
+    kl_temperature: float = 1.0
+    kl_summed: bool = False  # over an answer's tokens, instead of averaged
+    kl_squared: bool = False  # the square of an answer's divergence
+    near_ratio: float = 0.0  # near-scope rows put among the in-scope rows, for each of these, baseline as chosen
+    out_ratio: float = 0.0  # likewise out-of-scope rows
+    start: str = ""  # the method whose adapter training starts from
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.kl <= 1 or self.kl_temperature <= 0 or self.beta <= 0:
+            raise ValueError(f"expected kl in [0, 1], kl_temperature > 0, beta > 0; found {self}")
 
     @property
     def segments(self) -> tuple[str, ...]:
-        """The kinds of sequences the objective looks at; a term of weight 0 costs nothing."""
+        """The kinds of sequences the objective looks at."""
         used = {
             "chosen": self.preference or self.chosen_sft_weight,
             "rejected": self.preference,
@@ -34,17 +50,32 @@ class Method:
         }
         return tuple(name for name in SEGMENTS if used[name])
 
+    @property
+    def rows(self) -> dict[str, Any]:
+        """What the method asks of its rows: arguments of data.training_rows."""
+        return {"segments": self.segments, "near_ratio": self.near_ratio, "out_ratio": self.out_ratio}
+
+
+_DPO = Method(out_weight=0.0, near_weight=0.0)
+_SCD = Method(preference=0.0, chosen_sft_weight=1.0, out_weight=0.0, near_weight=0.0)
 
 METHODS: dict[str, Method] = {
     "c3po": Method(),
+    "c3po_kl": Method(kl=1.0),
+    "c3po_no_near": Method(near_weight=0.0),
+    "c3po_no_out": Method(out_weight=0.0),
     "c3po_nll": Method(chosen_sft_weight=1.0),
-    "dpo": Method(out_weight=0.0, near_weight=0.0),
-    "scd": Method(preference=0.0, chosen_sft_weight=1.0, out_weight=0.0, near_weight=0.0),
-    "scd_negatives": Method(preference=0.0, chosen_sft_weight=1.0, out_weight=0.5, near_weight=0.5),
+    "c3po_after_scd_negatives": Method(start="scd_negatives"),
+    "dpo": _DPO,
+    "dpo_negatives": replace(_DPO, near_ratio=0.5, out_ratio=0.5),
+    "dpo_after_scd": replace(_DPO, start="scd"),
+    "scd": _SCD,
+    "scd_mixed": replace(_SCD, near_ratio=0.5, out_ratio=0.5),
+    "scd_negatives": replace(_SCD, near_weight=0.5, out_weight=0.5),
 }
 
 
-def _did_you_mean(name: str, names: Any) -> str:
+def _did_you_mean(name: str, names: Iterable[str]) -> str:
     near = get_close_matches(name, names, n=1)
     return f"; did you mean {near[0]!r}?" if near else ""
 
@@ -54,13 +85,18 @@ def get_method(name: str, **settings: Any) -> Method:
 
     Raises:
         KeyError: unknown method or setting, with the nearest valid name.
+        TypeError: a setting of the wrong type.
+        ValueError: a setting out of its range.
     """
     if name not in METHODS:
         raise KeyError(f"unknown method {name!r}; expected one of {sorted(METHODS)}" + _did_you_mean(name, METHODS))
-    fields = asdict(METHODS[name])
-    for unknown in sorted(settings.keys() - fields.keys()):
-        raise KeyError(
-            f"method {name!r}: unknown setting {unknown!r}; expected one of {sorted(fields)}"
-            + _did_you_mean(unknown, fields)
-        )
+    defaults = {field.name: field.default for field in fields(Method)}
+    for key, value in settings.items():
+        if key not in defaults:
+            hint = _did_you_mean(key, defaults)
+            raise KeyError(f"method {name!r}: unknown setting {key!r}; expected one of {sorted(defaults)}{hint}")
+        kinds = (float, int) if isinstance(defaults[key], float) else type(defaults[key])
+        if not isinstance(value, kinds) or (isinstance(value, bool) and not isinstance(defaults[key], bool)):
+            expected = type(defaults[key]).__name__
+            raise TypeError(f"method {name!r}, setting {key!r}: expected {expected}, found {value!r}")
     return replace(METHODS[name], **settings)

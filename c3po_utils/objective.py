@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,17 +11,20 @@ from transformers import PreTrainedModel
 
 from c3po_utils import attention
 from c3po_utils.data import SEGMENTS
-from c3po_utils.loss import c3po_loss, dpo_loss, sequence_logps, sft_loss, token_logps
+from c3po_utils.head import token_logps
+from c3po_utils.loss import c3po_loss, dpo_loss, kl_loss, sequence_logps, sft_loss
 from c3po_utils.methods import Method
 from c3po_utils.packing import Packing
+
+KEPT = ("near", "out")  # the segments on which the model is to stay what it was
 
 
 @dataclass(frozen=True)
 class Batch:
     """The sequences of one forward pass, segment after segment: S of them, with N completion tokens.
 
-    `counts`: sequences of each segment, in the order in which they stand; `whole`: completion tokens of each
-    segment, and rows, of the whole optimizer batch that this pass is a part of.
+    `counts`: sequences of each segment, in the order in which they stand; `whole`: completion tokens of each segment,
+    and rows, of the whole optimizer batch that this pass is a part of.
     """
 
     packing: Packing
@@ -32,24 +35,44 @@ class Batch:
     whole: dict[str, int]
     ref_chosen_logps_B: torch.Tensor | None = None
     ref_rejected_logps_B: torch.Tensor | None = None
-
-    @property
-    def rows(self) -> int:
-        return max(self.counts.values())
+    teacher: Batch | None = None  # the kept segments alone, for pi_0's pass
 
     def to(self, device: torch.device | str) -> Batch:
-        parts = {key: value for key, value in vars(self).items() if isinstance(value, torch.Tensor | Packing)}
-        return replace(self, **{key: value.to(device) for key, value in parts.items()})
+        movable = (torch.Tensor, Packing, Batch)
+        moved = {key: value.to(device) for key, value in vars(self).items() if isinstance(value, movable)}
+        return replace(self, **moved)
 
     def of(self, segment: str) -> slice:
         """Where a segment's sequences stand among the S."""
-        start = sum(count for name, count in self.counts.items() if SEGMENTS.index(name) < SEGMENTS.index(segment))
+        names = list(self.counts)
+        start = sum(self.counts[name] for name in names[: names.index(segment)])
         return slice(start, start + self.counts[segment])
 
     def tokens_of(self, segment: str) -> torch.Tensor:
         """Which of the N completion tokens are a segment's, (N,) of booleans."""
         part = self.of(segment)
         return (self.sequence_N >= part.start) & (self.sequence_N < part.stop)
+
+
+def collate(
+    rows: Sequence[dict[str, Any]], tokens_per_pass: int | None = None, *, share: bool = True, teacher: bool = False
+) -> list[Batch]:
+    """The forward passes of one optimizer batch; their losses add up to that of a single pass.
+
+    Args:
+        rows: token rows (see data.py), all with the same segments.
+        tokens_per_pass: about how many tokens a pass may have; None for one pass.
+        share: let sequences share their common prefixes (see packing.py).
+        teacher: also lay out the kept segments alone.
+    """
+    names = [name for name in SEGMENTS if f"{name}_ids" in rows[0]]
+    whole = {name: sum(len(row[f"{name}_ids"]) for row in rows) for name in names} | {"rows": len(rows)}
+    batches = []
+    for group in _groups(rows, names, tokens_per_pass):
+        kept = [name for name in names if name in KEPT]
+        alone = _lay_out(group, kept, whole, share) if teacher and kept else None
+        batches.append(replace(_lay_out(group, names, whole, share), teacher=alone))
+    return batches
 
 
 def _groups(rows: Sequence[dict[str, Any]], names: Sequence[str], tokens: int | None) -> list[list[dict]]:
@@ -64,20 +87,7 @@ def _groups(rows: Sequence[dict[str, Any]], names: Sequence[str], tokens: int | 
     return [group for group in groups if group]
 
 
-def collate(rows: Sequence[dict[str, Any]], tokens_per_pass: int | None = None, *, share: bool = True) -> list[Batch]:
-    """The forward passes of one optimizer batch; their losses add up to that of a single pass.
-
-    Args:
-        rows: token rows (see data.py), all with the same segments.
-        tokens_per_pass: how many tokens a pass may have; None for one pass.
-        share: let sequences share their common prefixes (see packing.py).
-    """
-    names = [name for name in SEGMENTS if f"{name}_ids" in rows[0]]
-    whole = {name: sum(len(row[f"{name}_ids"]) for row in rows) for name in names} | {"rows": len(rows)}
-    return [_collate(group, names, whole, share) for group in _groups(rows, names, tokens_per_pass)]
-
-
-def _collate(rows: Sequence[dict[str, Any]], names: Sequence[str], whole: dict[str, int], share: bool) -> Batch:
+def _lay_out(rows: Sequence[dict[str, Any]], names: Sequence[str], whole: dict[str, int], share: bool) -> Batch:
     parts = [(row[f"{name}_prompt_ids"], row[f"{name}_ids"]) for name in names for row in rows]
     packing = Packing.of([prompt + completion for prompt, completion in parts], share=share)
     source = [
@@ -109,9 +119,11 @@ def completion_states(model: PreTrainedModel, batch: Batch) -> torch.Tensor:
     packing, decoder = batch.packing, model.get_decoder()
     if attention.enable(model):
         out = decoder(packing.ids_T[None], position_ids=packing.positions_T[None], use_cache=False, packed=packing)
-        return out.last_hidden_state[0].index_select(0, batch.source_N)
-    out = decoder(packing.ids_T[packing.index_BL], attention_mask=packing.mask_BL, use_cache=False)
-    return out.last_hidden_state.flatten(0, 1).index_select(0, packing.owner_T[batch.source_N])
+        hidden_ND = out.last_hidden_state[0].index_select(0, batch.source_N)
+    else:
+        out = decoder(packing.ids_T[packing.index_BL], attention_mask=packing.mask_BL, use_cache=False)
+        hidden_ND = out.last_hidden_state.flatten(0, 1).index_select(0, packing.owner_T[batch.source_N])
+    return hidden_ND.to(head_weight(model).dtype)
 
 
 def head_weight(model: PreTrainedModel) -> torch.Tensor:
@@ -125,43 +137,62 @@ def head_weight(model: PreTrainedModel) -> torch.Tensor:
     extras = [name for name in names if getattr(config, name, None) not in (None, 1.0)]
     if extras or getattr(head, "bias", None) is not None:
         raise NotImplementedError(
-            f"{config.model_type}: its head uses {extras or 'a bias'}, which the chunked log-probs do not know"
+            f"{config.model_type}: its head uses {extras or 'a bias'}, which the log-probabilities here do not know"
         )
     return head.weight
 
 
 def completion_logps(model: PreTrainedModel, batch: Batch) -> torch.Tensor:
     """log pi of every completion token, (N,), float32; the head sees completion positions only."""
-    weight = head_weight(model)
-    return token_logps(completion_states(model, batch).to(weight.dtype), weight, batch.labels_N)
+    return token_logps(completion_states(model, batch), head_weight(model), batch.labels_N)
 
 
-def objective(method: Method, logps_N: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """What one pass adds to its optimizer batch's loss, and to that batch's terms and rewards for the curves."""
-    metrics = {}
-    for segment in batch.counts:
-        if segment != "rejected":
-            part_N = logps_N[batch.tokens_of(segment)]
-            metrics[f"sft/{segment}"] = sft_loss(part_N) * (len(part_N) / batch.whole[segment])
-    preference = logps_N.new_zeros(())
-    if method.preference:
-        logps_S = sequence_logps(logps_N, batch.sequence_N, sum(batch.counts.values()))
-        losses_B, chosen_rewards_B, rejected_rewards_B = dpo_loss(
-            logps_S[batch.of("chosen")], logps_S[batch.of("rejected")],
-            batch.ref_chosen_logps_B, batch.ref_rejected_logps_B, method.beta,
-        )  # fmt: skip
-        rows = batch.whole["rows"]
-        preference = losses_B.sum() / rows
-        margins_B = (chosen_rewards_B - rejected_rewards_B).detach()
-        metrics |= {
-            "dpo": preference, "rewards/chosen": chosen_rewards_B.sum() / rows,
-            "rewards/rejected": rejected_rewards_B.sum() / rows, "rewards/margins": margins_B.sum() / rows,
-            "rewards/accuracies": (margins_B > 0).sum() / rows,
-        }  # fmt: skip
-    loss = c3po_loss(
-        method.preference * preference, metrics.get("sft/out", 0.0), metrics.get("sft/near", 0.0),
-        method.out_weight, method.near_weight,
+def dpo_term(method: Method, logps_S: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """L_DPO of each pair and the implicit rewards of both answers, from the log-probabilities of all sequences."""
+    return dpo_loss(
+        logps_S[batch.of("chosen")], logps_S[batch.of("rejected")],
+        batch.ref_chosen_logps_B, batch.ref_rejected_logps_B, method.beta,
     )  # fmt: skip
-    if "sft/chosen" in metrics:
+
+
+def objective(
+    method: Method,
+    logps_N: torch.Tensor,
+    batch: Batch,
+    *,
+    kl_N: torch.Tensor | None = None,
+    preference: Callable[[torch.Tensor, Batch], torch.Tensor] | None = None,
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """What one pass adds to its optimizer batch's loss, and to that batch's terms and rewards for the curves.
+
+    Args:
+        logps_N: log pi of every completion token.
+        kl_N: KL(pi_0 || pi) at every completion token of the kept segments (0 elsewhere), where the method asks for it.
+        preference: another loss of preference than DPO's, as the mean over the pass's pairs, from `logps_N`.
+    """
+    S, rows = sum(batch.counts.values()), batch.whole["rows"]
+    metrics, kept = {}, dict.fromkeys(KEPT, 0.0)
+    for segment in batch.counts:
+        tokens_N = batch.tokens_of(segment)
+        if segment != "rejected":
+            share = tokens_N.sum() / batch.whole[segment]
+            metrics[f"sft/{segment}"] = kept[segment] = sft_loss(logps_N[tokens_N]) * share
+        if kl_N is not None and segment in KEPT:
+            kl_S = kl_loss(kl_N, batch.sequence_N, S, summed=method.kl_summed, squared=method.kl_squared)
+            metrics[f"kl/{segment}"] = kl_S[batch.of(segment)].sum() / rows
+            kept[segment] = (1 - method.kl) * kept[segment] + method.kl * metrics[f"kl/{segment}"]
+    pairs = logps_N.new_zeros(())
+    if method.preference:
+        losses_B, chosen_B, rejected_B = dpo_term(method, sequence_logps(logps_N, batch.sequence_N, S), batch)
+        pairs = losses_B.sum() / rows if preference is None else preference(logps_N, batch) * len(losses_B) / rows
+        metrics |= {
+            "dpo" if preference is None else "preference": pairs,
+            "rewards/chosen": chosen_B.sum() / rows,
+            "rewards/rejected": rejected_B.sum() / rows,
+            "rewards/margins": (chosen_B - rejected_B).sum() / rows,
+            "rewards/accuracies": (chosen_B > rejected_B).sum() / rows,
+        }
+    loss = c3po_loss(method.preference * pairs, kept["out"], kept["near"], method.out_weight, method.near_weight)
+    if method.chosen_sft_weight:
         loss = loss + method.chosen_sft_weight * metrics["sft/chosen"]
     return loss, {name: value.detach() for name, value in metrics.items()}

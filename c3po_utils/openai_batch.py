@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from c3po_utils.admission import BudgetReached, Quota
 from c3po_utils.ledger import Batch, Entry
-from c3po_utils.openai_run import LEASE_S, Call, Emit
+from c3po_utils.openai_run import Call, Emit
 from c3po_utils.owners import alive, new_owner
 from c3po_utils.pace import backoff
 from c3po_utils.replies import BrokenAnswer, Reply, decode, failure, judge, lines
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from c3po_utils.openai_chat import OpenAIChat
 
 DAY_S = 26 * 3600.0  # the server's window, and some
+CLAIM_S = 3600.0  # until a claimed call is in a batch: uploads take their time
 MOST_CALLS, MOST_BYTES = 50_000, 150 << 20  # in one batch
 ENDED = ("completed", "failed", "expired", "cancelled")
 T = TypeVar("T")
@@ -43,19 +44,26 @@ class BatchRun:
         """Collect open batches, send what is missing, wait. Raises BudgetReached, and what the API refuses
         for good."""
         async with Wire(self.chat.endpoint, self.limits) as self.wire:
-            while self.waiting and not self.stop.is_set():
-                for batch in self.ledger.batches(self.chat.scope):
-                    await self._look_after(batch)
-                mine = self._claim()
-                for part in _parts(mine):
-                    await self._submit(part)
-                if not mine and self.waiting and not await self._pause():
-                    break
+            try:
+                while self.waiting and not self.stop.is_set() and await self._turn():
+                    pass
+            finally:
+                self.ledger.release_all(self.owner)
+                self.ledger.sync()
         if self.halt:
             raise self.halt
 
+    async def _turn(self) -> bool:
+        """One look at everything; False if nothing more can come because the budget is spent."""
+        for batch in self.ledger.batches(self.chat.scope):
+            await self._look_after(batch)
+        mine = self._claim()
+        for part in _parts(mine):
+            await self._submit(part)
+        return bool(mine) or not self.waiting or await self._pause()
+
     async def _pause(self) -> bool:
-        """Sleep until the next look; False if nothing more can come because the budget is spent."""
+        """Sleep until the next look; False if there is nothing to look for."""
         if self.halt and not self.ledger.batches(self.chat.scope):
             return False
         end = time.monotonic() + self.limits.poll_s
@@ -68,7 +76,7 @@ class BatchRun:
         sent = {key for batch in self.ledger.batches(self.chat.scope) for key in batch.keys}
         self.halt, mine = None, []
         for key, call in [item for item in self.waiting.items() if item[0] not in sent]:
-            claim = self.ledger.claim(key, self.owner, LEASE_S, self.since)
+            claim = self.ledger.claim(key, self.owner, CLAIM_S, self.since)
             if isinstance(claim, Entry):
                 self.emit(call.ids, claim)
                 del self.waiting[key]
@@ -101,6 +109,7 @@ class BatchRun:
             self.ledger.end_batch(token)
             raise
         self.ledger.set_batch_job(token, job)
+        self.ledger.sync()
 
     async def _start(self, token: str, file: str) -> str:
         """The job of the token, started if it is not there: an attempt before may have started it unseen."""

@@ -90,8 +90,7 @@ class Run:
                 raise errors.exceptions[0] from None
             finally:
                 watcher.cancel()
-                for flight in self.flights:  # cancelled before its first step: its claim must not outlive us
-                    self.ledger.release(flight.call.key, self.owner, flight.billed)
+                self.ledger.release_all(self.owner)  # of tasks cancelled before their first step
                 self.ledger.sync()
         if self.halt:
             raise self.halt

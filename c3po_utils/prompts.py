@@ -98,3 +98,8 @@ AVOID = """
 
 These are there already; give none of them again, nor one that resembles them:
 {listed}"""
+
+# The form of an answer, followed by an outline of it.
+ANSWER_JSON = "Answer with one JSON object of this form, and nothing else: "
+ANSWER_TAGGED = """Answer in exactly this form, each tag once, and nothing outside the tags:
+"""

@@ -29,6 +29,11 @@ def run_folder(run: Path | str) -> Path:
     return ROOT / Path(run).expanduser()
 
 
+def shown(path: Path) -> str:
+    """A path as people read it: below the checkout where it lies there."""
+    return str(path.relative_to(ROOT) if path.is_relative_to(ROOT) else path)
+
+
 def write_atomic(path: Path | str, content: str | bytes) -> Path:
     """Write a file so that a reader, or a crash, sees the old content or the new and nothing between."""
     path = Path(path)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import itertools
 import math
 import os
 import re
+import ssl
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from urllib.parse import urlsplit
@@ -46,8 +48,14 @@ def secrets() -> list[str]:
     """Everything in the environment that may travel in our headers and must not come back into a file."""
     names = [name for name in os.environ if name.startswith("C3PO_API_KEY")]
     values = [os.environ.get(name, "") for name in ("OPENAI_API_KEY", "OPENAI_ADMIN_KEY", *names)]
-    values += re.findall(r"[^\s:]+", os.environ.get("OPENAI_CUSTOM_HEADERS", ""))
+    values += re.findall(r"[^\s:]{16,}", os.environ.get("OPENAI_CUSTOM_HEADERS", ""))  # shorter ones are words
     return sorted({value for value in values if len(value) >= 8}, key=len, reverse=True)
+
+
+@functools.cache
+def _tls() -> ssl.SSLContext:
+    """The certificates that we trust: reading them takes longer than many a call."""
+    return httpx2.create_ssl_context()
 
 
 class Wire:
@@ -66,7 +74,7 @@ class Wire:
             "timeout": httpx2.Timeout(limits.timeout_s, connect=min(15.0, limits.timeout_s)),
             "default_headers": {"Accept-Encoding": "identity", **ours_only},
         }
-        tls, hooks = httpx2.create_ssl_context(), {"response": [self._bound]}
+        tls, hooks = _tls(), {"response": [self._bound]}
         self.clients = [
             openai.AsyncOpenAI(**settings, http_client=openai.DefaultAsyncHttpxClient(verify=tls, event_hooks=hooks))
             for _ in range(math.ceil(limits.max_in_flight / POOL))

@@ -15,8 +15,8 @@ from tests.tiny import save_tiny
 
 @pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory) -> Path:
-    """A tiny random Llama with a tokenizer and a chat template."""
-    return save_tiny(tmp_path_factory.mktemp("tiny") / "llama")
+    """A tiny Llama that knows little more than to end its answers, with a tokenizer and a chat template."""
+    return save_tiny(tmp_path_factory.mktemp("tiny") / "llama", steps=30)
 
 
 OWN = """

@@ -371,8 +371,7 @@ def embedded_server() -> str:
 def main(delay: str) -> None:
     """A server of its own process that answers after `delay` seconds; prints its URL."""
     server = Scripted(lambda asked: Reply(asked.prompt[:40], delay=float(delay)))
-    with_url = lambda: print(server.url, flush=True)  # noqa: E731
-    asyncio.run(server.serve(with_url))
+    asyncio.run(server.serve(lambda: print(server.url, flush=True)))
 
 
 if __name__ == "__main__":

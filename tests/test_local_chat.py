@@ -7,6 +7,7 @@ import pytest
 import torch
 from scipy.stats import chisquare
 from transformers import (
+    FalconConfig,
     LogitsProcessorList,
     TemperatureLogitsWarper,
     TopKLogitsWarper,
@@ -18,13 +19,15 @@ from c3po_utils.chat import Request, Sampling, request, tally
 from c3po_utils.feedback import load_general_prompts
 from c3po_utils.local_chat import LocalChat, filter_logits, pick
 from c3po_utils.models import load_model, load_tokenizer
+from tests.tiny import save_tiny, tiny_tokenizer
 
 PROMPTS = [prompt.text for prompt in load_general_prompts()][:24]
 
 
 @pytest.fixture(scope="module")
-def tiny(tiny_folder):
-    return load_model(str(tiny_folder), torch.float32), load_tokenizer(str(tiny_folder))
+def tiny(tmp_path_factory):
+    folder = str(save_tiny(tmp_path_factory.mktemp("random") / "llama"))
+    return load_model(folder, torch.float32), load_tokenizer(folder)
 
 
 def requests(n: int = len(PROMPTS), **kwargs) -> list[Request]:
@@ -54,10 +57,6 @@ def test_greedy_equals_generate(tiny, slots, system):
 
 
 def test_greedy_of_an_architecture_without_slots_equals_generate(tmp_path):
-    from transformers import FalconConfig
-
-    from tests.tiny import save_tiny, tiny_tokenizer
-
     config = FalconConfig(
         vocab_size=len(tiny_tokenizer()), hidden_size=32, num_hidden_layers=2, num_attention_heads=4, pad_token_id=0,
         bos_token_id=1, eos_token_id=2, max_position_embeddings=256,

@@ -54,8 +54,11 @@ def tiny_config(vocabulary: int, **changes) -> LlamaConfig:
     return LlamaConfig(**settings | changes)
 
 
-def save_tiny(folder: Path, config=None, seed: int = 0) -> Path:
-    """A tiny random model and its tokenizer in `folder`, as transformers loads them."""
+def save_tiny(folder: Path, config=None, seed: int = 0, steps: int = 0) -> Path:
+    """A tiny random model and its tokenizer in `folder`, as transformers loads them.
+
+    After some `steps` on a few short answers it ends its own, too.
+    """
     tokenizer = tiny_tokenizer()
     config = config or tiny_config(len(tokenizer))
     torch.manual_seed(seed)
@@ -63,7 +66,22 @@ def save_tiny(folder: Path, config=None, seed: int = 0) -> Path:
     with torch.no_grad():  # larger than the usual start, so that the model prefers some tokens to others
         for parameter in model.parameters():
             parameter.mul_(4 if parameter.dim() > 1 else 1)
+    _teach_to_end(model, tokenizer, steps)
     model.generation_config = GenerationConfig(eos_token_id=2, pad_token_id=0, bos_token_id=1)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+def _teach_to_end(model, tokenizer, steps: int) -> None:
+    answers = ["Yes, it is.", "No, not now.", "It is fine so.", "Try it and see.", "A day or two."]
+    texts = [f"<|start|>user\n{prompt.text}<|end|>\n<|start|>assistant\n" for prompt in load_general_prompts()[:40]]
+    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
+    for step in range(steps):
+        batch = [texts[(step * 8 + i) % 40] + answers[(step + i) % 5] + "<|end|>" for i in range(8)]
+        ids = tokenizer(batch, return_tensors="pt", padding=True, padding_side="left").input_ids
+        labels = ids[:, -8:].clone()
+        logits = model(ids, attention_mask=(ids != 0).long(), logits_to_keep=9).logits[:, :-1]
+        torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten()).backward()
+        optimizer.step()
+        optimizer.zero_grad()

@@ -63,7 +63,8 @@ from c3po_utils.chat import Sampling, request
 from c3po_utils.openai_chat import open_model
 url, path, name, count = *sys.argv[1:4], int(sys.argv[4])
 model = open_model(f"openai:m@{url}", path, requests_per_minute=200)
-assert all(o.status == "ok" for o in model.complete([request(f"r{n}", f"{name} {n}") for n in range(count)], Sampling()))
+requests = [request(f"r{n}", f"{name} {n}") for n in range(count)]
+assert {outcome.status for outcome in model.complete(requests, Sampling())} == {"ok"}
 """
 
 

@@ -1,0 +1,36 @@
+"""What the tests of the API client share: requests, scripts, and a client that does not wait long."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from c3po_utils.chat import Outcome, Request, Sampling, request
+from c3po_utils.openai_chat import OpenAIChat, open_model
+from tests.servers import Asked, Reply, Scripted
+
+SAMPLING = Sampling(max_new_tokens=32)
+PRICES = {"m": (1000.0, 2000.0)}
+ANSWER_USD = 0.025  # of a scripted answer: 11 and 7 tokens
+FAST = {"backoff_s": 0.005, "max_backoff_s": 0.02, "timeout_s": 0.6, "max_attempts": 3}
+
+
+def fast_client(folder: Path, server: Scripted, **limits: object) -> OpenAIChat:
+    """A model on a scripted server, with the ledger of the folder."""
+    prices = limits.pop("prices", PRICES)
+    return open_model(f"openai:m@{server.url}", folder / "calls.sqlite", prices=prices, **{**FAST, **limits})
+
+
+def asks(count: int) -> list[Request]:
+    return [request(f"r{n}", f"prompt {n}") for n in range(count)]
+
+
+def echo(asked: Asked) -> Reply:
+    return Reply(f"answer to {asked.prompt}")
+
+
+def by_id(outcomes: Iterable[Outcome]) -> dict[str, Outcome]:
+    """Outcomes by id, each there once."""
+    found = list(outcomes)
+    assert len({outcome.id for outcome in found}) == len(found)
+    return {outcome.id: outcome for outcome in found}
