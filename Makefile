@@ -22,8 +22,8 @@ setup:
 	  set -e; echo "setting up $(VENV) (a few minutes)"; \
 	  $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, this is " + sys.version)'; \
 	  $(PYTHON) -m venv --clear $(VENV); \
-	  $(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock; \
-	  $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .; \
+	  $(BIN)/python -m pip install -qq --disable-pip-version-check -r requirements.lock; \
+	  $(BIN)/python -m pip install -qq --disable-pip-version-check --no-deps --no-build-isolation --editable .; \
 	  $(BIN)/python -m ipykernel install --prefix $(VENV) --name python3 >/dev/null; \
 	  touch $(STAMP); fi
 
@@ -54,8 +54,8 @@ lab: setup
 # Exact pins of everything that pyproject.toml asks for, from a fresh environment.
 lock:
 	@set -e; scratch=$$(mktemp -d); trap 'rm -rf $$scratch' EXIT; $(PYTHON) -m venv $$scratch; \
-	  $$scratch/bin/pip install --quiet --disable-pip-version-check pip setuptools wheel --upgrade; \
-	  $$scratch/bin/pip install --quiet --disable-pip-version-check ".[dev,serve]"; \
+	  $$scratch/bin/pip install -qq --disable-pip-version-check pip setuptools wheel --upgrade; \
+	  $$scratch/bin/pip install -qq --disable-pip-version-check ".[dev,serve]"; \
 	  $$scratch/bin/pip freeze --all --exclude c3po-utils --exclude pip | sed 's/+cpu//' > requirements.lock
 
 clean:

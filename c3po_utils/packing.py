@@ -13,12 +13,13 @@ from dataclasses import dataclass, fields, replace
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
+MULTIPLE = 16  # of the rectangle's width: a sequence's sums then do not depend on the lengths of others, bit for bit
 LONGEST_EAGER = 512  # tokens; beyond, the attention weights kept for the backward pass cost too much
 
 
 @dataclass(frozen=True)
 class Packing:
-    """Where the T distinct tokens of B sequences (the longest has L tokens) stand in a (B, L) rectangle.
+    """Where the T distinct tokens of B sequences of at most L tokens stand in a (B, L) rectangle.
 
     `ids_T`: the tokens; `index_BL`: each sequence's tokens as places in T, 0 where padded; `mask_BL`: 1 for real
     tokens; `owner_T`: the place in the flattened rectangle that computes a token's attention; `positions_T`: the
@@ -34,7 +35,7 @@ class Packing:
     @classmethod
     def of(cls, sequences: Sequence[Sequence[int]], *, share: bool = True) -> Packing:
         """Lay the sequences out, with common prefixes shared unless `share` is false."""
-        length = max(map(len, sequences))
+        length = -(-max(map(len, sequences)) // MULTIPLE) * MULTIPLE
         places: dict[tuple, int] = {}  # (place of the token before, token) -> place
         index = torch.zeros(len(sequences), length, dtype=torch.long)
         mask = torch.zeros(len(sequences), length, dtype=torch.long)

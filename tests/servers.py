@@ -80,6 +80,7 @@ FAULTS: dict[str, Callable[[], Reply]] = {
     "empty choices": lambda: Reply(body=b'{"choices": [], "usage": {"prompt_tokens": 3, "completion_tokens": 0}}'),
     "null content": lambda: Reply(text=None),
     "no message": lambda: Reply(body=b'{"choices": [{"index": 0, "finish_reason": "stop"}]}'),
+    "tool calls": lambda: Reply("let me look", finish="tool_calls"),
     "length": lambda: Reply(text="half an answ", finish="length"),
     "content_filter": lambda: Reply(text="", finish="content_filter"),
     "refusal": lambda: Reply(text=None, refusal="I can't help with that"),
@@ -249,6 +250,7 @@ class Batches:
         self.calls: list[str] = []
         self.requests: list[dict] = []
         self.faults: list[Reply] = []  # answered first, one a request
+        self.lost_starts = 0  # batches that start although the answer says that they did not
 
     def handle(self, method: str, path: str, body: bytes) -> Reply:
         path = path.removeprefix("/v1").partition("?")[0]
@@ -296,6 +298,9 @@ class Batches:
             **shape,
         }
         self.jobs[name]["metadata"] = asked["metadata"]
+        if self.lost_starts:
+            self.lost_starts -= 1
+            return error(500, "lost")
         return _json(self.jobs[name])
 
     def _look(self, name: str) -> Reply:

@@ -99,6 +99,7 @@ HOSTILE = {  # what may be rejected, but not taken for something else
     "a nested item": lambda items: tagged(items).replace("<item>", "<item><item>", 1),
     "two lists": lambda items: f"{tagged(items[:1])}\nBetter:\n{tagged(items)}",
     "two objects": lambda items: f"{as_json(items[:1])}\nBetter:\n{as_json(items)}",
+    "a line without tags": lambda items: tagged(items[1:]).replace("\n</items>", f"\n{items[0]}\n</items>"),
     "words between": lambda items: tagged(items, "\nand also, for the 10 cm rope:\n"),
     "an empty item": lambda items: tagged([*items, " "]),
     "an empty JSON item": lambda items: as_json([*items, ""]),

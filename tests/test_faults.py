@@ -31,6 +31,7 @@ ENDS = {  # how a call ends if every attempt meets the fault, and after how many
     "empty choices": ("malformed", 1),
     "null content": ("malformed", 1),
     "no message": ("malformed", 1),
+    "tool calls": ("malformed", 1),
     "length": ("truncated", 1),
     "content_filter": ("filtered", 1),
     "refusal": ("refused", 1),

@@ -135,6 +135,14 @@ def test_the_batch_apis_own_calls_are_retried(batching):
         assert len(batches.jobs) == 1
 
 
+def test_a_batch_that_started_although_the_answer_was_lost_is_not_sent_twice(batching):
+    batches = Batches(echo)
+    batches.lost_starts = 1
+    with scripted(echo, batches) as server:
+        assert tally(batching(server).complete(asks(3), SAMPLING)) == {"ok": 3}
+        assert len(batches.jobs) == 1
+
+
 def test_a_refused_batch_is_an_error_and_leaves_nothing_behind(batching):
     batches = Batches(echo)
     batches.faults = [error(400, "no batches here")]

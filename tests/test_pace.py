@@ -1,6 +1,5 @@
 import functools
 import re
-import threading
 import time
 from email.utils import formatdate
 
@@ -48,19 +47,16 @@ def test_a_date_in_the_future_is_waited_for():
 
 
 def test_retry_after_holds_for_all_calls(client):
-    asked_first = threading.Event()
+    """The first of four calls at once is told to wait: what comes after the other three waits as well."""
 
     def script(asked):
-        if not asked_first.is_set():
-            asked_first.set()
-            return error(429, "wait", retry_after="0.6")
-        return Reply("fine")
+        return error(429, "wait", retry_after="0.6") if asked.index == 0 else Reply("fine", delay=0.1)
 
     with scripted(script) as server:
-        outcomes = by_id(client(server, max_in_flight=1, timeout_s=5).complete(asks(5), SAMPLING))
-        gaps = [later.arrived - server.asked[0].arrived for later in server.asked[1:]]
-    assert tally(outcomes.values()) == {"ok": 5}
-    assert min(gaps) >= 0.6
+        outcomes = by_id(client(server, max_in_flight=4, timeout_s=5).complete(asks(12), SAMPLING))
+        arrived = sorted(asked.arrived - server.asked[0].arrived for asked in server.asked)
+    assert tally(outcomes.values()) == {"ok": 12}
+    assert arrived[3] < 0.5 < 0.6 <= arrived[4]
 
 
 def test_a_wait_longer_than_the_bound_fails_without_waiting(client):
@@ -132,6 +128,15 @@ def test_the_rate_limit_holds_at_the_server(client, monkeypatch):
     assert 15 <= busiest <= 20
 
 
+def test_a_turn_in_the_limiters_queue_is_no_waiting_of_the_calls_own(client, monkeypatch):
+    """Every call fails once and queues for seconds, with half a second for its own pauses."""
+    monkeypatch.setattr(openai_run, "Quota", functools.partial(Quota, window_s=1.0))
+    with scripted(lambda asked: Reply("fine") if asked.nth else error(500)) as server:
+        model = client(server, requests_per_minute=3, max_wait_s=0.5)
+        assert tally(model.complete(asks(5), SAMPLING)) == {"ok": 5}
+        assert server.asked[-1].arrived - server.asked[0].arrived > 2
+
+
 def test_a_request_beyond_the_token_limit_fails_by_itself(client):
     with scripted(echo) as server:
         model = client(server, tokens_per_minute=100)
@@ -200,3 +205,16 @@ def test_lost_answers_count_against_the_budget(client):
         assert len(server.asked) == int(0.5 / ((8 + 16) * 0.001 + 32 * 0.002))
     row = model.ledger.report()[0]
     assert (row["status"], row["usd"], row["unpriced"]) == ("failed", None, row["calls"])
+
+
+def test_calls_cut_off_at_the_end_count_at_their_ceiling(client, monkeypatch):
+    monkeypatch.setattr(openai_run, "GRACE_S", 0.1)
+    with scripted(lambda asked: Reply("fine") if asked.index == 0 else Reply(fault="silent")) as server:
+        model = client(server, max_in_flight=3, timeout_s=30)
+        outcomes = model.complete(asks(10), SAMPLING)
+        next(outcomes)
+        while len(server.asked) < 4:
+            time.sleep(0.01)
+        outcomes.close()
+        assert model.ledger.spent() == pytest.approx(ANSWER_USD + 3 * ((8 + 16) * 0.001 + 32 * 0.002))
+        assert model.ledger._read("SELECT COUNT(*) FROM leases") == [(0,)]
