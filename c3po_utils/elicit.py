@@ -176,11 +176,13 @@ def parse(text: str, form: type[F]) -> F:
 
 
 def _without_thinking(text: str) -> str:
-    """The text after a reasoning model's <think> block."""
-    head, end, tail = text.rpartition("</think>")
-    if "<think>" in (tail if end else text):
+    """The text after a reasoning model's <think> block, whose opening some servers leave out."""
+    if text.lstrip().startswith("{"):
+        return text
+    _, end, answer = text.partition("</think>")
+    if not end and text.lstrip().startswith("<think>"):
         raise Rejected("no_form", "the answer ends inside <think>")
-    return tail if end else head + tail
+    return answer if end else text
 
 
 def _json_object(text: str) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -84,9 +83,7 @@ def train_feedback(
     """Train and store the adapter, or do nothing if that was done; returns the log, one row per step."""
     objective, (run, feedback_id) = settings.objective, (stage.folder.parents[2], stage.folder.parent.name)
     if not stage.done:
-        with stage, warnings.catch_warnings():
-            # Deprecations between trl and transformers are nothing that a notebook's reader could act on.
-            warnings.simplefilter("ignore", FutureWarning)
+        with stage:
             train(
                 model, tokenizer, rows, objective, stage.folder,
                 lora=lora_config(**settings.lora), name=f"training {settings.method}",

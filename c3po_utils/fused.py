@@ -28,7 +28,7 @@ def _lora(module: nn.Module) -> tuple[Callable, int] | None:
     base, name = module.base_layer, module.active_adapters[0]
     if name not in module.lora_A or name in module.lora_variant or module.merged or module.disable_adapters:
         return None
-    if module.lora_B[name].bias is not None or base.weight.requires_grad:
+    if module.lora_B[name].bias is not None or _trained(base.weight):
         return None
     A, B, scaling = module.lora_A[name].weight, module.lora_B[name].weight, module.scaling[name]
     dropout = getattr(module.lora_dropout[name], "p", 0.0)
@@ -47,7 +47,7 @@ def _lora(module: nn.Module) -> tuple[Callable, int] | None:
 def _norm(module: nn.Module) -> tuple[Callable, int] | None:
     """For an RMS norm as transformers writes it, frozen."""
     parameters = dict(module.named_parameters())
-    if not hasattr(module, "variance_epsilon") or parameters.keys() != {"weight"} or module.weight.requires_grad:
+    if not hasattr(module, "variance_epsilon") or parameters.keys() != {"weight"} or _trained(module.weight):
         return None
     return lambda x: kernels.RMSNorm.apply(x, module.weight, module.variance_epsilon), len(module.weight)
 
@@ -82,6 +82,10 @@ def _rotary(original: Callable, like: torch.Tensor) -> Callable | None:
     return rotary if same else None
 
 
+def _trained(weight: torch.Tensor) -> bool:
+    return weight.requires_grad and torch.is_grad_enabled()
+
+
 def _sample(*shape: int, like: torch.Tensor) -> torch.Tensor:
     """Numbers between -2 and 2 that leave the random state alone."""
     count = torch.arange(torch.Size(shape).numel(), device=like.device, dtype=torch.float32)
@@ -100,17 +104,19 @@ def _module_swaps(model: nn.Module) -> Iterator[tuple[nn.Module, Callable]]:
         if found:
             forward, width = found
             x = _sample(3, width, like=next(module.parameters()))
-            if _agree(forward(x), module(x)):
+            with torch.no_grad():
+                same = _agree(forward(x), module(x))
+            if same:
                 yield module, forward
 
 
 @contextlib.contextmanager
 def fused(model: nn.Module) -> Iterator[int]:
-    """Swap what can be swapped in a model whose base is frozen, and swap it back; yields how many modules."""
+    """Swap what can be swapped, and swap it back; yields how many modules. Trained weights are left alone."""
     training = model.training
     model.eval()
+    swaps = list(_module_swaps(model))
     with torch.no_grad():
-        swaps = list(_module_swaps(model))
         namespaces = {type(module).__module__: next(module.parameters()) for module, _ in swaps}
         rotary = {
             sys.modules[name]: _rotary(sys.modules[name].apply_rotary_pos_emb, weight)

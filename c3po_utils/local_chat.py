@@ -203,7 +203,7 @@ class _Slots:
             free = [slot for slot, row in enumerate(self.rows) if row is None]
             if self.pending and len(free) >= min(len(self.pending), max(1, self.slots // 16)):
                 self._admit(free)
-            elif not self.pending and len(free) >= max(8, self.slots // 4):
+            elif not self.pending and len(free) >= max(1, self.slots // 16):
                 self._compact()
             yield from self._step()
 
@@ -254,8 +254,10 @@ class _Slots:
     def _step(self) -> Iterator[Outcome]:
         logits_SV = self._forward(None, self.inputs_S[:, None], self.lengths_S, head=True).logits[:, -1]
         uniform_S = torch.tensor([row.uniform[len(row.answer)] if row else 0.0 for row in self.rows])
-        bad_S = ~torch.isfinite(logits_SV.amax(-1)) | logits_SV.isnan().any(-1)
-        tokens_S = pick(logits_SV.nan_to_num(), self.sampling, uniform_S.to(self.device)).cpu()
+        bad_S = ~logits_SV.sum(-1, dtype=torch.float32).isfinite()
+        if bad_S.any():
+            logits_SV = logits_SV.masked_fill(bad_S[:, None], 0.0)
+        tokens_S = pick(logits_SV, self.sampling, uniform_S.to(self.device)).cpu()
         self.inputs_S = tokens_S
         for slot, (row, token, bad) in enumerate(zip(self.rows, tokens_S.tolist(), bad_S.tolist(), strict=True)):
             if row is None:

@@ -34,7 +34,6 @@ def _key(prompt_ids: Sequence[int], completion_ids: Sequence[int]) -> str:
     return hashlib.sha256(tokens).hexdigest()[:32]
 
 
-@torch.no_grad()
 def _compute(model: PreTrainedModel, rows: Sequence[dict], batch_size: int) -> dict[str, float]:
     """{key: log pi_0(y|x)} of both answers of every row; rows of similar length go through the model together."""
     order = sorted(rows, key=lambda row: len(row["chosen_ids"]) + len(row["rejected_ids"]))
@@ -69,7 +68,7 @@ def with_references(
 
     missing = [row for row in rows if not known.keys() >= set(keys(row).values())]
     if missing:
-        with fused(model):  # the same arithmetic as in training: the loss starts at ln 2
+        with torch.no_grad(), fused(model):  # the same arithmetic as in training: the loss starts at ln 2
             known |= _compute(model, missing, batch_size)
         if path:
             write_json(path, known)

@@ -77,6 +77,7 @@ EXACT = {  # what a parser has to get right
     "JSON before a postamble": lambda items: f"{as_json(items)}\n\nLet me know if you need 10 more!",
     "JSON after thinking": lambda items: f'<think>{{"items": ["draft"]}}</think>\n{as_json(items)}',
     "JSON with tags in it": lambda items: json.dumps({"thoughts": "</items> and <items>", "items": items}),
+    "JSON after thinking, its start lost": lambda items: f'I draft {{"items": ["x"]}}.</think>{as_json(items)}',
     "tagged": tagged,
     "tagged with words around": lambda items: f"Of course:\n1. {tagged(items)}\n\nI hope this helps! 1. 2. 3.",
     "tagged and fenced": lambda items: f"```xml\n{tagged(items)}\n```",

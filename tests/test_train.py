@@ -200,8 +200,9 @@ def test_losses_and_gradients_equal_trls_own_trainer(tmp_path, tokenizer, argume
     whole = {"rows": rows, "per_device_train_batch_size": len(rows), "tokens_per_pass": 40}
     dpo = get_method("dpo")
     ours = first_step(C3POTrainer, lambda: run(tmp_path / "ours", tokenizer, dpo, **whole, **arguments))
-    assert ours[0] == pytest.approx(theirs[0], rel=1e-5)
-    assert (ours[1] - theirs[1]).norm() <= 1e-5 * theirs[1].norm()
+    tolerance = 1e-4 if arguments.get("loss_type") == "discopop" else 1e-5  # it magnifies rounding twentyfold
+    assert ours[0] == pytest.approx(theirs[0], rel=tolerance)
+    assert (ours[1] - theirs[1]).norm() <= tolerance * theirs[1].norm()
 
 
 @pytest.mark.parametrize(
@@ -244,7 +245,7 @@ def test_bfloat16_models_train_in_bfloat16_with_float32_adapters(tmp_path, token
     policy, log = run(tmp_path, tokenizer, model=tiny_model(dtype=torch.bfloat16), num_train_epochs=6)
     assert {p.dtype for n, p in policy.named_parameters() if "lora_" not in n} == {torch.bfloat16}
     assert {t.dtype for t in weights(tmp_path).values()} == {torch.float32}
-    assert log[0]["dpo"] == pytest.approx(math.log(2), abs=2e-3)
+    assert log[0]["dpo"] == pytest.approx(math.log(2), abs=1e-4)  # the references' arithmetic is the training's
     assert log[-1]["rewards/margins"] > 0.05
 
 
