@@ -102,7 +102,7 @@ def test_two_training_steps_on_the_embedded_model(tmp_path):
     config = RunConfig(
         run=str(tmp_path), feedback_set="embedded_tuning", feedbacks=["plant_tip"], methods=["c3po"],
         sample={"best_of": 4, "categories": 3, "prompts_per_category": 3, "max_new_tokens": 32},
-        train={"epochs": 1, "batch_size": 3},
+        train={"epochs": 1, "batch_size": 3, "training_arguments": {"warmup_steps": 0}},
     )  # fmt: skip
     run_batch(config)
     log = json.loads((tmp_path / "train" / "plant_tip" / "c3po" / "log.json").read_text())

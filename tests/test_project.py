@@ -112,3 +112,8 @@ def test_links_in_the_readme_lead_somewhere():
 def test_make_targets_in_the_readme_exist():
     targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), flags=re.M))
     assert set(re.findall(r"`?make (\w+)`", (ROOT / "README.md").read_text())) <= targets
+
+
+def test_the_readmes_table_is_the_published_one():
+    table = (ROOT / "results" / "embedded" / "table2.md").read_text().strip()
+    assert table in (ROOT / "README.md").read_text()
