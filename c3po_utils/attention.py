@@ -78,13 +78,18 @@ AttentionInterface.register(NAME, attention)
 AttentionMaskInterface.register(NAME, sdpa_mask)
 
 
-def enable(model: PreTrainedModel) -> bool:
-    """Select this attention where the architecture allows it: full causal, through transformers' interface."""
+def enable(model: PreTrainedModel, longest: int | None = None) -> bool:
+    """Select this attention where the architecture allows it: full causal, through transformers' interface.
+
+    A sliding window is full attention to sequences of at most `longest` tokens, if that is no more than the window.
+    """
     config = model.config.get_text_config()
-    layers = set(getattr(config, "layer_types", None) or ["full_attention"])
-    plain = layers == {"full_attention"} and not getattr(config, "attn_logit_softcapping", None)
-    windowed = bool(getattr(config, "sliding_window", None)) and getattr(config, "use_sliding_window", True)
-    usable = bool(getattr(model, "_supports_attention_backend", False)) and plain and not windowed
+    window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
+    seen_whole = not window or (longest is not None and longest <= window)
+    known = {"full_attention", "sliding_attention"} if seen_whole else {"full_attention"}
+    layers = set(getattr(config, "layer_types", None) or [])
+    plain = layers <= known and (seen_whole or bool(layers)) and not getattr(config, "attn_logit_softcapping", None)
+    usable = bool(getattr(model, "_supports_attention_backend", False)) and plain
     if usable and config._attn_implementation != NAME:
         model.set_attn_implementation(NAME)
     return usable

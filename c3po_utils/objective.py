@@ -117,7 +117,7 @@ def completion_states(model: PreTrainedModel, batch: Batch) -> torch.Tensor:
     on the right.
     """
     packing, decoder = batch.packing, model.get_decoder()
-    if attention.enable(model):
+    if attention.enable(model, longest=packing.index_BL.shape[1]):
         out = decoder(packing.ids_T[None], position_ids=packing.positions_T[None], use_cache=False, packed=packing)
         hidden_ND = out.last_hidden_state[0].index_select(0, batch.source_N)
     else:

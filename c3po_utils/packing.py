@@ -106,7 +106,8 @@ def packed_attention(query, key, value, scaling: float, packing: Packing, dropou
     Returns (1, T, heads, dim).
     """
     query, key, value = (x[0].transpose(0, 1) for x in (query, key, value))
-    if query.device.type == "cpu" and packing.index_BL.shape[1] <= LONGEST_EAGER and not dropout:
+    short = packing.index_BL.shape[1] <= LONGEST_EAGER and not dropout
+    if query.device.type == "cpu" and short and not torch.is_autocast_enabled("cpu"):
         return _EagerAttention.apply(query, key, value, scaling, packing)[None]
     index = packing.index_BL.flatten()
     query, key, value = (

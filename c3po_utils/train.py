@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections import Counter, defaultdict
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, fields
 from difflib import get_close_matches
 from pathlib import Path
@@ -39,7 +40,7 @@ PAPER = {
 QUIET = {
     "report_to": "none", "disable_tqdm": True, "log_level": "error", "logging_steps": 1, "save_steps": 20,
     "save_total_limit": 2, "remove_unused_columns": False, "dataloader_pin_memory": False,
-    "gradient_checkpointing": False, "bf16": False, "disable_dropout": False, "seed": 0,
+    "activation_checkpointing": False, "bf16": False, "disable_dropout": False, "seed": 0,
 }  # fmt: skip
 
 
@@ -230,6 +231,8 @@ def _config(model: PreTrainedModel, method: Method, folder: Path, name: str, arg
         near = get_close_matches(key, known, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise ValueError(f"training argument {key!r}: expected a field of trl's DPOConfig{hint}")
+    old, new = "gradient_checkpointing", "activation_checkpointing"
+    arguments = {key.replace(old, new): value for key, value in arguments.items()}
     device = {"use_cpu": model.device.type == "cpu", "run_name": name, "save_strategy": "steps", "max_length": None}
     return DPOConfig(output_dir=str(folder / "checkpoints"), beta=method.beta, **PAPER | QUIET | device | arguments)
 
@@ -237,7 +240,7 @@ def _config(model: PreTrainedModel, method: Method, folder: Path, name: str, arg
 def _run(trainer: C3POTrainer, policy: PeftModel) -> None:
     """Train, from the last valid checkpoint if there is one; leaves the model ready to answer."""
     try:
-        with fused(policy):
+        with nullcontext() if trainer.args.bf16 or trainer.args.fp16 else fused(policy):  # autocast mixes types
             trainer.train(resume_from_checkpoint=checkpoints.last_valid(trainer.args.output_dir, trainer.identity))
     finally:
         del policy.get_base_model().forward  # back to the class's own

@@ -81,12 +81,20 @@ def test_one_combined_forward_equals_separate_forwards(name, tokens_per_pass):
     assert (swapped > 0) == (name != "falcon")  # Falcon's linear layers and norms are of its own
 
 
+def test_architectures_are_packed_where_attention_sees_whole_sequences():
+    packed = {name for name in CONFIGS if attention.enable(tiny_model(name), longest=40)}
+    assert packed == set(CONFIGS) - {"falcon", "mistral_narrow"}
+    assert not attention.enable(tiny_model("mistral_wide"), longest=65)
+    assert not attention.enable(tiny_model("mistral_wide"))
+    assert attention.enable(tiny_model("mistral"))
+
+
 @pytest.mark.parametrize("share", [True, False])
 @pytest.mark.parametrize("longest", [LONGEST_EAGER, 0])
 def test_both_kinds_of_packed_attention_equal_padding(monkeypatch, share, longest):
     policy, batch = adapted(), collate(with_reference(token_rows()), share=share)
     packed = attention.enable
-    monkeypatch.setattr(attention, "enable", lambda model: False)
+    monkeypatch.setattr(attention, "enable", lambda model, longest: False)
     expected = loss_and_gradient(policy, batch)
     monkeypatch.setattr(attention, "enable", packed)
     monkeypatch.setattr("c3po_utils.packing.LONGEST_EAGER", longest)

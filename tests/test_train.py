@@ -13,11 +13,13 @@ import torch
 from datasets import Dataset
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
+from transformers import modeling_utils
 from trl import DPOConfig, DPOTrainer
 
 from c3po_utils import checkpoints, objective, references
 from c3po_utils.adapters import PROBE, WEIGHTS
 from c3po_utils.loss import sequence_logps
+from c3po_utils.quantized import load_quantized
 from c3po_utils.references import with_references
 from c3po_utils.train import METHODS, C3POTrainer, get_method, load_adapter, lora_config, train
 from tests.tiny import tiny_tokenizer
@@ -249,12 +251,35 @@ def test_bfloat16_models_train_in_bfloat16_with_float32_adapters(tmp_path, token
     assert log[-1]["rewards/margins"] > 0.05
 
 
-def test_gradient_checkpointing_trains_the_same_adapter(tmp_path, tokenizer):
-    found = []
+@pytest.mark.parametrize("argument", ["gradient_checkpointing", "activation_checkpointing"])
+def test_checkpointing_of_activations_trains_the_same_adapter(tmp_path, tokenizer, argument, monkeypatch):
+    found, recomputed = [], []
+    whole = modeling_utils.checkpoint
+    monkeypatch.setattr(modeling_utils, "checkpoint", lambda *a, **k: recomputed.append(1) or whole(*a, **k))
     for name, on in (("a", False), ("b", True)):
-        run(tmp_path / name, tokenizer, gradient_checkpointing=on)
+        assert not recomputed
+        run(tmp_path / name, tokenizer, **{argument: on})
         found.append(torch.cat([t.flatten() for t in weights(tmp_path / name).values()]))
     assert torch.allclose(*found, atol=1e-6)
+    assert recomputed
+
+
+def test_mixed_precision_on_a_float32_model_trains(tmp_path, tokenizer):
+    _, log = run(tmp_path, tokenizer, bf16=True, num_train_epochs=6)
+    assert log[0]["dpo"] == pytest.approx(math.log(2), abs=0.05)
+    assert log[-1]["rewards/margins"] > 0.05
+
+
+@pytest.mark.parametrize(
+    ("gpu", "bits", "error", "message"),
+    [(True, 3, ValueError, "expected 4 or 8, found 3"), (False, 4, RuntimeError, "4-bit .* needs an NVIDIA GPU"),
+     (True, 8, RuntimeError, "8-bit .* pip install bitsandbytes")],
+)  # fmt: skip
+def test_quantized_loading_says_what_is_missing(monkeypatch, gpu, bits, error, message):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    monkeypatch.setattr("c3po_utils.quantized.find_spec", lambda name: None)
+    with pytest.raises(error, match=message):
+        load_quantized("some/model", bits)
 
 
 # References

@@ -8,6 +8,7 @@ import torch
 from transformers import (
     AutoModelForCausalLM,
     FalconConfig,
+    Gemma3TextConfig,
     GemmaConfig,
     LlamaConfig,
     MistralConfig,
@@ -26,10 +27,12 @@ CONFIGS: dict[str, PretrainedConfig] = {
     "llama": LlamaConfig(**GATED),
     "llama_bias": LlamaConfig(**GATED, attention_bias=True, mlp_bias=True, tie_word_embeddings=True),
     "mistral": MistralConfig(**GATED, sliding_window=None),
-    "mistral_window": MistralConfig(**GATED, sliding_window=8),
+    "mistral_narrow": MistralConfig(**GATED, sliding_window=8),
+    "mistral_wide": MistralConfig(**GATED, sliding_window=64),
     "qwen2": Qwen2Config(**GATED),
     "qwen3": Qwen3Config(**GATED),
     "gemma": GemmaConfig(**GATED),
+    "gemma3": Gemma3TextConfig(**GATED, sliding_window=64, query_pre_attn_scalar=6),
     "falcon": FalconConfig(**SMALL, ffn_hidden_size=48),
 }
 
