@@ -22,6 +22,7 @@ from c3po_utils import parameters
 from c3po_utils.evaluate import eval_stage, figures_stage, trained_methods
 from c3po_utils.feedback import FEEDBACK_FOLDER, feedback_set, load_feedbacks, select
 from c3po_utils.finetune import TrainSettings, train_stage
+from c3po_utils.methods import registered
 from c3po_utils.runs import ROOT, Stage, run_folder, shown, write_json
 from c3po_utils.sample import SampleSettings, feedback_id, find_feedback, find_prompts, sample_stage
 
@@ -39,7 +40,7 @@ class RunConfig(BaseModel):
     methods: list[str]
     sample: dict[str, Any] = {}
     train: dict[str, Any] = {}  # for every trained method
-    train_methods: dict[str, dict[str, Any]] = {}  # for one method, over `train`
+    train_methods: dict[str, dict[str, Any]] = {}  # for one method, or one variant `method@label`, over `train`
     figures: dict[str, Any] = {}
 
 
@@ -109,7 +110,8 @@ def sample_job(config: RunConfig, run: Path, name: str) -> Job:
 
 
 def train_job(config: RunConfig, run: Path, name: str, method: str) -> Job:
-    given = {**config.train, **config.train_methods.get(method, {})}
+    overrides = config.train_methods
+    given = {**config.train, **overrides.get(registered(method), {}), **overrides.get(method, {})}
     values = _resolved("02_train.ipynb", {"run": config.run, "feedback": name, "method": method, **given})
     stage = train_stage(run, feedback_id(name), TrainSettings(**_fields(TrainSettings, values)))
     return Job("02_train.ipynb", stage.folder / "02_train.ipynb", values, [stage])

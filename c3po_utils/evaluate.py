@@ -14,7 +14,7 @@ from c3po_utils.chat import ChatModel
 from c3po_utils.feedback import Feedback
 from c3po_utils.ledger import Ledger
 from c3po_utils.local_chat import LocalChat
-from c3po_utils.methods import METHODS
+from c3po_utils.methods import METHODS, registered
 from c3po_utils.metrics import check
 from c3po_utils.models import load_model, load_tokenizer
 from c3po_utils.open_chat import RememberedChat, open_local
@@ -152,7 +152,7 @@ def trained_methods(methods: Sequence[str]) -> list[str]:
     Raises:
         KeyError: a method that is neither prompted nor registered.
     """
-    unknown = [method for method in methods if method not in PROMPTED and method not in METHODS]
+    unknown = [method for method in methods if method not in PROMPTED and registered(method) not in METHODS]
     if unknown:
         raise KeyError(f"unknown method {unknown[0]!r}; expected one of {[*PROMPTED, *METHODS]}")
-    return [method for method in methods if method in METHODS]
+    return [method for method in methods if registered(method) in METHODS]

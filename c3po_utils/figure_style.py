@@ -61,7 +61,9 @@ def look(method: str) -> Look:
     code = zlib.crc32(method.encode())
     color = sns.husl_palette(24, h=0.03, s=0.75, l=0.4 + 0.12 * (code // 24 % 3)).as_hex()[code % 24]
     marker = "osD^vPXph<>d"[code // 72 % 12]
-    return Look(method.replace("_", " "), color, marker, ("", "//", "..", "xx", "--")[code // 864 % 5])
+    base, _, label = method.partition("@")
+    name = f"{LOOKS[base].name}, {label}" if base in LOOKS and label else method.replace("_", " ")
+    return Look(name, color, marker, ("", "//", "..", "xx", "--")[code // 864 % 5])
 
 
 def dash(method: str) -> str | tuple:

@@ -75,21 +75,27 @@ METHODS: dict[str, Method] = {
 }
 
 
+def registered(name: str) -> str:
+    """The registry's part of a method's name: `c3po@beta=0.01` is a variant of `c3po` with settings of its own."""
+    return name.partition("@")[0]
+
+
 def _did_you_mean(name: str, names: Iterable[str]) -> str:
     near = get_close_matches(name, names, n=1)
     return f"; did you mean {near[0]!r}?" if near else ""
 
 
 def get_method(name: str, **settings: Any) -> Method:
-    """A registered method, with some of its settings replaced.
+    """A registered method, or a variant `method@label` of one, with some of its settings replaced.
 
     Raises:
         KeyError: unknown method or setting, with the nearest valid name.
         TypeError: a setting of the wrong type.
         ValueError: a setting out of its range.
     """
-    if name not in METHODS:
-        raise KeyError(f"unknown method {name!r}; expected one of {sorted(METHODS)}" + _did_you_mean(name, METHODS))
+    known = registered(name)
+    if known not in METHODS:
+        raise KeyError(f"unknown method {name!r}; expected one of {sorted(METHODS)}" + _did_you_mean(known, METHODS))
     defaults = {field.name: field.default for field in fields(Method)}
     for key, value in settings.items():
         if key not in defaults:
@@ -99,4 +105,4 @@ def get_method(name: str, **settings: Any) -> Method:
         if not isinstance(value, kinds) or (isinstance(value, bool) and not isinstance(defaults[key], bool)):
             expected = type(defaults[key]).__name__
             raise TypeError(f"method {name!r}, setting {key!r}: expected {expected}, found {value!r}")
-    return replace(METHODS[name], **settings)
+    return replace(METHODS[known], **settings)

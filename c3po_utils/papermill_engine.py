@@ -7,7 +7,12 @@ any other notebook runs as before.
 
 from __future__ import annotations
 
+import os
+import uuid
+
 from jupyter_client import AsyncKernelManager
+from jupyter_core.paths import jupyter_runtime_dir
+from jupyter_core.utils import ensure_dir_exists
 from papermill.engines import NBClientEngine, papermill_engines
 from traitlets import Unicode
 
@@ -15,9 +20,16 @@ from c3po_utils.parameters import resolve
 
 
 class LocalKernelManager(AsyncKernelManager):
-    """Kernels on files instead of TCP ports: parallel starts cannot race for a port, and no one else can listen."""
+    """Kernels on files instead of TCP ports: parallel starts cannot race for a port, and no one else can listen.
+
+    Each kernel has files of its own; jupyter_client's default is one name for all kernels of a working folder.
+    """
 
     transport = Unicode("ipc")
+
+    def _ip_default(self) -> str:
+        ensure_dir_exists(jupyter_runtime_dir(), mode=0o700)
+        return os.path.join(jupyter_runtime_dir(), f"kernel-{uuid.uuid4().hex[:12]}-ipc")
 
 
 class CheckedEngine(NBClientEngine):

@@ -102,6 +102,6 @@ def test_collect_tables_every_finished_evaluation(run, feedback):
 
 
 def test_unknown_methods_are_refused():
-    assert trained_methods(["base_resampled", "revised", "c3po", "dpo"]) == ["c3po", "dpo"]
+    assert trained_methods(["base_resampled", "revised", "c3po", "dpo@lr=1e-4"]) == ["c3po", "dpo@lr=1e-4"]
     with pytest.raises(KeyError, match="unknown method 'c3pp'"):
         trained_methods(["c3pp"])

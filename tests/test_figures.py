@@ -217,6 +217,7 @@ def test_looks_are_distinct_and_depend_on_the_name_alone():
     assert look("my_method") == look("my_method")
     assert look("my_method").name == "my method"
     assert look("my_method") != look("your_method")
+    assert look("c3po@beta=0.02").name == "C3PO, beta=0.02"
     assert look("my_method").color == "#97753c"
     assert ordered(["zeta", "c3po", "in_context", "zeta"]) == ["in_context", "c3po", "zeta"]
 

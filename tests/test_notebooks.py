@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from c3po_utils import batch
-from c3po_utils.batch import RunConfig, plan, run_batch
+from c3po_utils.batch import RunConfig, feedback_names, plan, run_batch, train_job
 from c3po_utils.runs import read_jsonl
 
 SMALL = {"best_of": 2, "categories": 3, "prompts_per_category": 3, "max_new_tokens": 12, "system_prompt": ""}
@@ -83,6 +83,16 @@ def test_changed_settings_run_again_what_depends_on_them(tiny_run):
     assert jobs[("02_train.ipynb", "c3po")] is False
     assert jobs[("02_train.ipynb", "scd")] is True
     assert jobs[("01_sample.ipynb", None)] is True
+
+
+def test_a_variant_has_its_methods_settings_and_its_own(tiny_run):
+    run, config = tiny_run
+    settings = {"scd": {"learning_rate": 1e-5, "epochs": 3}, "scd@epochs=5": {"epochs": 5}}
+    job = train_job(
+        config.model_copy(update={"train_methods": settings}), run, feedback_names(config)[0], "scd@epochs=5"
+    )
+    assert (job.parameters["learning_rate"], job.parameters["epochs"]) == (1e-5, 5)
+    assert job.stages[0].folder.name == "scd@epochs=5"
 
 
 def test_executed_copies_show_no_errors_and_no_secrets(tiny_run):

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import nbformat
 import papermill
 import pytest
 
 from c3po_utils.batch import NOTEBOOKS
+from c3po_utils.papermill_engine import LocalKernelManager
 from c3po_utils.parameters import ParameterError, declared, resolve
 
 TRAIN = NOTEBOOKS / "02_train.ipynb"
@@ -54,3 +57,9 @@ def test_notebooks_of_others_run_unchecked(tmp_path):
     papermill.execute_notebook(
         tmp_path / "other.ipynb", tmp_path / "out.ipynb", parameters={"y": 2}, progress_bar=False
     )
+
+
+def test_kernels_that_start_together_have_files_of_their_own():
+    one, other = LocalKernelManager(), LocalKernelManager()
+    assert one.ip != other.ip
+    assert Path(one.ip).parent.is_dir()

@@ -218,6 +218,12 @@ def test_training_arguments_that_cannot_be_meant_are_errors(tmp_path, tokenizer,
         run(tmp_path, tokenizer, get_method("dpo"), **argument)
 
 
+def test_a_variant_is_its_method_under_a_name_of_its_own():
+    assert get_method("c3po@beta=0.02", beta=0.02) == get_method("c3po", beta=0.02) != get_method("c3po")
+    with pytest.raises(KeyError, match=r"unknown method 'c3p@beta=0.02'.*did you mean 'c3po'"):
+        get_method("c3p@beta=0.02")
+
+
 def test_unknown_methods_and_settings_are_named_with_the_nearest_valid_one():
     with pytest.raises(KeyError, match="did you mean 'c3po_kl'"):
         get_method("c3po_lk")
