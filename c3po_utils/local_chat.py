@@ -182,7 +182,7 @@ class _Slots:
 
     def _allocate(self) -> None:
         layers, heads, dim = self._shape()
-        shape = (self.slots, self.length, heads, dim)
+        shape = (self.slots, heads, self.length, dim)
         dtype = self.chat.model.dtype
         self.keys = [torch.zeros(shape, dtype=dtype, device=self.device) for _ in range(layers)]
         self.values = [torch.zeros(shape, dtype=dtype, device=self.device) for _ in range(layers)]
@@ -220,7 +220,7 @@ class _Slots:
         if self.prefix:
             ids = torch.tensor([self.pending[0].prompt[: self.prefix]])
             self._forward(torch.tensor([0]), ids, torch.tensor([0]), head=False)
-            self.prefix_kv = [cache[0, : self.prefix].clone() for cache in (*self.keys, *self.values)]
+            self.prefix_kv = [cache[0, :, : self.prefix].clone() for cache in (*self.keys, *self.values)]
 
     def _admit(self, free: list[int]) -> None:
         """Fill free slots with waiting prompts; each distinct prompt is computed once, but for its last token."""
@@ -237,13 +237,13 @@ class _Slots:
             self._prefill([group[0] for group in groups[start : start + share]])
         for (source, row), *copies in groups:
             for cache in (*self.keys, *self.values) if copies else ():
-                cache[[slot for slot, _ in copies], : len(row.prompt)] = cache[source, : len(row.prompt)]
+                cache[[slot for slot, _ in copies], :, : len(row.prompt)] = cache[source, :, : len(row.prompt)]
 
     def _prefill(self, admitted: list[tuple[int, _Row]]) -> None:
         slots_N = torch.tensor([slot for slot, _ in admitted])
         if self.prefix:
             for cache, kv in zip((*self.keys, *self.values), self.prefix_kv, strict=True):
-                cache[slots_N, : self.prefix] = kv
+                cache[slots_N, :, : self.prefix] = kv
         bodies = [row.prompt[self.prefix : -1] for _, row in admitted]
         width = max(map(len, bodies))
         if width:
@@ -281,7 +281,7 @@ class _Slots:
         self.lengths_S, self.inputs_S = self.lengths_S[keep], self.inputs_S[keep]
         span = int(self.lengths_S.max()) + 1
         for cache in (*self.keys, *self.values):
-            cache[: self.slots, :span] = cache[keep.to(self.device), :span]
+            cache[: self.slots, :, :span] = cache[keep.to(self.device), :, :span]
 
 
 class _Batches:
