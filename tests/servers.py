@@ -355,10 +355,10 @@ def scripted(script: Script, batches: Batches | None = None) -> Iterator[Scripte
 
 
 @functools.cache
-def embedded_server() -> str:
+def embedded_server(threads: int = 1) -> str:
     """The base URL of llama.cpp's server with the embedded model: one for the session, started on first use.
 
-    One thread: two of them on two busy cores wait for each other, and are ten times slower.
+    One thread by default: two of them on two busy cores wait for each other, and are ten times slower.
     """
     import xllamacpp
 
@@ -367,7 +367,7 @@ def embedded_server() -> str:
     params = xllamacpp.CommonParams()
     params.model.path = str(embedded_gguf())
     params.hostnames, params.port = ["127.0.0.1"], 0
-    params.n_parallel, params.n_ctx, params.cpuparams.n_threads = 4, 8192, 1
+    params.n_parallel, params.n_ctx, params.cpuparams.n_threads = 4, 8192, threads
     params.verbosity, params.warmup = 0, False
     embedded_server.process = xllamacpp.Server(params)
     return f"{embedded_server.process.listening_address}/v1"
