@@ -22,12 +22,14 @@ REWARDS = {
     "rewards/rejected": "rejected $y^-$",
     "rewards/margins": "margin",
 }
+ACCURACY = {"rewards/accuracies": "chosen above rejected"}
 LINES = ("-", "--", "-.", ":")
 
 
 @style()
 def training_curves(log: pd.DataFrame, method: str) -> NDArray:
-    """Panels of one training run: loss terms per step, implicit rewards (DPO methods only), learning rate.
+    """Panels of one training run: loss terms per step, implicit rewards and their accuracy (DPO methods only),
+    learning rate.
 
     Args:
         log: one row per step with the columns that the trainer logs (`dpo`, `sft/...`, `rewards/...`).
@@ -36,6 +38,7 @@ def training_curves(log: pd.DataFrame, method: str) -> NDArray:
     panels = [
         ("loss term (nats)", TERMS),
         ("implicit reward", REWARDS),
+        ("accuracy (share of pairs)", ACCURACY),
         ("learning rate", {"learning_rate": "peak, then cosine"}),
     ]
     panels = [(label, names) for label, names in panels if any(name in log for name in names)]

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from jinja2.exceptions import TemplateError
 from transformers import PreTrainedTokenizerBase
+
+from c3po_utils.chat import request
 
 SEGMENTS = ("chosen", "rejected", "near", "out")
 SPLITS = {"near": "near_scope", "out": "out_of_scope"}
@@ -33,9 +35,9 @@ class DataError(ValueError):
     """Rows that cannot be trained on: too many dropped or truncated, or a template that does not round-trip."""
 
 
-def messages_for(prompt: str, system: str = "") -> list[dict[str, str]]:
-    system_turn = [{"role": "system", "content": system}] if system else []
-    return [*system_turn, {"role": "user", "content": prompt}]
+def messages_for(prompt: str, system: str = "", turns: Iterable[tuple[str, str]] = ()) -> list[dict[str, str]]:
+    """The conversation before an answer, after an optional system prompt and (user, assistant) example turns."""
+    return list(request("", prompt, system=system, turns=turns).messages)
 
 
 def render(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, str]], **kwargs: Any) -> str:
@@ -57,7 +59,14 @@ def render(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, s
 
 
 def encode(
-    tokenizer: PreTrainedTokenizerBase, id: str, prompt: str, answer: str, *, ended: bool = True, system: str = ""
+    tokenizer: PreTrainedTokenizerBase,
+    id: str,
+    prompt: str,
+    answer: str,
+    *,
+    ended: bool = True,
+    system: str = "",
+    turns: Iterable[tuple[str, str]] = (),
 ) -> Example:
     """Tokens of prompt and completion through the model's own chat template.
 
@@ -67,7 +76,7 @@ def encode(
     Raises:
         DataError: the templated prompt is no prefix of the templated conversation.
     """
-    messages, eos = messages_for(prompt, system), tokenizer.eos_token_id
+    messages, eos = messages_for(prompt, system, turns), tokenizer.eos_token_id
 
     def ids(messages: list[dict], **kwargs: Any) -> list[int]:
         return tokenizer(render(tokenizer, messages, **kwargs), add_special_tokens=False).input_ids
@@ -113,7 +122,7 @@ def training_rows(
     keep: Callable[[dict], bool] | None = None,
     max_length: int = 1024,
     max_dropped_share: float = 0.1,
-    max_prompts: int | None = None,
+    max_prompts: int = 0,
     seed: int = 0,
 ) -> tuple[list[dict], Preflight]:
     """One dict per training pair, with token ids for each segment that the method trains on.
@@ -131,7 +140,7 @@ def training_rows(
         keep: which in-scope rows to train on, for example those whose revision passes the metric.
         max_length: longer examples, in tokens, are dropped.
         max_dropped_share: more unusable rows than this share are an error.
-        max_prompts: use at most this many in-scope rows.
+        max_prompts: use at most this many in-scope rows; 0: all.
 
     Raises:
         DataError: nothing to train on, too many rows unusable, or no revisions where roles are to be reversed.
@@ -141,7 +150,7 @@ def training_rows(
     kept = [row for row in revised if keep is None or keep(row)]
     pair = [name for name in segments if name in PAIR]
     dealer, encoder = random.Random(seed), _Encoder(tokenizer, system, max_length)
-    pairs = encoder.shuffled(kept, {name: PAIR[name] for name in pair}, dealer)[:max_prompts]
+    pairs = encoder.shuffled(kept, {name: PAIR[name] for name in pair}, dealer)[: max_prompts or None]
     pools = [
         encoder.shuffled(by_split[SPLITS[name]], {name: "baseline"}, dealer) for name in segments if name not in pair
     ]

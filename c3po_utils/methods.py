@@ -34,6 +34,10 @@ class Method:
     near_ratio: float = 0.0  # near-scope rows put among the in-scope rows, for each of these, baseline as chosen
     out_ratio: float = 0.0  # likewise out-of-scope rows
     start: str = ""  # the method whose adapter training starts from
+    max_prompts: int = 0  # train on at most this many pairs; 0: on all
+    only_passing: bool = False  # train only on pairs whose revision passes the feedback's metric
+    max_length: int = 1024  # longer examples, in tokens, are dropped
+    max_dropped_share: float = 0.1  # more unusable rows than this share stop the training before it starts
 
     def __post_init__(self) -> None:
         if not 0 <= self.kl <= 1 or self.kl_temperature <= 0 or self.beta <= 0:
@@ -53,7 +57,31 @@ class Method:
     @property
     def rows(self) -> dict[str, Any]:
         """What the method asks of its rows: arguments of data.training_rows."""
-        return {"segments": self.segments, "near_ratio": self.near_ratio, "out_ratio": self.out_ratio}
+        names = ("segments", "near_ratio", "out_ratio", "max_prompts", "max_length", "max_dropped_share")
+        return {name: getattr(self, name) for name in names}
+
+    @property
+    def differences(self) -> dict[str, Any]:
+        """The fields that differ from C3PO's defaults."""
+        return {f.name: value for f in fields(self) if (value := getattr(self, f.name)) != f.default}
+
+    @property
+    def equation(self) -> str:
+        """The objective in LaTeX, with the weights in force; terms of weight 0 are left out."""
+        dpo = rf"L_\text{{DPO}}(D_\text{{in}};\,\beta={self.beta:g})"
+        terms = [
+            (self.preference, dpo),
+            (self.chosen_sft_weight, r"L_\text{SFT}(D_\text{in}, y^+)"),
+            (self.out_weight, _keep(self.kl, r"D_\text{out}")),
+            (self.near_weight, _keep(self.kl, r"D_\text{near}")),
+        ]
+        return "L = " + " + ".join(f"{weight:g}\\,{term}" if weight != 1 else term for weight, term in terms if weight)
+
+
+def _keep(kl: float, data: str) -> str:
+    """The term that holds the model to its own answers, in LaTeX."""
+    sft, divergence = rf"L_\text{{SFT}}({data})", rf"\text{{KL}}(\pi_0\,\|\,\pi;\,{data})"
+    return {0: sft, 1: divergence}.get(kl, rf"\big({1 - kl:g}\,{sft} + {kl:g}\,{divergence}\big)")
 
 
 _DPO = Method(out_weight=0.0, near_weight=0.0)

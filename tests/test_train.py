@@ -224,6 +224,22 @@ def test_a_variant_is_its_method_under_a_name_of_its_own():
         get_method("c3p@beta=0.02")
 
 
+@pytest.mark.parametrize(
+    ("name", "settings", "equation"),
+    [
+        ("c3po", {}, r"L = L_\text{DPO}(D_\text{in};\,\beta=0.1) + 0.2\,L_\text{SFT}(D_\text{out}) "
+         r"+ 0.1\,L_\text{SFT}(D_\text{near})"),
+        ("scd", {}, r"L = L_\text{SFT}(D_\text{in}, y^+)"),
+        ("c3po_kl", {"out_weight": 0.0}, r"L = L_\text{DPO}(D_\text{in};\,\beta=0.1) "
+         r"+ 0.1\,\text{KL}(\pi_0\,\|\,\pi;\,D_\text{near})"),
+        ("scd", {"near_weight": 1.0, "kl": 0.25}, r"L = L_\text{SFT}(D_\text{in}, y^+) + \big(0.75\,"
+         r"L_\text{SFT}(D_\text{near}) + 0.25\,\text{KL}(\pi_0\,\|\,\pi;\,D_\text{near})\big)"),
+    ],
+)  # fmt: skip
+def test_an_objective_writes_its_equation(name, settings, equation):
+    assert get_method(name, **settings).equation == equation
+
+
 def test_unknown_methods_and_settings_are_named_with_the_nearest_valid_one():
     with pytest.raises(KeyError, match="did you mean 'c3po_kl'"):
         get_method("c3po_lk")

@@ -47,7 +47,6 @@ def conversations(workload: str, count: int) -> list[Request]:
         return [request(f"r{i}", prompts[i % len(prompts)], system=SYSTEM) for i in range(count)]
     shown = find_feedback(FEEDBACK).demonstrations
     turns = [(each.prompt, each.answer) for each in shown]
-    turns += [(each.prompt, f"Sure, here it is. {each.answer}") for each in shown]
     asked = [request(f"r{i}", prompts[i], system=SYSTEM, turns=turns) for i in range(count // SAMPLES)]
     return [replace(each, id=f"{each.id}#{k}", replicate=k) for each in asked for k in range(SAMPLES)]
 
