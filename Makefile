@@ -7,12 +7,13 @@ DEMO := notebooks/params/demo.yaml
 export HF_HUB_DISABLE_PROGRESS_BARS = 1
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: help setup lock demo embedded test check lint bench figures lab clean
+.PHONY: help setup lock demo embedded tuning test check lint bench figures lab clean
 
 help:
 	@echo "make demo      one sentence to one table: sample, train, evaluate, figures (embedded model, CPU)"
 	@echo "make test      lint and tests;  make bench: slow, full-size checks"
 	@echo "make embedded  the embedded benchmark: all feedbacks, every method (hours)"
+	@echo "make tuning    the trials behind the embedded benchmark's settings (an hour)"
 	@echo "make figures   rebuild tables and figures in results/ from stored scores"
 	@echo "make lab       JupyterLab on the notebooks"
 
@@ -33,6 +34,9 @@ demo: setup
 embedded: setup
 	@$(BIN)/python -m c3po_utils.batch notebooks/params/embedded.yaml
 
+tuning: setup
+	@$(BIN)/python -m c3po_utils.batch notebooks/params/tuning.yaml
+
 lint: setup
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
 
@@ -42,6 +46,8 @@ test: lint
 check: test
 
 bench: setup
+	@$(BIN)/python -m tests.benchmarks.bench_generate
+	@$(BIN)/python -m tests.benchmarks.bench_train
 	@$(BIN)/python -m pytest -m slow
 
 figures: setup
