@@ -50,9 +50,11 @@ bench: setup
 	@$(BIN)/python -m tests.benchmarks.bench_train
 	@$(BIN)/python -m pytest -m slow
 
+# Runs whose stored answers are here; nothing is sampled, trained or asked.
 figures: setup
-	@$(BIN)/python -m c3po_utils.batch notebooks/params/embedded.yaml --figures-only
-	@$(BIN)/papermill --no-progress-bar --cwd notebooks notebooks/05_theory.ipynb $(VENV)/05_theory.ipynb 2>/dev/null
+	@set -e; for run in embedded tuning; do if [ -d results/$$run/eval ]; then \
+	  $(BIN)/python -m c3po_utils.batch notebooks/params/$$run.yaml --figures-only; fi; done
+	@$(BIN)/papermill --no-progress-bar --log-level WARNING --cwd notebooks notebooks/05_theory.ipynb $(VENV)/05_theory.ipynb
 
 lab: setup
 	@$(BIN)/jupyter lab notebooks

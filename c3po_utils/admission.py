@@ -1,15 +1,19 @@
-"""Leave for one attempt at a call: the rate limits and the budget that all processes on a ledger share."""
+"""Who may make a call, and when: leases by process, and the limits and budget that all on a ledger share."""
 
 from __future__ import annotations
 
+import contextlib
+import json
+import os
+import platform
 import sqlite3
 import time
+import uuid
 from dataclasses import dataclass
-
-from c3po_utils.owners import alive
+from pathlib import Path
 
 WINDOW_S = 60.0  # rate limits are per minute ...
-SKEW_S = 1.0  # ... as counted by a server that sees a request up to this much later than we sent it
+SKEW_S = 3.0  # ... as counted by a server that sees a request up to this much later than we asked leave for it
 
 ROUNDING_USD = 1e-9
 
@@ -80,3 +84,37 @@ def budget_wait(db: sqlite3.Connection, key: str, quota: Quota) -> float:
         f"{spent:.4f} of the budget of {quota.budget_usd:.4f} USD are spent, and the next call could cost"
         f" {quota.ceiling:.4f}; answers so far are stored: raise budget_usd and run again"
     )
+
+
+def _birth(pid: int) -> str:
+    """When a process started, so that a reused pid is not taken for it; empty where /proc does not tell."""
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+    return ""
+
+
+def _machine() -> str:
+    with contextlib.suppress(OSError):
+        return f"{platform.node()}/{os.readlink('/proc/self/ns/pid')}"
+    return platform.node()
+
+
+def new_owner() -> str:
+    """A name for one run of this process, by which others can see whether it lives."""
+    return json.dumps([_machine(), os.getpid(), _birth(os.getpid()), uuid.uuid4().hex])
+
+
+def alive(owner: str) -> bool:
+    """Whether the process behind a lease can still be there; on another machine only the lease's expiry tells."""
+    if owner.startswith("batch:"):
+        return True
+    machine, pid, birth, _ = json.loads(owner)
+    if machine != _machine():
+        return True
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return _birth(pid) == birth

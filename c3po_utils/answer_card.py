@@ -3,28 +3,24 @@
 from __future__ import annotations
 
 import html
-import unicodedata
 from collections.abc import Sequence
-from functools import cache
 from typing import NamedTuple
 
 import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.font_manager import FontProperties, findfont, get_font
-from matplotlib.ft2font import FT2Font
 
 from c3po_utils.figure_style import FLOOR, TEXT, look, ordered, style
+from c3po_utils.typeset import TYPE, signed, wrap
 
 HEADINGS = {"in_scope": "In scope", "near_scope": "Near scope", "out_of_scope": "Out of scope"}
 SPLIT_PAIR = ("in_scope", "out_of_scope")
-SIZE, LINE = 6.5, 0.13  # points of type, inches a line
+LINE = 0.13  # inches a line
 NAME, GAP = 1.25, 0.35  # inches of the method column, and between columns (for the score)
-TYPE = {"fontsize": SIZE, "va": "baseline", "parse_math": False}
 CSS = """<style>
 .answer-card { border-collapse: collapse; font: 14px/1.4 sans-serif; }
-.answer-card th, .answer-card td { border-top: 1px solid #bbb; padding: 6px 10px; text-align: left; }
-.answer-card th, .answer-card td { vertical-align: top; white-space: pre-wrap; max-width: 28em; }
+table.answer-card th, table.answer-card td { border-top: 1px solid #bbb; padding: 6px 10px; vertical-align: top; }
+table.answer-card th, table.answer-card td { text-align: left !important; white-space: pre-wrap; max-width: 28em; }
 .answer-card small { color: #777; }
 </style>"""
 
@@ -101,9 +97,9 @@ def fig5(
     rows, width = _rows(answers, methods, splits, feedback), (TEXT - NAME) / len(splits) - GAP
     weights = ["bold", *["normal"] * (len(rows) - 1)]
     wrapped = [
-        [_wrap(text, width, max_lines, weight) for text in row.texts] for row, weight in zip(rows, weights, strict=True)
+        [wrap(text, width, max_lines, weight) for text in row.texts] for row, weight in zip(rows, weights, strict=True)
     ]
-    names = [_wrap(row.name, NAME - 0.55, 3, "bold") for row in rows]
+    names = [wrap(row.name, NAME - 0.55, 3, "bold") for row in rows]
     heights = [max(map(len, [name, *columns])) + 0.8 for name, columns in zip(names, wrapped, strict=True)]
     total = sum(heights) + 1.2
     _, ax = plt.subplots(figsize=(TEXT, total * LINE), layout="none")
@@ -130,16 +126,12 @@ def _draw_row(ax: Axes, top: float, row: Row, name: list[str], columns: list[lis
         left = NAME + column * (TEXT - NAME) / len(columns)
         _write(ax, left, top, lines, weight)
         if score is not None:
-            ax.text(left - 0.05, top + 1.15, _signed(score), ha="right", color="#777777", **TYPE)
+            ax.text(left - 0.05, top + 1.15, signed(score), ha="right", color="#777777", **TYPE)
 
 
 def _write(ax: Axes, left: float, top: float, lines: list[str], weight: str) -> None:
     for i, line in enumerate(lines):
         ax.text(left, top + 1.15 + i, line, weight=weight, **TYPE)
-
-
-def _signed(score: float) -> str:
-    return "0" if abs(score) < 0.005 else f"{score:+.2g}".replace("-", "−")
 
 
 def fig5_html(
@@ -159,70 +151,5 @@ def fig5_html(
 
 
 def _html_cells(row: Row) -> str:
-    scores = ["" if score is None else f"<small>{_signed(score)}</small> " for score in row.scores]
+    scores = ["" if score is None else f"<small>{signed(score)}</small> " for score in row.scores]
     return "".join(f"<td>{score}{html.escape(text)}</td>" for score, text in zip(scores, row.texts, strict=True))
-
-
-@cache
-def _glyphs(weight: str) -> FT2Font:
-    return get_font(findfont(FontProperties(family="DejaVu Sans", weight=weight)))
-
-
-@cache
-def _advance(character: str, weight: str) -> float:
-    """Inches that a character takes."""
-    font = _glyphs(weight)
-    font.set_size(SIZE, 72)
-    return font.load_char(ord(character)).linearHoriAdvance / 65536 / 72
-
-
-def _width(text: str, weight: str) -> float:
-    return sum(_advance(character, weight) for character in text)
-
-
-def drawable(text: str) -> str:
-    """The text with what the figures' font lacks spelled out: [unicorn face], or [cjk text] for a run of
-    letters."""
-    shown = []
-    for character in text.expandtabs(4):
-        if "\ufe00" <= character <= "\ufe0f":  # variation selectors, as after an emoji
-            continue
-        if character == "\n" or (character.isprintable() and _glyphs("normal").get_char_index(ord(character))):
-            shown.append(character)
-        elif unicodedata.category(character)[0] not in "CM":
-            name = unicodedata.name(character, "unknown sign").lower()
-            name = f"[{name.split()[0]} text]" if character.isalpha() else f"[{name}]"
-            shown += [name] if shown[-1:] != [name] else []
-    return "".join(shown)
-
-
-def _wrap(text: str, width: float, max_lines: int, weight: str = "normal") -> list[str]:
-    """Lines no wider than `width` inches; the last of `max_lines` ends in an ellipsis when more would
-    follow."""
-    lines: list[str] = []
-    for paragraph in drawable(text).strip().split("\n"):
-        lines += _fill(paragraph, width, weight)
-        if len(lines) > max_lines:
-            break
-    if len(lines) <= max_lines:
-        return lines
-    last = lines[max_lines - 1]
-    while last and _width(f"{last} …", weight) > width:
-        last = last[:-1].rstrip()
-    return [*lines[: max_lines - 1], f"{last} …"]
-
-
-def _fill(paragraph: str, width: float, weight: str) -> list[str]:
-    """Greedy lines of one paragraph; words wider than a line are broken."""
-    lines = [""]
-    for word in paragraph.split():
-        joined = f"{lines[-1]} {word}".strip()
-        if _width(joined, weight) <= width:
-            lines[-1] = joined
-            continue
-        lines += [""] if lines[-1] else []
-        for character in word:
-            if _width(lines[-1] + character, weight) > width:
-                lines.append("")
-            lines[-1] += character
-    return lines

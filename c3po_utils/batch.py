@@ -13,20 +13,26 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import papermill
 import yaml
 from pydantic import BaseModel, ConfigDict
 from tqdm.auto import tqdm
 
 from c3po_utils import parameters
-from c3po_utils.evaluate import eval_stage, figures_stage, trained_methods
+from c3po_utils.evaluate import eval_stage, figures_stage, open_judge, trained_methods
 from c3po_utils.feedback import FEEDBACK_FOLDER, feedback_set, load_feedbacks, select
 from c3po_utils.finetune import TrainSettings, train_stage
 from c3po_utils.methods import registered
-from c3po_utils.runs import ROOT, Stage, run_folder, shown, write_json
+from c3po_utils.openai_chat import LIMITS
+from c3po_utils.pairs import How, joint_name, pair_stage
+from c3po_utils.roles import estimate, open_roles
+from c3po_utils.runs import LEDGER, ROOT, Stage, run_folder, shown, write_json
 from c3po_utils.sample import SampleSettings, feedback_id, find_feedback, find_prompts, sample_stage
+from c3po_utils.text import nearest
 
 NOTEBOOKS = ROOT / "notebooks"
+PAIRS = "07_two_feedbacks.ipynb"
 
 
 class RunConfig(BaseModel):
@@ -41,7 +47,11 @@ class RunConfig(BaseModel):
     sample: dict[str, Any] = {}
     train: dict[str, Any] = {}  # for every trained method
     train_methods: dict[str, dict[str, Any]] = {}  # for one method, or one variant `method@label`, over `train`
+    evaluate: dict[str, Any] = {}
     figures: dict[str, Any] = {}
+    pairs: list[tuple[str, str]] = []  # ids of two feedbacks each, to be put into one model
+    pair_methods: list[str] | None = None  # all that are trained when left out
+    pair_how: list[How] = ["add"]  # `add` their adapters, train one adapter `joint`ly
 
 
 def read_config(path: Path | str) -> dict[str, Any]:
@@ -53,13 +63,7 @@ def read_config(path: Path | str) -> dict[str, Any]:
 
 def load_config(path: Path | str, overrides: Sequence[str] = ()) -> RunConfig:
     """A run's settings from YAML, with `key=value` overrides (value in YAML) on top."""
-    values = read_config(path)
-    for override in overrides:
-        key, separator, value = override.partition("=")
-        if not separator:
-            raise SystemExit(f"override {override!r}: expected key=value")
-        values[key] = yaml.safe_load(value)
-    return RunConfig.model_validate(values)
+    return RunConfig.model_validate({**read_config(path), **parameters.read_overrides(overrides)})
 
 
 @dataclass(frozen=True)
@@ -84,6 +88,10 @@ def plan(config: RunConfig) -> Iterator[Job]:
         for method in trained_methods(config.methods):
             yield train_job(config, run, name, method)
         yield evaluate_job(config, run, name)
+    for pair, method, how in pair_runs(config):
+        if how == "joint":
+            yield train_job(config, run, joint_name(pair), method)
+        yield pair_job(config, run, pair, method, how)
     yield figures_job(config, run)
 
 
@@ -94,19 +102,56 @@ def feedback_names(config: RunConfig) -> list[str]:
     return ids if path.parent == FEEDBACK_FOLDER else [f"{path.resolve()}#{id}" for id in ids]
 
 
+def pair_runs(config: RunConfig) -> list[tuple[list[str], str, How]]:
+    """(what notebooks take as `feedbacks`, method, how) of every pair of the run.
+
+    Raises:
+        ValueError: a pair of a feedback that is not in the run, or of one feedback twice.
+    """
+    names = {feedback_id(name): name for name in feedback_names(config)} if config.pairs else {}
+    for pair in config.pairs:
+        for id in pair:
+            if id not in names:
+                raise ValueError(f"pairs: {id!r} is no feedback of this run; {nearest(id, names)}")
+        if len(set(pair)) < 2:
+            raise ValueError(f"pairs: expected two different feedbacks, found {list(pair)}")
+    methods = trained_methods(config.methods if config.pair_methods is None else config.pair_methods)
+    pairs = [[names[id] for id in pair] for pair in config.pairs]
+    return [(pair, method, how) for pair in pairs for method in methods for how in config.pair_how]
+
+
 def _resolved(notebook: str, given: dict[str, Any]) -> dict[str, Any]:
     return parameters.resolve(NOTEBOOKS / notebook, given)
 
 
 def _fields(settings: type, values: dict[str, Any]) -> dict[str, Any]:
-    return {entry.name: values[entry.name] for entry in fields(settings)}
+    return {entry.name: values[entry.name] for entry in fields(settings) if entry.name in values}
+
+
+def _sample_values(config: RunConfig, name: str) -> tuple[dict[str, Any], SampleSettings]:
+    values = _resolved("01_sample.ipynb", {"run": config.run, "feedback": name, **config.sample})
+    parameters.checked(values["limits"], LIMITS, "limit")
+    return values, SampleSettings.of(values["options"], **_fields(SampleSettings, values))
 
 
 def sample_job(config: RunConfig, run: Path, name: str) -> Job:
-    values = _resolved("01_sample.ipynb", {"run": config.run, "feedback": name, **config.sample})
-    settings = SampleSettings(**_fields(SampleSettings, values))
-    stage = sample_stage(run, find_feedback(name), find_prompts(name), settings)
+    values, settings = _sample_values(config, name)
+    stage = sample_stage(run, find_feedback(name), find_prompts(name, settings), settings)
     return Job("01_sample.ipynb", stage.folder / "01_sample.ipynb", values, [stage])
+
+
+def estimates(config: RunConfig) -> pd.DataFrame:
+    """What sampling would still take at most, by feedback and role; nothing is asked."""
+    run, tables = run_folder(config.run), {}
+    for name in feedback_names(config):
+        values, settings = _sample_values(config, name)
+        record, given = find_feedback(name), find_prompts(name, settings)
+        cast = open_roles(settings, run / LEDGER, values["limits"])
+        stage = sample_stage(run, record, given, settings)
+        tables[record.id] = estimate(cast, record, given, settings, stage)
+    table = pd.concat(tables, names=["feedback", "role"])
+    table.loc[("all", ""), :] = table.drop(columns="model").sum(skipna=False)
+    return table
 
 
 def train_job(config: RunConfig, run: Path, name: str, method: str) -> Job:
@@ -118,10 +163,17 @@ def train_job(config: RunConfig, run: Path, name: str, method: str) -> Job:
 
 
 def evaluate_job(config: RunConfig, run: Path, name: str) -> Job:
-    given = {"run": config.run, "feedback": name, "methods": config.methods}
+    given = {"run": config.run, "feedback": name, "methods": config.methods, **config.evaluate}
     values = _resolved("03_evaluate.ipynb", given)
-    stages = [eval_stage(run, feedback_id(name), method) for method in config.methods]
+    judge = open_judge(run, values["judge_model"], values["judge_helpfulness"], values["judge_limits"])
+    stages = [eval_stage(run, feedback_id(name), method, judge) for method in config.methods]
     return Job("03_evaluate.ipynb", run / "eval" / feedback_id(name) / "03_evaluate.ipynb", values, stages)
+
+
+def pair_job(config: RunConfig, run: Path, pair: list[str], method: str, how: How) -> Job:
+    given = {"run": config.run, "feedbacks": pair, "method": method, "how": how}
+    stage = pair_stage(run, [feedback_id(name) for name in pair], method, how)
+    return Job(PAIRS, stage.folder / PAIRS, _resolved(PAIRS, given), [stage])
 
 
 def figures_job(config: RunConfig, run: Path) -> Job:
@@ -151,6 +203,7 @@ def execute(job: Job) -> None:
 def run_batch(config: RunConfig) -> None:
     """Execute what is not done yet, with one progress bar over all jobs."""
     total = len(feedback_names(config)) * (2 + len(trained_methods(config.methods))) + 1
+    total += sum(2 if how == "joint" else 1 for *_, how in pair_runs(config))
     start = time.monotonic()
     with tqdm(total=total, desc=config.run, unit="notebook", file=sys.stderr) as bar:
         for job in plan(config):
@@ -169,9 +222,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m c3po_utils.batch", description=__doc__.split("\n")[0])
     parser.add_argument("config", type=Path, help="a run's YAML, such as notebooks/params/demo.yaml")
     parser.add_argument("overrides", nargs="*", help="key=value, over the YAML")
+    parser.add_argument("--estimate", action="store_true", help="only say what sampling would take: calls, tokens, USD")
     parser.add_argument("--figures-only", action="store_true", help="tables and figures again, from stored scores")
-    options = parser.parse_args(arguments)
+    options = parser.parse_intermixed_args(arguments)
     config = load_config(options.config, options.overrides)
+    if options.estimate:
+        print(estimates(config).to_string(na_rep="-", float_format="{:,.2f}".format))
+        return
     figures = figures_job(config, run_folder(config.run))
     if options.figures_only:
         execute(figures)

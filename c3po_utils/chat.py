@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections import Counter
+import json
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 Status = Literal["ok", "truncated", "refused", "filtered", "malformed", "failed"]
@@ -46,6 +46,12 @@ class Request:
     schema: dict | None = None
     replicate: int = 0
 
+    @property
+    def size(self) -> int:
+        """Bytes of what is sent: messages and schema."""
+        schema = len(json.dumps(self.schema)) if self.schema else 0
+        return schema + sum(len(message["content"].encode()) for message in self.messages)
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -67,9 +73,6 @@ class Outcome:
     def usable(self) -> bool:
         return self.status in ("ok", "truncated")
 
-    def to_row(self) -> dict:
-        return asdict(self)
-
 
 class ChatModel(Protocol):
     """Answers requests in any order, streaming each outcome back as soon as it is there."""
@@ -79,14 +82,51 @@ class ChatModel(Protocol):
     def complete(self, requests: Sequence[Request], sampling: Sampling, *, desc: str = "") -> Iterator[Outcome]: ...
 
 
+def ask(model: ChatModel, requests: Sequence[Request], sampling: Sampling, desc: str = "") -> dict[str, Outcome]:
+    """Outcomes by request id, one for each request.
+
+    Raises:
+        RuntimeError: the model left a request without an outcome, or answered one that was not asked.
+    """
+    outcomes = {outcome.id: outcome for outcome in model.complete(requests, sampling, desc=desc)}
+    asked = {request.id for request in requests}
+    if outcomes.keys() != asked or len(asked) != len(requests):
+        raise RuntimeError(f"{len(requests)} requests, {len(outcomes)} outcomes: ids must be unique and all answered")
+    return outcomes
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What asking would take, at most: calls not stored yet, their tokens, and USD (None: price unknown)."""
+
+    calls: int = 0
+    stored: int = 0
+    prompt_tokens: int = 0
+    answer_tokens: int = 0
+    usd: float | None = 0.0
+
+    def __add__(self, other: Estimate) -> Estimate:
+        usd = None if self.usd is None or other.usd is None else self.usd + other.usd
+        counts = (getattr(self, name) + getattr(other, name) for name in ESTIMATED)
+        return Estimate(*counts, usd)
+
+    def __str__(self) -> str:
+        cost = "unknown (no price given)" if self.usd is None else f"at most {self.usd:.4f} USD"
+        tokens = f"about {self.prompt_tokens:,} prompt and at most {self.answer_tokens:,} answer tokens"
+        return f"{self.calls:,} calls ({self.stored:,} more are stored), {tokens}; cost {cost}"
+
+
+ESTIMATED = ("calls", "stored", "prompt_tokens", "answer_tokens")
+
+
+def likely_tokens(size: int, messages: int) -> int:
+    """About how many tokens `size` bytes in so many messages are: one for three, 16 a message for the chat format."""
+    return -(-size // 3) + 16 * messages
+
+
 def request(id: str, prompt: str, *, system: str = "", turns: Iterable[tuple[str, str]] = ()) -> Request:
     """A request for one user prompt, after an optional system prompt and (user, assistant) example turns."""
     messages: list[Message] = [{"role": "system", "content": system}] if system else []
     for user, assistant in turns:
         messages += [{"role": "user", "content": user}, {"role": "assistant", "content": assistant}]
     return Request(id, (*messages, {"role": "user", "content": prompt}))
-
-
-def tally(outcomes: Iterable[Outcome]) -> dict[str, int]:
-    """Counts by status: requested = the sum of all of them."""
-    return dict(Counter(outcome.status for outcome in outcomes))

@@ -13,8 +13,10 @@ import matplotlib.pyplot as plt
 import numpy as np
 import seaborn as sns
 from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
+from c3po_utils.methods import registered
 from c3po_utils.runs import write_atomic
 
 COLUMN, TEXT = 3.4, 6.8  # widths in inches: one column, and the whole text
@@ -55,15 +57,26 @@ REFERENCES = ("base", FLOOR, "revised")  # not contestants: the untouched model,
 
 
 def look(method: str) -> Look:
-    """A known method's look, or one that depends on nothing but the name."""
+    """A known method's look, or one that depends on nothing but the name: a variant's in a shade of its method's."""
     if method in LOOKS:
         return LOOKS[method]
     code = zlib.crc32(method.encode())
+    marker, hatch = "osD^vPXph<>d"[code // 72 % 12], ("", "//", "..", "xx", "--")[code // 864 % 5]
+    if known := LOOKS.get(registered(method)):
+        shade = sns.blend_palette(["#222222", known.color, "#FFFFFF"], 9).as_hex()[3 + code % 4]
+        label = method.partition("@")[2].replace(",", ", ")
+        return Look(f"{known.name}, {label}", shade, marker, hatch)
     color = sns.husl_palette(24, h=0.03, s=0.75, l=0.4 + 0.12 * (code // 24 % 3)).as_hex()[code % 24]
-    marker = "osD^vPXph<>d"[code // 72 % 12]
-    base, _, label = method.partition("@")
-    name = f"{LOOKS[base].name}, {label}" if base in LOOKS and label else method.replace("_", " ")
-    return Look(name, color, marker, ("", "//", "..", "xx", "--")[code // 864 % 5])
+    return Look(method.replace("_", " "), color, marker, hatch)
+
+
+def bar(method: str) -> dict[str, str | float]:
+    """A method's bar, and its legend entry: its colour, and its hatch in white where dark ink would not show."""
+    name, color, _, hatch = look(method)
+    ink = "#333333" if np.dot(to_rgb(color), (0.299, 0.587, 0.114)) > 0.42 else "#FFFFFF"  # by luma
+    return {
+        "facecolor": color, "edgecolor": "#333333", "linewidth": 0.4, "hatch": hatch, "hatchcolor": ink, "label": name
+    }  # fmt: skip
 
 
 def dash(method: str) -> str | tuple:
@@ -72,10 +85,9 @@ def dash(method: str) -> str | tuple:
 
 
 def ordered(methods: Iterable[str]) -> list[str]:
-    """Distinct methods, the known ones first in the order of `LOOKS`."""
-    distinct = list(dict.fromkeys(methods))
-    known = [method for method in LOOKS if method in distinct]
-    return known + [method for method in distinct if method not in LOOKS]
+    """Distinct methods, the known ones first in the order of `LOOKS`, with their variants after them."""
+    places = {name: place for place, name in enumerate(LOOKS)}
+    return sorted(dict.fromkeys(methods), key=lambda name: (places.get(registered(name), len(LOOKS)), "@" in name))
 
 
 @contextlib.contextmanager

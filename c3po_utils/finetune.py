@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from c3po_utils.adapters import WEIGHTS, lora_config
 from c3po_utils.data import Preflight, training_rows
 from c3po_utils.methods import Method, get_method
+from c3po_utils.metrics import check
 from c3po_utils.runs import Stage, content_hash, read_json
-from c3po_utils.sample import ROWS, load_rows, stored_settings
+from c3po_utils.sample import ROWS, load_rows, members, stored_feedback, stored_settings
 from c3po_utils.train import LOG, train
 
 
@@ -36,14 +38,20 @@ class TrainSettings:
 
 
 def train_stage(run: Path | str, feedback_id: str, settings: TrainSettings) -> Stage:
-    """The folder of one adapter, done when it was trained with these settings on these rows."""
+    """The folder of one adapter, done when it was trained with these settings on these rows.
+
+    For `a+b` it is trained on the rows of both feedbacks.
+    """
     run, objective = Path(run), settings.objective
+    rows = {id: content_hash(run / "sample" / id / ROWS) for id in members(feedback_id)}
+    sampled_with = {id: stored_settings(run, id).identity for id in rows}
+    joint = len(rows) > 1
     identity = {
         "settings": asdict(settings),
         # Only what differs from the defaults, so that a setting added to Method later renames no finished run.
         "objective": {f.name: value for f in fields(objective) if (value := getattr(objective, f.name)) != f.default},
-        "rows": content_hash(run / "sample" / feedback_id / ROWS),
-        "sampled_with": asdict(stored_settings(run, feedback_id)),
+        "rows": rows if joint else rows[feedback_id],
+        "sampled_with": sampled_with if joint else sampled_with[feedback_id],
     }
     if objective.start:
         identity["start"] = content_hash(start_folder(run, feedback_id, objective) / WEIGHTS)
@@ -70,7 +78,20 @@ def prepare(
     """Token rows of the training fold and what preflight counted; see data.training_rows for the errors."""
     system = stored_settings(run, feedback_id).system_prompt
     rows = load_rows(run, feedback_id, "train")
-    return training_rows(rows, tokenizer, system=system, seed=settings.seed, **settings.objective.rows)
+    keep = _passing(run, feedback_id) if settings.objective.only_passing else None
+    return training_rows(rows, tokenizer, system=system, seed=settings.seed, keep=keep, **settings.objective.rows)
+
+
+def _passing(run: Path | str, feedback_id: str) -> Callable[[dict], bool]:
+    """Whether a row's revision passes the metric of its feedback.
+
+    Raises:
+        ValueError: a feedback without a metric.
+    """
+    metrics = {id: stored_feedback(run, id).metric for id in members(feedback_id)}
+    if None in metrics.values():
+        raise ValueError(f"only_passing: feedback {feedback_id!r} has no metric to choose pairs by")
+    return lambda row: check(metrics[row["feedback"]], row["revised"], row["baseline"])
 
 
 def train_feedback(

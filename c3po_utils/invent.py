@@ -1,10 +1,15 @@
-"""New feedbacks from a strong model (the paper's appendix D.8, style, and D.9, content), as a set."""
+"""New feedbacks from a strong model (the paper's appendix D.8, style, and D.9, content), as a set.
+
+python -m c3po_utils.invent style 25 feedback/new.yaml --model openai:gpt-4.1 [--estimate] [key=value ...]
+"""
 
 from __future__ import annotations
 
+import argparse
 import re
 import unicodedata
 from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -13,13 +18,16 @@ from pydantic import Field
 
 from c3po_utils.chat import ChatModel
 from c3po_utils.elicit import Form
-from c3po_utils.feedback import Feedback, load_feedbacks
+from c3po_utils.feedback import FEEDBACK_FOLDER, Feedback, load_feedbacks
 from c3po_utils.feedback_files import Text
 from c3po_utils.prompts import CONTENT_FEEDBACKS, STYLE_FEEDBACKS
-from c3po_utils.topup import Effort, Report, Seen, Short, Target, top_up
+from c3po_utils.rehearsal import Rehearsal
+from c3po_utils.runs import write_atomic
+from c3po_utils.topup import Effort, Report, Seen, Short, Target, made_up, top_up
 
 TEMPLATES = {"style": STYLE_FEEDBACKS, "content": CONTENT_FEEDBACKS}
 ID_WORDS = 5
+AT_ONCE = 10
 
 
 class Idea(Form):
@@ -54,7 +62,7 @@ def invent_feedbacks(
     Raises:
         Short: fewer could be had, and `allow_short` is False.
     """
-    effort, report = effort or Effort(at_once=10), Report()
+    effort, report = effort or Effort(at_once=AT_ONCE), Report()
     seen = Seen(effort.resemblance)
     for feedback in known:
         seen.repeats(feedback.content, kind)
@@ -97,11 +105,42 @@ def _ids(contents: Iterable[str], kind: str, taken: set[str]) -> list[str]:
 
 def write_feedbacks(path: Path | str, feedbacks: Sequence[Feedback]) -> Path:
     """A feedback set that `load_feedbacks` reads; it is read back before this returns."""
-    from c3po_utils.runs import write_atomic
-
     records = [feedback.model_dump(mode="json", exclude_defaults=True) for feedback in feedbacks]
     text = yaml.safe_dump({"feedbacks": records}, allow_unicode=True, sort_keys=False, width=110)
     written = write_atomic(path, text)
     if load_feedbacks(written) != list(feedbacks):
         raise RuntimeError(f"{written}: the feedbacks read back differ from those written")
     return written
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    from c3po_utils.open_chat import open_chat
+    from c3po_utils.parameters import read_overrides
+
+    parser = argparse.ArgumentParser(prog="python -m c3po_utils.invent", description=__doc__.split("\n")[0])
+    parser.add_argument("kind", choices=TEMPLATES)
+    parser.add_argument("count", type=int)
+    parser.add_argument("to", type=Path, help="the set to be written, a YAML file that is not there yet")
+    parser.add_argument("limits", nargs="*", help="key=value, such as budget_usd=1 or requests_per_minute=60")
+    parser.add_argument("--model", required=True, help="openai:MODEL[@BASE_URL], or a local model")
+    parser.add_argument("--ledger", type=Path, default=Path("results/invent.sqlite"), help="where answers are kept")
+    parser.add_argument("--allow-short", action="store_true", help="write fewer when no more can be had")
+    parser.add_argument("--estimate", action="store_true", help="only say what it would take: calls, tokens, USD")
+    options = parser.parse_intermixed_args(arguments)
+    known = load_feedbacks(*sorted(FEEDBACK_FOLDER.glob("*.yaml")))
+    model = open_chat(options.model, options.ledger, **read_overrides(options.limits))
+    if options.estimate:
+        dry = Rehearsal(model, partial(made_up, keys=tuple(Idea.model_fields), count=AT_ONCE))
+        invent_feedbacks(dry, options.kind, options.count, known=known, allow_short=True)
+        print(dry.total)
+        return
+    if options.to.exists():
+        parser.error(f"{options.to} is there already: expected the name of a new file")
+    made, report = invent_feedbacks(
+        model, options.kind, options.count, known=known, allow_short=options.allow_short, progress=True
+    )
+    print(report, write_feedbacks(options.to, made), sep="\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -12,31 +12,9 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from c3po_utils.admission import Quota, budget_wait, window_wait
+from c3po_utils.admission import Quota, alive, budget_wait, window_wait
 from c3po_utils.chat import Outcome, Status
-from c3po_utils.owners import alive
-
-APPLICATION, VERSION = 0xC3B0, 1
-TABLES = """
-CREATE TABLE IF NOT EXISTS calls (key TEXT PRIMARY KEY, scope TEXT NOT NULL, request TEXT NOT NULL,
-  status TEXT NOT NULL, reason TEXT NOT NULL, text TEXT NOT NULL, prompt_tokens INTEGER,
-  completion_tokens INTEGER, price REAL, at_most REAL, latency_s REAL, attempts INTEGER, at REAL);
-CREATE TABLE IF NOT EXISTS leases (key TEXT PRIMARY KEY, owner TEXT NOT NULL, until REAL NOT NULL,
-  lost REAL NOT NULL DEFAULT 0, reserved REAL NOT NULL DEFAULT 0);
-CREATE TABLE IF NOT EXISTS sent (ticket INTEGER PRIMARY KEY, scope TEXT NOT NULL, at REAL NOT NULL,
-  tokens INTEGER NOT NULL);
-CREATE INDEX IF NOT EXISTS sent_by_time ON sent (scope, at);
-CREATE TABLE IF NOT EXISTS batches (token TEXT PRIMARY KEY, scope TEXT NOT NULL, owner TEXT NOT NULL,
-  job TEXT, keys TEXT NOT NULL, content TEXT NOT NULL, at REAL);
-CREATE TABLE IF NOT EXISTS totals (settled REAL NOT NULL, held REAL NOT NULL);
-INSERT INTO totals SELECT 0, 0 WHERE NOT EXISTS (SELECT 1 FROM totals);
-CREATE TRIGGER IF NOT EXISTS hold AFTER INSERT ON leases BEGIN
-  UPDATE totals SET held = held + NEW.lost + NEW.reserved; END;
-CREATE TRIGGER IF NOT EXISTS rehold AFTER UPDATE ON leases BEGIN
-  UPDATE totals SET held = held + NEW.lost + NEW.reserved - OLD.lost - OLD.reserved; END;
-CREATE TRIGGER IF NOT EXISTS unhold AFTER DELETE ON leases BEGIN
-  UPDATE totals SET held = held - OLD.lost - OLD.reserved; END;
-"""
+from c3po_utils.ledger_file import open_file
 
 COLUMNS = "status, reason, text, prompt_tokens, completion_tokens, price, at_most, latency_s, attempts"
 NEWEST = ", ".join(
@@ -81,37 +59,8 @@ class Ledger:
 
     def __init__(self, path: Path | str):
         self.path = Path(path)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         self._lock = threading.RLock()
-        self._db = self._open()
-
-    def _open(self) -> sqlite3.Connection:
-        db = sqlite3.connect(self.path, timeout=60, isolation_level=None, check_same_thread=False)
-        try:
-            self._check(db)
-        except sqlite3.DatabaseError as error:
-            raise sqlite3.DatabaseError(f"{self.path}: expected a call ledger; {error}") from None
-        for _ in range(100):  # entering WAL mode does not wait for another process that does the same
-            try:
-                db.execute("PRAGMA journal_mode=WAL")
-                break
-            except sqlite3.OperationalError as error:
-                if "locked" not in str(error):
-                    raise
-                time.sleep(0.05)
-        db.execute("PRAGMA synchronous=NORMAL")
-        marks = f"PRAGMA application_id={APPLICATION}; PRAGMA user_version={VERSION};"
-        db.executescript(f"BEGIN IMMEDIATE; {TABLES} {marks} COMMIT;")
-        return db
-
-    @staticmethod
-    def _check(db: sqlite3.Connection) -> None:
-        queries = ("SELECT COUNT(*) FROM sqlite_master", "PRAGMA application_id", "PRAGMA user_version")
-        db.execute("BEGIN")  # one snapshot: another process may be making the tables now
-        tables, application, version = (db.execute(query).fetchone()[0] for query in queries)
-        db.execute("COMMIT")
-        if tables and (application, version) != (APPLICATION, VERSION):
-            raise sqlite3.DatabaseError(f"found a database of application {application}, version {version}")
+        self._db = open_file(self.path)
 
     @contextlib.contextmanager
     def _write(self) -> Iterator[sqlite3.Connection]:

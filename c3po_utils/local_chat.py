@@ -49,8 +49,8 @@ def pick(logits_BV: torch.Tensor, sampling: Sampling, uniform_B: torch.Tensor) -
 
 
 def uniforms(request: Request, sampling: Sampling) -> np.ndarray:
-    """The request's own random numbers, one a token: they depend on seed and id alone, never on neighbours."""
-    key = int(content_hash([sampling.seed, request.id])[:16], 16)
+    """The request's own random numbers, one a token: they depend on seed, id and replicate, never on neighbours."""
+    key = int(content_hash([sampling.seed, request.id, request.replicate])[:16], 16)
     return np.random.Generator(np.random.Philox(key=key)).random(sampling.max_new_tokens, dtype=np.float32)
 
 

@@ -42,6 +42,8 @@ class Method:
     def __post_init__(self) -> None:
         if not 0 <= self.kl <= 1 or self.kl_temperature <= 0 or self.beta <= 0:
             raise ValueError(f"expected kl in [0, 1], kl_temperature > 0, beta > 0; found {self}")
+        if self.max_prompts < 0 or self.max_length < 1 or not 0 <= self.max_dropped_share <= 1:
+            raise ValueError(f"expected max_prompts >= 0, max_length >= 1, max_dropped_share in [0, 1]; found {self}")
 
     @property
     def segments(self) -> tuple[str, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import functools
 import hashlib
 import os
 import shutil
@@ -156,6 +157,12 @@ def load_model(name: str, dtype: torch.dtype | str = torch.bfloat16, device: str
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     model = AutoModelForCausalLM.from_pretrained(resolve(name), dtype=dtype)
     return model.to(device).eval()
+
+
+@functools.lru_cache(maxsize=1)
+def shared_model(name: str) -> PreTrainedModel:
+    """The model, loaded once in a process, for answering; who changes it puts it back (`adapters.merged` does)."""
+    return load_model(name)
 
 
 def eos_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> set[int]:

@@ -1,16 +1,19 @@
-"""A model name to something that answers: a local model or an OpenAI-compatible API, both behind the ledger."""
+"""A model's name to something that answers: a local model or an OpenAI-compatible API, both behind the ledger."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
-from c3po_utils.chat import ChatModel, Outcome, Request, Sampling
+from c3po_utils.chat import ChatModel, Estimate, Outcome, Request, Sampling, likely_tokens
 from c3po_utils.ledger import Entry, Ledger
 from c3po_utils.local_chat import LocalChat
-from c3po_utils.models import load_model, load_tokenizer
+from c3po_utils.models import load_tokenizer, resolve, shared_model
+from c3po_utils.openai_chat import open_model
 from c3po_utils.runs import content_hash
 
 
@@ -20,48 +23,60 @@ class RememberedChat:
     The key is what decides the answer: model, messages, sampling parameters with their seed, and the replicate.
     """
 
-    def __init__(self, model: LocalChat, ledger: Ledger):
-        self.model, self.ledger, self.name = model, ledger, model.name
+    def __init__(self, model: ChatModel, ledger: Ledger):
+        self.model, self.ledger, self.name, self.scope = model, ledger, model.name, model.name
 
     def _key(self, request: Request, sampling: Sampling) -> str:
         return content_hash([self.name, list(request.messages), asdict(sampling), request.id, request.replicate])
 
-    def complete(self, requests: Sequence[Request], sampling: Sampling, *, desc: str = "") -> Iterator[Outcome]:
+    def stored(self, requests: Sequence[Request], sampling: Sampling) -> dict[str, Outcome]:
+        """The outcomes that are in the ledger, by request id."""
         keys = {request.id: self._key(request, sampling) for request in requests}
         known = self.ledger.lookup(keys.values())
-        for request in requests:
-            if keys[request.id] in known:
-                yield known[keys[request.id]].outcome(request.id)
-        missing = [request for request in requests if keys[request.id] not in known]
-        by_id = {request.id: request for request in missing}
-        for outcome in self.model.complete(missing, sampling, desc=desc) if missing else ():
+        return {id: known[key].outcome(id) for id, key in keys.items() if key in known}
+
+    def estimate(self, requests: Sequence[Request], sampling: Sampling) -> Estimate:
+        """A dry run: what `complete` would ask, without asking. A local model is free of charge."""
+        stored = self.stored(requests, sampling)
+        missing = [request for request in requests if request.id not in stored]
+        tokens = sum(likely_tokens(request.size, len(request.messages)) for request in missing)
+        return Estimate(len(missing), len(stored), tokens, len(missing) * sampling.max_new_tokens)
+
+    def complete(self, requests: Sequence[Request], sampling: Sampling, *, desc: str = "") -> Iterator[Outcome]:
+        stored = self.stored(requests, sampling)
+        yield from stored.values()
+        missing = {request.id: request for request in requests if request.id not in stored}
+        for outcome in self.model.complete(list(missing.values()), sampling, desc=desc) if missing else ():
             entry = Entry(
-                outcome.status,
-                outcome.reason,
-                outcome.text,
-                outcome.prompt_tokens,
-                outcome.completion_tokens,
-                price=0.0,
-                at_most=0.0,
-            )
-            body = json.dumps({"messages": by_id[outcome.id].messages, **asdict(sampling)}, ensure_ascii=False)
-            self.ledger.record(keys[outcome.id], self.name, body, entry)
+                outcome.status, outcome.reason, outcome.text, outcome.prompt_tokens, outcome.completion_tokens,
+                price=0.0, at_most=0.0,
+            )  # fmt: skip
+            request = missing[outcome.id]
+            body = json.dumps({"messages": request.messages, **asdict(sampling)}, ensure_ascii=False)
+            self.ledger.record(self._key(request, sampling), self.name, body, entry)
             yield outcome
 
 
+class _Waiting:
+    """A local model that is loaded when it is first asked: what is stored, or estimated, needs no weights."""
+
+    def __init__(self, name: str, **limits: float):
+        resolve(name)  # a name that cannot be meant is an error now
+        self.name, self._limits = name, limits
+
+    @cached_property
+    def _chat(self) -> LocalChat:
+        return LocalChat(shared_model(self.name), load_tokenizer(self.name), name=self.name, **self._limits)
+
+    def complete(self, requests: Sequence[Request], sampling: Sampling, *, desc: str = "") -> Iterator[Outcome]:
+        return self._chat.complete(requests, sampling, desc=desc)
+
+
 def open_local(name: str, ledger: Path | str, **limits: float) -> RememberedChat:
-    """The named local model (see models.py), loaded, with the ledger at a path."""
-    return RememberedChat(LocalChat(load_model(name), load_tokenizer(name), name=name, **limits), Ledger(ledger))
+    """The named local model (see models.py), loaded when needed, with the ledger at a path."""
+    return RememberedChat(_Waiting(name, **limits), Ledger(ledger))
 
 
-def ask(model: ChatModel, requests: Sequence[Request], sampling: Sampling, desc: str = "") -> dict[str, Outcome]:
-    """Outcomes by request id, one for each request.
-
-    Raises:
-        RuntimeError: the model left a request without an outcome, or answered one that was not asked.
-    """
-    outcomes = {outcome.id: outcome for outcome in model.complete(requests, sampling, desc=desc)}
-    asked = {request.id for request in requests}
-    if outcomes.keys() != asked or len(asked) != len(requests):
-        raise RuntimeError(f"{len(requests)} requests, {len(outcomes)} outcomes: ids must be unique and all answered")
-    return outcomes
+def open_chat(name: str, ledger: Path | str, **limits: Any) -> ChatModel:
+    """`openai:MODEL[@BASE_URL]` behind its API, any other name a local model; `limits` as either takes them."""
+    return open_model(name, ledger, **limits) if name.startswith("openai:") else open_local(name, ledger, **limits)

@@ -11,10 +11,9 @@ from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, TypeVar
 
-from c3po_utils.admission import BudgetReached, Quota
+from c3po_utils.admission import BudgetReached, Quota, alive, new_owner
 from c3po_utils.ledger import Batch, Entry
 from c3po_utils.openai_run import Call, Emit
-from c3po_utils.owners import alive, new_owner
 from c3po_utils.pace import backoff
 from c3po_utils.replies import BrokenAnswer, Reply, decode, failure, judge, lines
 from c3po_utils.wire import Wire

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-import difflib
+import asyncio
 import hashlib
 import json
+import queue
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import get_type_hints
 from urllib.parse import urlsplit
 
 from tqdm.auto import tqdm
 
-from c3po_utils.chat import Outcome, Request, Sampling
+from c3po_utils.chat import Estimate, Outcome, Request, Sampling
 from c3po_utils.ledger import Entry, Ledger
 from c3po_utils.openai_batch import BatchRun
-from c3po_utils.openai_run import Call, Run, from_thread
+from c3po_utils.openai_run import Call, Run
 from c3po_utils.pace import Limits
+from c3po_utils.parameters import checked
 from c3po_utils.replies import Reply
 from c3po_utils.wire import OPENAI
 
@@ -30,6 +34,7 @@ PRICES = {
     "gpt-4o-mini": (0.15, 0.6),
 }
 BATCH_DISCOUNT = 0.5
+LIMITS = {**get_type_hints(Limits), "prices": dict[str, tuple[float, float]]}  # what a client may be given, by type
 
 
 def parse_name(name: str) -> tuple[str, str]:
@@ -43,23 +48,6 @@ def parse_name(name: str) -> tuple[str, str]:
     if parts.username or parts.password or parts.query or parts.fragment or not parts.hostname:
         raise ValueError("model name: expected a base URL of host and path only; keys come from the environment")
     return match["model"], base.rstrip("/")
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """What asking would take: calls not stored yet, and their tokens and USD (None: price unknown), at
-    most."""
-
-    calls: int
-    stored: int
-    prompt_tokens: int
-    completion_tokens: int
-    usd: float | None
-
-    def __str__(self) -> str:
-        cost = "unknown (no price given)" if self.usd is None else f"at most {self.usd:.4f} USD"
-        tokens = f"about {self.prompt_tokens:,} prompt and at most {self.completion_tokens:,} completion tokens"
-        return f"{self.calls:,} calls ({self.stored:,} more are stored), {tokens}; cost {cost}"
 
 
 class OpenAIChat:
@@ -110,7 +98,7 @@ class OpenAIChat:
             ids.add(request.id)
             key = self._key(request, sampling)
             if key not in calls:
-                calls[key] = Call(key, self._body(request, sampling), [], _size(request), sampling.max_new_tokens)
+                calls[key] = Call(key, self._body(request, sampling), [], request.size, sampling.max_new_tokens)
             calls[key].ids.append(request.id)
         return list(calls.values())
 
@@ -151,9 +139,14 @@ class OpenAIChat:
         tokens = sum(call.likely_prompt for call in missing), sum(call.most_answer for call in missing)
         return Estimate(len(missing), len(stored), *tokens, self.price(*tokens))
 
+    def stored(self, requests: Sequence[Request], sampling: Sampling) -> dict[str, Outcome]:
+        """The outcomes that are in the ledger, by request id."""
+        calls = self.calls(requests, sampling)
+        known = self.ledger.lookup(call.key for call in calls)
+        return {id: known[call.key].outcome(id) for call in calls if call.key in known for id in call.ids}
+
     def complete(self, requests: Sequence[Request], sampling: Sampling, *, desc: str = "") -> Iterator[Outcome]:
-        """Every request's outcome, as it comes: the stored ones first. With `desc`, a progress bar with the
-        cost."""
+        """Every request's outcome, as it comes: the stored ones first. With `desc`, a progress bar with the cost."""
         calls = self.calls(requests, sampling)
         stored = self.ledger.lookup(call.key for call in calls)
         with tqdm(total=len(requests), desc=desc, disable=not desc) as bar:
@@ -177,12 +170,36 @@ class OpenAIChat:
 
     def _ask(self, calls: list[Call]) -> Iterator[tuple[list[str], Entry]]:
         kind = BatchRun if self.limits.batch else Run
-        return from_thread(lambda emit, stop: kind(self, calls, emit, stop).go())
+        return _from_thread(lambda emit, stop: kind(self, calls, emit, stop).go())
 
 
-def _size(request: Request) -> int:
-    schema = len(json.dumps(request.schema)) if request.schema else 0
-    return schema + sum(len(message["content"].encode()) for message in request.messages)
+def _from_thread(start: Callable) -> Iterator[tuple[list[str], Entry]]:
+    """What a coroutine emits, in an event loop of its own thread: works inside Jupyter's running loop, too.
+
+    `start(emit, stop)` makes the coroutine; when the caller stops listening, `stop` is set and its end awaited.
+    """
+    items, stop = queue.SimpleQueue(), threading.Event()
+
+    async def run() -> None:
+        await start(lambda *item: items.put(item), stop)
+
+    def work() -> None:
+        try:
+            asyncio.run(run())
+            items.put(None)
+        except BaseException as error:
+            items.put(error)
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    try:
+        while (item := items.get()) is not None:
+            if isinstance(item, BaseException):
+                raise item
+            yield item
+    finally:
+        stop.set()
+        thread.join()
 
 
 def open_model(
@@ -194,15 +211,8 @@ def open_model(
 ) -> OpenAIChat:
     """The chat model `openai:MODEL[@BASE_URL]`, its calls kept in `ledger`; `limits` are fields of `Limits`.
 
-    `prices` adds to, or replaces, known prices: {model: (USD per million prompt tokens, per million answer
-    tokens)}. Raises ValueError for a bad name, an unknown limit, or a budget for a model without a price.
+    `prices` adds to, or replaces, known prices: {model: (USD per million prompt tokens, per million answer tokens)}.
+    Raises ValueError for a bad name, an unknown limit or one of another type, or a budget without a price.
     """
-    known = [field.name for field in fields(Limits)]
-    for limit in limits:
-        if limit not in known:
-            near = difflib.get_close_matches(limit, known, 1)
-            raise ValueError(
-                f"unknown limit {limit!r}: expected {'did you mean ' + near[0] if near else ', '.join(known)}"
-            )
     book = ledger if isinstance(ledger, Ledger) else Ledger(ledger)
-    return OpenAIChat(name, book, Limits(**limits), prices)
+    return OpenAIChat(name, book, Limits(**checked(limits, LIMITS, "limit")), prices)

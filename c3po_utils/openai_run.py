@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import json
-import math
-import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from c3po_utils.admission import BudgetReached, Quota
+from c3po_utils.admission import BudgetReached, Quota, new_owner
+from c3po_utils.chat import likely_tokens
 from c3po_utils.ledger import Entry
-from c3po_utils.owners import new_owner
 from c3po_utils.pace import Adaptive, backoff
 from c3po_utils.replies import Reply
 from c3po_utils.wire import Wire
@@ -48,7 +46,7 @@ class Call:
 
     @property
     def likely_prompt(self) -> int:
-        return math.ceil(self.prompt_bytes / 3) + 16 * len(self.body["messages"])
+        return likely_tokens(self.prompt_bytes, len(self.body["messages"]))
 
 
 @dataclass(eq=False)
@@ -228,33 +226,3 @@ class Run:
         latency = round(time.monotonic() - flight.started, 3)
         entry = self.chat.entry(flight.call, reply, latency, flight.attempts)
         return replace(entry, price=None) if reply.status == "failed" and flight.ever_billed else entry
-
-
-def from_thread(start: Callable) -> Iterator[tuple[list[str], Entry]]:
-    """What a coroutine emits, in an event loop of its own thread: works inside Jupyter's running loop, too.
-
-    `start(emit, stop)` makes the coroutine; when the caller stops listening, `stop` is set and its end
-    awaited.
-    """
-    items, stop = queue.SimpleQueue(), threading.Event()
-
-    async def run() -> None:
-        await start(lambda *item: items.put(item), stop)
-
-    def work() -> None:
-        try:
-            asyncio.run(run())
-            items.put(None)
-        except BaseException as error:
-            items.put(error)
-
-    thread = threading.Thread(target=work, daemon=True)
-    thread.start()
-    try:
-        while (item := items.get()) is not None:
-            if isinstance(item, BaseException):
-                raise item
-            yield item
-    finally:
-        stop.set()
-        thread.join()

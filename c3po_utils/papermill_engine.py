@@ -31,6 +31,9 @@ class LocalKernelManager(AsyncKernelManager):
         ensure_dir_exists(jupyter_runtime_dir(), mode=0o700)
         return os.path.join(jupyter_runtime_dir(), f"kernel-{uuid.uuid4().hex[:12]}-ipc")
 
+    async def _async_interrupt_kernel(self) -> None:
+        """Nothing: jupyter_client calls this before a shutdown, and an idle kernel logs the interrupt as an error."""
+
 
 class CheckedEngine(NBClientEngine):
     """papermill's own engine behind a check of the parameters that were passed."""

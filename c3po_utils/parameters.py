@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import ast
+import json
+from collections.abc import Iterable
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import nbformat
+import yaml
 from pydantic import TypeAdapter, ValidationError
+
+if TYPE_CHECKING:
+    import nbformat
 
 
 class ParameterError(ValueError):
@@ -37,18 +42,41 @@ def resolve(notebook: nbformat.NotebookNode | Path | str, given: dict[str, Any])
     Raises:
         ParameterError: unknown name (with the nearest valid one) or a value of the wrong type.
     """
-    if not isinstance(notebook, nbformat.NotebookNode):
+    if not isinstance(notebook, dict):
+        import nbformat  # takes a second, which those who only check options need not wait
+
         notebook = nbformat.read(notebook, as_version=4)
     parameters = declared(notebook)
-    values = {name: default for name, (_, default) in parameters.items()}
+    defaults = {name: default for name, (_, default) in parameters.items()}
+    return {**defaults, **checked(given, {name: kind for name, (kind, _) in parameters.items()})}
+
+
+def checked(given: dict[str, Any], kinds: dict[str, Any], what: str = "parameter") -> dict[str, Any]:
+    """The values given, by name, if `kinds` has each name and each value is of its type, as JSON has types.
+
+    Raises:
+        ParameterError: unknown name (with the nearest valid one) or a value of the wrong type.
+    """
+    values = {}
     for name, value in given.items():
-        if name not in parameters:
-            near = get_close_matches(name, parameters, n=1)
+        if name not in kinds:
+            near = get_close_matches(name, kinds, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise ParameterError(f"unknown parameter {name!r}; expected one of {sorted(parameters)}{hint}")
-        kind = parameters[name][0]
+            raise ParameterError(f"unknown {what} {name!r}; expected one of {sorted(kinds)}{hint}")
         try:
-            values[name] = TypeAdapter(kind).validate_python(value, strict=kind is not float)
-        except ValidationError:
-            raise ParameterError(f"parameter {name!r}: expected {kind.__name__}, found {value!r}") from None
+            values[name] = TypeAdapter(kinds[name]).validate_json(json.dumps(value), strict=kinds[name] is not float)
+        except (ValidationError, TypeError):
+            kind = getattr(kinds[name], "__name__", kinds[name])
+            raise ParameterError(f"{what} {name!r}: expected {kind}, found {value!r}") from None
+    return values
+
+
+def read_overrides(overrides: Iterable[str]) -> dict[str, Any]:
+    """`key=value` of a command line, the values in YAML. Raises SystemExit for anything else."""
+    values = {}
+    for override in overrides:
+        key, separator, value = override.partition("=")
+        if not separator:
+            raise SystemExit(f"override {override!r}: expected key=value")
+        values[key] = yaml.safe_load(value)
     return values

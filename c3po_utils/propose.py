@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from c3po_utils.chat import ChatModel, Request
+from c3po_utils.chat import ChatModel
 from c3po_utils.feedback import Category, Feedback, Prompt, PromptSet
 from c3po_utils.prompts import CATEGORIES, IN_SCOPE, NEAR_SCOPE
-from c3po_utils.topup import Effort, Report, Seen, Short, Target, plan, top_up
+from c3po_utils.runs import write_atomic
+from c3po_utils.topup import Effort, Report, Seen, Short, Target, top_up
 
 EXAMPLES = 6  # in-scope prompts shown when near-scope ones are asked for
-TYPICAL = "Could you help me with a few short lines for the occasion that I told you about yesterday?"
 
 
 @dataclass(frozen=True)
@@ -105,24 +105,8 @@ def _about(feedback: Feedback, count: int, avoid: str) -> dict[str, object]:
     return {**about, "count": count, "avoid": avoid}
 
 
-def plan_prompts(
-    feedback: Feedback, *, categories: int = 30, per_category: int = 32, effort: Effort | None = None
-) -> list[Request]:
-    """The requests that an untroubled `propose_prompts` makes, with made-up texts: for a model's
-    `estimate`."""
-    effort = effort or Effort()
-    names = [f"a kind of situation, number {number}" for number in range(categories)]
-    filled = {"in_scope": {name: [TYPICAL] * EXAMPLES for name in names}}
-    targets = [_category_target(feedback, categories)]
-    targets += [_target(feedback, "in_scope", name, per_category, {}) for name in names]
-    targets += [_target(feedback, "near_scope", name, per_category, filled) for name in names]
-    return plan(targets, effort, TYPICAL)
-
-
 def write_prompts(folder: Path | str, feedback_id: str, proposal: Proposal) -> Path:
     """The proposal as `<folder>/<feedback_id>.json`, which `load_prompts` reads like the bundled ones."""
-    from c3po_utils.runs import write_atomic
-
     parts = {
         name: {
             split: tuple(p.text for p in proposal.prompts if (p.category, p.split) == (name, split))

@@ -16,8 +16,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
-
 ROOT = Path(__file__).parents[1]  # the checkout
 MANIFEST = "manifest.json"
 LEDGER = "calls.sqlite"  # in the run's folder: every answer that a model gave
@@ -92,6 +90,8 @@ def content_hash(value: Any) -> str:
 
 def hardware() -> dict[str, Any]:
     """What this ran on: processor or GPU, cores, GiB of memory."""
+    import torch  # takes seconds, which clients of an API need not wait
+
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     cpu = platform.processor() or platform.machine()

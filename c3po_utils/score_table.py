@@ -6,10 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import pandas as pd
 from pandas.io.formats.style import Styler
 
 from c3po_utils.figure_style import REFERENCES, look, ordered
+from c3po_utils.intervals import SPLITS
 from c3po_utils.scores import SCORES, interval_note
 
 PAPER_CSV = Path(__file__).parents[1] / "results" / "paper" / "table2.csv"
@@ -95,3 +97,49 @@ def table2_markdown(
         column, best = f"{score} {ARROWS[score]}", _best(method_scores, score)
         table.loc[best, column] = "**" + table.loc[best, column] + "**"
     return f"{table.to_markdown(index=False)}\n\n{_note(method_scores, uncertainty).capitalize()}.\n"
+
+
+def differences_table(differences: pd.DataFrame, scores: Sequence[str] = SCORES) -> Styler:
+    """scores.paired_differences for a notebook: `0.31 [0.10, 0.52]` above `p = 0.03`, bold where adjusted p < 0.05."""
+    rows = [row for _, row in differences.iterrows()]
+    table = pd.DataFrame({"less": [look(row["reference"]).name for row in rows]})
+    for score in scores:
+        table[score] = [f"{cell(row, score, 'interval')}\n{_p_value(row[f'{score}_p_holm'])}" for row in rows]
+    bold = (differences[[f"{score}_p_holm" for score in scores]] < 0.05).to_numpy()
+    styles = pd.DataFrame(np.where(bold, "font-weight: bold", ""), table.index, list(scores))
+    names = [look(method).name for method in differences["method"].unique()]
+    caption = f"{', '.join(names)}, less each other method; 95% intervals; p adjusted over the methods (Holm)"
+    style = table.style.apply(lambda _: styles, axis=None, subset=list(scores)).hide(axis="index")
+    return style.set_properties(**{"white-space": "pre"}).set_caption(caption)
+
+
+def _p_value(p: float) -> str:
+    return "" if pd.isna(p) else "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
+
+
+def means_table(means: pd.DataFrame, columns: Sequence[str] = SPLITS) -> Styler:
+    """scores.split_means for a notebook."""
+    rows = means.set_index("method").loc[ordered(means["method"])]
+    table = pd.DataFrame({"method": [look(method).name for method in rows.index]}, index=rows.index)
+    for column in columns:
+        table[column] = [cell(row, column, "interval") for _, row in rows.iterrows()]
+    return table.style.hide(axis="index").set_caption(interval_note(means))
+
+
+def bounds_table(bounds: pd.DataFrame, scores: Sequence[str] = SCORES) -> Styler:
+    """scores.missing_bounds for a notebook: `worst … best`, one number where nothing is missing."""
+    rows = bounds.set_index("method").loc[ordered(bounds["method"])]
+    table = pd.DataFrame({"method": [look(method).name for method in rows.index]}, index=rows.index)
+    for score in scores:
+        ends = zip(rows[f"{score}_worst"].map(_number), rows[f"{score}_best"].map(_number), strict=True)
+        table[f"{score} {ARROWS[score]}"] = [worst if worst == best else f"{worst} … {best}" for worst, best in ends]
+    table["missing"] = [f"{missing} of {n}" for missing, n in zip(rows["n_missing"], rows["n_prompts"], strict=True)]
+    caption = "Had every missing score been the worst, or the best, it could be"
+    return table.style.hide(axis="index").set_caption(caption)
+
+
+def reading_table(rows: pd.DataFrame) -> Styler:
+    """Rows with texts, for a notebook: from the left, so that they can be read."""
+    style = rows.style.format(precision=2, na_rep="–").hide(axis="index")
+    heads = [{"selector": "th", "props": [("text-align", "left")]}]
+    return style.set_properties(**{"text-align": "left", "vertical-align": "top"}).set_table_styles(heads)

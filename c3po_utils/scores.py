@@ -54,6 +54,7 @@ RANGES = np.array([[-1, 1], [0, 1], [0, 1], [0, 1], [-0.5, 1]])
 PAPER = Linear(SCORES, WEIGHTS, np.array([0, 0, 0, 0, 0.5]), RANGES)
 DIFFERENCE = Linear(SCORES, WEIGHTS, np.zeros(5), np.diff(RANGES) * [-1, 1], scale="linear")
 SHARE = Linear(SPLITS, np.eye(3), np.zeros(3), np.array([[0, 1]] * 3))
+SIGNED = Linear(SPLITS, np.eye(3), np.zeros(3), np.array([[-1, 1]] * 3))
 
 
 def check(answers: pd.DataFrame, columns: Sequence[str] = COLUMNS[:6]) -> pd.DataFrame:
@@ -238,6 +239,11 @@ def _one_share(wide: pd.DataFrame, split: str) -> pd.DataFrame:
     """The columns of one split under the names `ENDS`."""
     ends = {end: wide[end.replace("share", split)] for end in ENDS}
     return wide[["method", "n_feedbacks"]].assign(split=split, **ends)
+
+
+def split_means(answers: pd.DataFrame, column: str) -> pd.DataFrame:
+    """One row per method: the mean over feedbacks of a column in [-1, 1] in each split, with t bounds."""
+    return _means(check(answers).assign(value=answers[column].astype(float)), SIGNED, "t", 0, 0)
 
 
 def interval_note(table: pd.DataFrame) -> str:

@@ -18,6 +18,8 @@ from numpy.typing import NDArray
 from scipy.special import expit, softmax
 from torch.nn.functional import logsigmoid
 
+from c3po_utils.figure_style import TEXT, style
+
 Array = NDArray[np.float64]
 
 ACTIONS, WIDTH = 100, 1000.0  # figure 9: i = 0..99, exp(-(i - centre)^2 / 1000)
@@ -120,14 +122,6 @@ def total_variation(p_A: Array, q_A: Array) -> float:
     return float(np.abs(p_A - q_A).sum() / 2)
 
 
-FIGURE_STYLE = {
-    "font.size": 8,
-    "legend.fontsize": 7,
-    "legend.frameon": False,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "pdf.fonttype": 42,
-}
 OPTIMA = [
     ("#D55E00", (0, (5, 1.5)), "s"),
     ("#000000", (0, (1, 1.2)), "o"),
@@ -135,20 +129,20 @@ OPTIMA = [
 ]
 
 
+@style()
 def figure_bandit(pos_A: Array, neg_A: Array, learned_A: Array, betas: Sequence[float], pairs: int) -> dict[str, Axes]:
     """Figure 9 at page width: `policies`, `reward`, and (ours) `error`, the learned reward less the true one.
 
     Lines in `policies` are eq. 7, markers the optimum of the reward learned from `pairs` pairs; the band in
     `error` is two standard errors each side. Colours are Okabe and Ito's; line styles carry them in grey.
     """
-    with plt.rc_context(FIGURE_STYLE):
-        layout = [["policies", "reward"], ["policies", "error"]]
-        figure, axes = plt.subplot_mosaic(
-            layout, figsize=(7.2, 3.1), layout="constrained", width_ratios=[1.35, 1], height_ratios=[1.8, 1]
-        )
-        figure.get_layout_engine().set(wspace=0.04)
-        _draw_policies(axes["policies"], pos_A, neg_A, learned_A, betas)
-        _draw_rewards(axes["reward"], axes["error"], pos_A, neg_A, learned_A, pairs)
+    figure, axes = plt.subplot_mosaic(
+        [["policies", "reward"], ["policies", "error"]],
+        figsize=(TEXT, 2.9), width_ratios=[1.35, 1], height_ratios=[1.8, 1],
+    )  # fmt: skip
+    figure.get_layout_engine().set(wspace=0.04)
+    _draw_policies(axes["policies"], pos_A, neg_A, learned_A, betas)
+    _draw_rewards(axes["reward"], axes["error"], pos_A, neg_A, learned_A, pairs)
     plt.close(figure)
     return axes
 

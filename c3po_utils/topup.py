@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 import re
 import unicodedata
@@ -40,7 +42,13 @@ class Effort:
     tries: int = 2
     spare_rounds: int = 3
     resemblance: float = 0.7
-    sampling: Sampling = field(default_factory=lambda: Sampling(top_k=0, max_new_tokens=4096))
+    max_new_tokens: int = 4096
+    seed: int = 0
+
+    @property
+    def sampling(self) -> Sampling:
+        """The paper's settings for the strong model."""
+        return Sampling(top_k=0, max_new_tokens=self.max_new_tokens, seed=self.seed)
 
 
 @dataclass
@@ -190,13 +198,7 @@ def _take(target: Target, answer: Answer, seen: Seen, report: Report) -> None:
             report.kept += 1
 
 
-def plan(targets: Sequence[Target], effort: Effort, typical: str) -> list[Request]:
-    """The requests of a run in which every item is `typical` and none is refused: for an estimate
-    beforehand."""
-    requests = []
-    for target in targets:
-        for turn in range(math.ceil(target.want / effort.at_once)):
-            before = Target(target.id, target.want, target.ask, kept=[typical] * (turn * effort.at_once))
-            prompt = before.prompt(min(before.missing, effort.at_once))
-            requests.append(request(f"{target.id}#{turn}", prompt))
-    return requests
+def made_up(request: Request, keys: Sequence[str] = (), count: int = 60) -> str:
+    """An answer of `count` items unlike any others, each a text or an object of `keys`: for a dry run."""
+    digests = [hashlib.sha512(f"{request.id} {number}".encode()).hexdigest()[:90] for number in range(count)]
+    return json.dumps({"items": [{key: f"{key} {text}" for key in keys} if keys else text for text in digests]})

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
 from c3po_utils.chat import Outcome, Request, Sampling, request
 from c3po_utils.openai_chat import OpenAIChat, open_model
-from tests.servers import Asked, Reply, Scripted
+from tests.servers import Asked, Reply, Scripted, listing
 
 SAMPLING = Sampling(max_new_tokens=32)
 PRICES = {"m": (1000.0, 2000.0)}
@@ -29,8 +30,20 @@ def echo(asked: Asked) -> Reply:
     return Reply(f"answer to {asked.prompt}")
 
 
+def writer(asked: Asked) -> Reply:
+    """A list where one is asked for, and else an answer that quotes all that was said."""
+    if "response_format" in asked.body:
+        return listing(asked)
+    return Reply("answer to " + " | ".join(message["content"] for message in asked.body["messages"]))
+
+
 def by_id(outcomes: Iterable[Outcome]) -> dict[str, Outcome]:
     """Outcomes by id, each there once."""
     found = list(outcomes)
     assert len({outcome.id for outcome in found}) == len(found)
     return {outcome.id: outcome for outcome in found}
+
+
+def tally(outcomes: Iterable[Outcome]) -> dict[str, int]:
+    """Counts by status: requested = the sum of all of them."""
+    return dict(Counter(outcome.status for outcome in outcomes))

@@ -1,14 +1,12 @@
 """A sampling run in a process of its own, to be killed: `sampling_run.py URL FOLDER CATEGORIES PER_CATEGORY`."""
 
-import json
-import os
 import sys
-from dataclasses import asdict
 from pathlib import Path
 
-from c3po_utils.feedback import Feedback
+from c3po_utils.feedback import Feedback, load_general_prompts
 from c3po_utils.openai_chat import open_model
 from c3po_utils.propose import propose_prompts
+from c3po_utils.sample import SampleSettings, sample_feedback, sample_stage
 from c3po_utils.topup import Effort
 
 IN_FLIGHT = 8
@@ -25,12 +23,13 @@ EFFORT = Effort(at_once=7)
 
 def main(url: str, folder: str, categories: str, per_category: str) -> None:
     model = open_model(f"openai:m@{url}", Path(folder) / "calls.sqlite", max_in_flight=IN_FLIGHT, backoff_s=0.01)
+    counts = {"categories": int(categories), "prompts_per_category": int(per_category)}
+    settings = SampleSettings("m", strategy="revise", best_of=1, completion_model=model.name, **counts)
     proposal = propose_prompts(
         FEEDBACK, model, categories=int(categories), per_category=int(per_category), effort=EFFORT, progress=True
     )
-    text = "".join(json.dumps(asdict(prompt)) + "\n" for prompt in proposal.prompts)
-    (Path(folder) / "part").write_text(text)
-    os.replace(Path(folder) / "part", Path(folder) / "prompts.jsonl")
+    stage = sample_stage(folder, FEEDBACK, [], settings)
+    sample_feedback(model, FEEDBACK, [*proposal.prompts, *load_general_prompts()], settings, stage)
 
 
 if __name__ == "__main__":

@@ -373,11 +373,11 @@ def embedded_server(threads: int = 1) -> str:
     return f"{embedded_server.process.listening_address}/v1"
 
 
-def main(delay: str) -> None:
-    """A server of its own process that answers after `delay` seconds; prints its URL."""
-    server = Scripted(lambda asked: Reply(asked.prompt[:40], delay=float(delay)))
+def main(delay: str, text: str = "") -> None:
+    """A server of its own process that answers `text`, or the prompt's start, after `delay` seconds; prints its URL."""
+    server = Scripted(lambda asked: Reply(text or asked.prompt[:40], delay=float(delay)))
     asyncio.run(server.serve(lambda: print(server.url, flush=True)))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(*sys.argv[1:])

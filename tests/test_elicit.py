@@ -285,6 +285,16 @@ def test_what_stays_rejected_is_said_with_its_kinds():
     assert answers["q0"].rejections == Counter(no_form=4)
 
 
+@pytest.mark.parametrize(
+    "echo", [as_json(["An entry of the revised list"]), tagged(["Ask for leave", "your thoughts"])]
+)
+def test_the_forms_own_hints_are_no_answer(echo):
+    answer = ask_forms(Scripted(lambda request: echo), questions(1), Listing, SAMPLING, tries=2)["q0"]
+    assert (answer.value, answer.rejections) == (None, Counter(echo=2))
+    fine = Scripted(lambda request: as_json(["Ask for leave"], thoughts="your thoughts"))
+    assert ask_forms(fine, questions(1), Listing, SAMPLING)["q0"].value.items == ("Ask for leave",)
+
+
 @pytest.mark.parametrize(("status", "tries"), [("failed", 1), ("refused", 3), ("truncated", 3)])
 def test_failed_calls_are_left_to_the_client_and_the_next_run(status, tries):
     model = Scripted(lambda request: status)

@@ -5,8 +5,8 @@ import sys
 
 import pytest
 
-from c3po_utils.chat import Request, tally
-from tests.asking import SAMPLING, asks, by_id, echo, fast_client
+from c3po_utils.chat import Request
+from tests.asking import SAMPLING, asks, by_id, echo, fast_client, tally
 from tests.servers import FAULTS, Reply, error, faulty, scripted
 
 

@@ -1,6 +1,11 @@
 """Figures are tested for what they show (artists, labels, lines), not for their pixels."""
 
+import itertools
+import json
+import os
 import resource
+import subprocess
+import sys
 import time
 
 import matplotlib
@@ -13,8 +18,9 @@ from hypothesis import strategies as st
 from matplotlib.colors import to_hex
 from scipy import odr
 
-from c3po_utils import answer_card, figure_style, figures, scores
-from c3po_utils.figure_style import LOOKS, look, ordered
+from c3po_utils import figures, marks, scores, typeset
+from c3po_utils.figure_style import LOOKS, bar, look, ordered
+from c3po_utils.runs import MANIFEST, ROOT, read_json, write_json, write_jsonl
 from tests.synthetic import METHODS, answers
 
 matplotlib.use("Agg")
@@ -113,6 +119,28 @@ def test_fig2_shows_the_papers_methods_with_dots_and_fitted_lines(ten):
     assert legend_labels(axes[0]) == ["In-Context", "SCD", "DPO", "C3PO", "noise floor (base)"]
 
 
+def test_fig2s_lines_stay_among_their_dots(ten):
+    table = scores.feedback_scores(ten)
+    for ax, score in zip(figures.fig2(table), ("S_general", "S_near"), strict=True):
+        for method in figures.FIGURE_2:
+            own = table[table["method"] == method]
+            (fit,) = lines(ax, f"{look(method).name}, fit")
+            assert own["S_in"].min() - 1e-6 <= min(fit.get_xdata()) < max(fit.get_xdata()) <= own["S_in"].max() + 1e-6
+            assert own[score].min() - 1e-6 <= min(fit.get_ydata()) < max(fit.get_ydata()) <= own[score].max() + 1e-6
+
+
+def test_fig2s_line_may_be_level():
+    table = scores.feedback_scores(answers(3, ("scd",)))
+    table["S_general"] = 0.1 + 0.2  # a number whose mean may differ from it in the last bit
+    (fit,) = lines(figures.fig2(table)[0], "SCD, fit")
+    assert (min(fit.get_xdata()), max(fit.get_xdata())) == pytest.approx((table["S_in"].min(), table["S_in"].max()))
+
+
+def test_figure_2_shows_variants_of_its_methods():
+    assert figures.figure_2_methods(["base_resampled", "scd@lr=1", "c3po", "c3po_kl"]) == ["scd@lr=1", "c3po"]
+    assert figures.figure_2_methods(["base_resampled", "c3po_kl"]) == ["c3po_kl"]
+
+
 def test_fig2_with_two_feedbacks_has_whiskers_and_no_lines(two):
     axes = figures.fig2(scores.feedback_scores(two))
     assert not [line for line in axes[0].lines if line.get_label().endswith("fit")]
@@ -128,7 +156,7 @@ def test_fig2_extends_its_axis_for_negative_adherence(ten):
     assert figures.fig2(table)[0].get_xlim()[0] < lowest
 
 
-@pytest.mark.parametrize("methods", [THREE, METHODS[:10]])
+@pytest.mark.parametrize("methods", [THREE, ordered(METHODS[:10])])
 def test_fig6_has_a_bar_with_whiskers_per_split_and_method(ten, methods):
     shares = scores.application_share(ten)
     ax = figures.fig6(shares, methods)
@@ -156,14 +184,34 @@ def test_fig7_has_a_panel_per_setting(two):
     shares = scores.application_share(two)
     both = pd.concat([shares.assign(setting="single"), shares.assign(setting="mixed")])
     axes = figures.fig7(both)
-    assert [ax.get_title() for ax in axes] == ["One feedback at a time", "Two feedbacks together"]
+    assert [ax.get_title() for ax in axes] == ["One feedback at a time", "Two feedbacks, adapters added"]
     assert [len(ax.patches) for ax in axes] == [9, 9]
+
+
+def test_labels_of_three_panels_do_not_touch(two):
+    shares = scores.application_share(two)
+    axes = figures.fig7(pd.concat([shares.assign(setting=name) for name in figures.SETTINGS]))
+    axes[0].figure.draw_without_rendering()
+    for ax in axes:
+        boxes = [label.get_window_extent() for label in ax.get_xticklabels()]
+        assert len(boxes) == 3
+        assert not any(left.overlaps(right) for left, right in itertools.pairwise(boxes))
 
 
 def test_fig8_compares_c3po_with_its_kl_variant(ten):
     ax = figures.fig8(scores.application_share(ten))
     assert legend_labels(ax) == ["C3PO", "C3PO-KL", "noise floor (base)"]
     assert len(ax.patches) == 6
+
+
+def test_fig8_takes_variants_and_says_what_is_missing(two):
+    shares = scores.application_share(two)
+    assert figures.lacking_for_fig8(shares) == ["c3po_kl"]
+    with pytest.raises(ValueError, match="figure 8 compares c3po with c3po_kl: the table has no c3po_kl"):
+        figures.fig8(shares)
+    kl = shares[shares["method"] == "c3po"].assign(method="c3po_kl@temperature=2")
+    ax = figures.fig8(pd.concat([kl, shares]))
+    assert legend_labels(ax) == ["C3PO", "C3PO-KL, temperature=2"]
 
 
 def swept(values, methods=THREE):
@@ -181,8 +229,8 @@ def test_sweep_draws_scores_against_the_parameter():
         np.testing.assert_allclose(line.get_ydata(), own[score])
         assert ax.get_xscale() == "log"
         assert bool(lines(ax, "noise floor (base)")) == (score == "S_out")
-    assert [text.get_text() for text in axes[0].get_xticklabels()] == ["1e-5", "1e-4", "0.001"]
-    assert legend_labels(axes[0]) == ["C3PO", "the paper's value", "noise floor (base)"]
+    assert sorted(text.get_text() for text in axes[0].get_xticklabels()) == ["", "0.001", "1e-4", "1e-5"]
+    assert legend_labels(axes[0]) == ["C3PO", "C3PO in the paper", "noise floor (base)"]
 
 
 def test_sweep_takes_linear_and_named_values():
@@ -211,13 +259,28 @@ def test_tradeoff_labels_dots_from_a_column():
     assert [text.get_text() for text in ax.texts] == ["1e-5", "0.5"]
 
 
+def test_labels_lie_beside_their_dots_and_not_on_one_another():
+    ax = plt.subplots(figsize=(3, 3), layout="constrained")[1]
+    places = np.array([[0.50, 0.5], [0.51, 0.5], [0.5, 0.52], [0.98, 0.98], [0.0, 0.0]])
+    ax.set(xlim=(0, 1), ylim=(0, 1))
+    marks.label_dots(ax, places, ["one=1,two=2", "one=2", "one=3,two=3", "corner=1", "corner=2"])
+    ax.figure.draw_without_rendering()
+    boxes = [matplotlib.text.Text.get_window_extent(text) for text in ax.texts]
+    assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
+    inside = ax.get_window_extent().padded(3)
+    assert all(inside.contains(*corner) for box in boxes for corner in box.corners())
+    assert np.array([text.xy for text in ax.texts]).tolist() == places.tolist()
+
+
 def test_looks_are_distinct_and_depend_on_the_name_alone():
     assert len({entry.color for entry in LOOKS.values()}) == len(LOOKS)
     assert len({(entry.marker, entry.hatch) for entry in LOOKS.values()}) == len(LOOKS)
     assert look("my_method") == look("my_method")
     assert look("my_method").name == "my method"
     assert look("my_method") != look("your_method")
-    assert look("c3po@beta=0.02").name == "C3PO, beta=0.02"
+    assert look("c3po@beta=0.02,epochs=3").name == "C3PO, beta=0.02, epochs=3"
+    assert ordered(["dpo", "c3po@b", "own", "c3po", "scd@a"]) == ["scd@a", "dpo", "c3po", "c3po@b", "own"]
+    assert [bar(method)["hatchcolor"] for method in ("scd", "c3po_nll")] == ["#333333", "#FFFFFF"]
     assert look("my_method").color == "#97753c"
     assert ordered(["zeta", "c3po", "in_context", "zeta"]) == ["in_context", "c3po", "zeta"]
 
@@ -278,8 +341,8 @@ def test_card_text_stays_inside_its_column():
 
 
 def test_what_the_font_lacks_is_spelled_out():
-    assert answer_card.drawable("I ❤\ufe0f this \U0001f984!\n") == "I ❤ this [unicorn face]!\n"
-    assert answer_card.drawable("say 你好, привет") == "say [cjk text], привет"
+    assert typeset.drawable("I ❤\ufe0f this \U0001f984!\n") == "I ❤ this [unicorn face]!\n"
+    assert typeset.drawable("say 你好, привет") == "say [cjk text], привет"
 
 
 def test_save_writes_equal_bytes_with_embedded_fonts_and_no_date(tmp_path, two):
@@ -337,25 +400,70 @@ def test_table2_html_has_the_same_cells_with_standard_errors():
     assert "± standard error over feedbacks" in page
 
 
+EMBEDDED = ROOT / "results" / "embedded"
+
+
+def drawing(run, output, **environment) -> subprocess.Popen:
+    """Notebook 04 started on a run, in processes of its own."""
+    command = [
+        sys.executable, "-m", "papermill", "--no-progress-bar", "--log-level", "WARNING", "04_figures.ipynb",
+        output / "04.ipynb", "-y", json.dumps({"runs": [str(run)], "output": str(output)}),
+    ]  # fmt: skip
+    return subprocess.Popen(command, cwd=ROOT / "notebooks", env={**os.environ, **environment})
+
+
+def written(output) -> dict[str, bytes]:
+    """Tables and figures by file name."""
+    return {path.name: path.read_bytes() for path in output.glob("*.*") if path.suffix not in (".json", ".ipynb")}
+
+
+@pytest.fixture(scope="module")
+def redrawn(tmp_path_factory):
+    """The committed run's tables and figures, made anew twice."""
+    folders = [tmp_path_factory.mktemp("first"), tmp_path_factory.mktemp("again")]
+    started = [drawing(EMBEDDED, folder, PYTHONHASHSEED=str(seed)) for seed, folder in enumerate(folders)]
+    assert [process.wait() for process in started] == [0, 0]
+    return [written(folder) for folder in folders]
+
+
+def test_figures_are_made_again_byte_by_byte(redrawn):
+    first, again = redrawn
+    assert {path.rpartition(".")[2] for path in first} == {"csv", "md", "png", "pdf", "html"}
+    assert first.keys() == again.keys()
+    assert [name for name in first if first[name] != again[name]] == []
+
+
+def test_committed_tables_are_what_the_stored_answers_give(redrawn):
+    first, _ = redrawn
+    tables = {name for name in first if name.endswith((".csv", ".md"))}
+    assert tables == {"table2.csv", "table2.md", "scores.csv"}
+    assert [name for name in tables if first[name] != (EMBEDDED / name).read_bytes()] == []
+    assert {name for name in first if not (EMBEDDED / name).exists()} == set()
+
+
+def test_the_committed_figures_are_of_the_committed_evaluations():
+    evaluated = {path.parent for path in EMBEDDED.glob(f"eval/**/{MANIFEST}")}
+    drawn = read_json(EMBEDDED / MANIFEST)["identity"]["evaluations"]
+    assert {str(path.relative_to(ROOT)) for path in evaluated} == {name[name.index("results/") :] for name in drawn}
+    assert all(read_json(path / MANIFEST)["status"] == "done" for path in evaluated)
+
+
 @pytest.mark.slow
-def test_everything_from_a_full_run_takes_less_than_a_minute(tmp_path):
+@pytest.mark.timeout(900)
+def test_everything_from_a_full_run_takes_less_than_a_minute_and_two_gigabytes(tmp_path):
     rows = answers(100, METHODS, prompts=75, categories=15)
-    start = time.monotonic()
-    per_feedback, per_method = scores.feedback_scores(rows), scores.method_scores(rows)
-    shares = scores.application_share(rows)
-    scores.paired_differences(rows, "c3po")
-    scores.missing_bounds(rows)
-    figures.table2(per_method, figures.paper_table2()).to_html()
-    drawn = {
-        "fig2": figures.fig2(per_feedback),
-        "fig5": figures.fig5(rows),
-        "fig6": figures.fig6(shares),
-        "fig7": figures.fig7(pd.concat([shares.assign(setting=name) for name in figures.SETTINGS])),
-        "fig8": figures.fig8(shares),
-        "sweep": figures.sweep(pd.concat([per_method.assign(rank=rank) for rank in (8, 64)]), "rank"),
-        "tradeoff": figures.tradeoff(per_method, paper=figures.paper_table2()),
-    }
-    for name, axes in drawn.items():
-        figure_style.save(axes, tmp_path, name)
-    assert time.monotonic() - start < 60
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20 < 2
+    assert len(rows) == 100 * 12 * 225
+    for (feedback, method), own in rows.groupby(["feedback", "method"]):
+        folder = tmp_path / "run" / "eval" / feedback / method
+        write_jsonl(folder / "answers.jsonl", own.to_dict("records"))
+        write_json(folder / MANIFEST, {"status": "done", "identity": {"method": method}})
+    start, before = time.monotonic(), resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert drawing(tmp_path / "run", tmp_path).wait() == 0
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    # Processor time: what the wall clock shows on a machine that does nothing else.
+    seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    drawn, peak = written(tmp_path), read_json(tmp_path / MANIFEST)["peak_gib"]
+    print(f"{seconds:.1f} s of processor time, {time.monotonic() - start:.1f} s in all, {peak:.2f} GiB")
+    assert {"table2.csv", "fig2.pdf", "fig5.pdf", "fig6.pdf", "fig8.pdf", "tradeoff.pdf"} <= drawn.keys()
+    assert seconds < 60
+    assert peak < 2

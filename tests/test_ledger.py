@@ -10,9 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from c3po_utils.admission import BudgetReached, Quota
+from c3po_utils.admission import BudgetReached, Quota, alive, new_owner
 from c3po_utils.ledger import Entry, Ledger
-from c3po_utils.owners import alive, new_owner
 
 OK = Entry("ok", "", "an answer", 10, 5, price=0.5, at_most=0.5)
 
@@ -24,7 +23,7 @@ def ledger(tmp_path):
 
 def dead_owner() -> str:
     """The owner name of a process that has ended."""
-    code = "from c3po_utils.owners import new_owner; print(new_owner())"
+    code = "from c3po_utils.admission import new_owner; print(new_owner())"
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
 
 

@@ -15,10 +15,11 @@ from transformers import (
 )
 
 from c3po_utils import local_chat
-from c3po_utils.chat import Request, Sampling, request, tally
+from c3po_utils.chat import Request, Sampling, request
 from c3po_utils.feedback import load_general_prompts
 from c3po_utils.local_chat import LocalChat, filter_logits, pick
 from c3po_utils.models import load_model, load_tokenizer
+from tests.asking import tally
 from tests.tiny import save_tiny, tiny_tokenizer
 
 PROMPTS = [prompt.text for prompt in load_general_prompts()][:24]

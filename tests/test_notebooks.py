@@ -12,14 +12,15 @@ from c3po_utils import batch
 from c3po_utils.batch import RunConfig, feedback_names, plan, run_batch, train_job
 from c3po_utils.runs import read_jsonl
 
-SMALL = {"best_of": 2, "categories": 3, "prompts_per_category": 3, "max_new_tokens": 12, "system_prompt": ""}
+SMALL = {"categories": 3, "prompts_per_category": 3}
+BRIEF = {"best_of": 2, "max_new_tokens": 12, "system_prompt": ""}
 
 
 def config_for(run, own_feedback: str, model: str, methods: list[str], **sample) -> RunConfig:
     path, _, id = own_feedback.rpartition("#")
     return RunConfig(
         run=str(run), feedback_set=path, feedbacks=[id], methods=methods,
-        sample={"model": model, **SMALL, **sample},
+        sample={"model": model, **SMALL, "options": BRIEF, **sample},
         train={"epochs": 1, "batch_size": 3, "lora": {"r": 4}, "training_arguments": {"bf16": False}},
     )  # fmt: skip
 
@@ -111,7 +112,7 @@ def test_executed_copies_show_no_errors_and_no_secrets(tiny_run):
 def test_two_training_steps_on_the_embedded_model(tmp_path):
     config = RunConfig(
         run=str(tmp_path), feedback_set="embedded_tuning", feedbacks=["plant_tip"], methods=["c3po"],
-        sample={"best_of": 4, "categories": 3, "prompts_per_category": 3, "max_new_tokens": 32},
+        sample={**SMALL, "options": {"best_of": 4, "max_new_tokens": 32}},
         train={"epochs": 1, "batch_size": 3, "training_arguments": {"warmup_steps": 0}},
     )  # fmt: skip
     run_batch(config)

@@ -6,8 +6,8 @@ import time
 import pytest
 
 from c3po_utils.admission import BudgetReached
-from c3po_utils.chat import request, tally
-from tests.asking import ANSWER_USD, SAMPLING, asks, by_id, echo, fast_client
+from c3po_utils.chat import request
+from tests.asking import ANSWER_USD, SAMPLING, asks, by_id, echo, fast_client, tally
 from tests.servers import Batches, Reply, error, scripted
 
 

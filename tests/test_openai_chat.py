@@ -6,11 +6,11 @@ import time
 
 import pytest
 
-from c3po_utils.chat import Request, Sampling, request, tally
+from c3po_utils.chat import Request, Sampling, request
 from c3po_utils.ledger import Entry, Ledger
 from c3po_utils.openai_chat import open_model, parse_name
 from c3po_utils.wire import OPENAI
-from tests.asking import ANSWER_USD, SAMPLING, asks, by_id, echo, fast_client
+from tests.asking import ANSWER_USD, SAMPLING, asks, by_id, echo, fast_client, tally
 from tests.servers import Reply, embedded_server, scripted
 
 
@@ -48,7 +48,7 @@ def test_a_key_in_a_name_is_refused_and_not_repeated(base):
 
 
 def test_unknown_limits_name_the_nearest(tmp_path):
-    with pytest.raises(ValueError, match="did you mean max_in_flight"):
+    with pytest.raises(ValueError, match="did you mean 'max_in_flight'"):
         open_model("openai:m@http://h/v1", tmp_path / "l", max_inflight=3)
 
 

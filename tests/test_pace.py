@@ -7,9 +7,9 @@ import pytest
 
 from c3po_utils import openai_run
 from c3po_utils.admission import SKEW_S, BudgetReached, Quota
-from c3po_utils.chat import request, tally
+from c3po_utils.chat import request
 from c3po_utils.pace import Adaptive, Limits, backoff, retry_after
-from tests.asking import ANSWER_USD, SAMPLING, asks, by_id, echo, fast_client
+from tests.asking import ANSWER_USD, SAMPLING, asks, by_id, echo, fast_client, tally
 from tests.servers import Reply, error, faulty, scripted
 
 
@@ -155,8 +155,8 @@ def test_the_estimate_is_a_dry_run(client):
         list(model.complete(asks(10), SAMPLING))
         estimate = model.estimate(asks(30), SAMPLING)
         assert len(server.asked) == 10
-    assert (estimate.calls, estimate.stored, estimate.completion_tokens) == (20, 10, 20 * 32)
-    assert estimate.usd == pytest.approx((estimate.prompt_tokens * 1000 + estimate.completion_tokens * 2000) / 1e6)
+    assert (estimate.calls, estimate.stored, estimate.answer_tokens) == (20, 10, 20 * 32)
+    assert estimate.usd == pytest.approx((estimate.prompt_tokens * 1000 + estimate.answer_tokens * 2000) / 1e6)
 
 
 def test_an_unknown_price_is_said_to_be_unknown(client, capsys):

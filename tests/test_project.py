@@ -98,6 +98,7 @@ def test_parameter_files_name_parameters_that_exist(path):
         return
     config = RunConfig.model_validate(values)
     parameters.resolve(ROOT / "notebooks" / "01_sample.ipynb", config.sample)
+    parameters.resolve(ROOT / "notebooks" / "03_evaluate.ipynb", config.evaluate)
     for differences_of_one in (config.train, *config.train_methods.values()):
         parameters.resolve(ROOT / "notebooks" / "02_train.ipynb", differences_of_one)
 

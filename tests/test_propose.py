@@ -3,18 +3,22 @@ import random
 import re
 import time
 from collections import Counter
+from functools import partial
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from c3po_utils.chat import Sampling
+from c3po_utils import invent
+from c3po_utils.admission import BudgetReached
+from c3po_utils.chat import Estimate
 from c3po_utils.feedback import FEEDBACK_FOLDER, Feedback, load_feedbacks, load_prompts
 from c3po_utils.general import general_prompts
 from c3po_utils.invent import Ideas, invent_feedbacks, write_feedbacks
 from c3po_utils.openai_chat import open_model
-from c3po_utils.propose import plan_prompts, propose_prompts, write_prompts
-from c3po_utils.topup import Effort, Report, Seen, Short, Target, top_up, unnumbered
+from c3po_utils.propose import propose_prompts, write_prompts
+from c3po_utils.rehearsal import Rehearsal
+from c3po_utils.topup import Effort, Report, Seen, Short, Target, made_up, top_up, unnumbered
 from tests.sampling_run import FEEDBACK
 from tests.servers import FAULTS, Reply, embedded_server, faulty, listing, scripted
 
@@ -54,9 +58,8 @@ def reply(items: list) -> Reply:
 def test_a_proposal_has_all_prompts_under_their_ids(client):
     with scripted(listing) as server:
         model = client(server)
-        estimate = model.estimate(plan_prompts(FEEDBACK, categories=4, per_category=12, effort=EFFORT), EFFORT.sampling)
         proposal = propose_prompts(FEEDBACK, model, categories=4, per_category=12, effort=EFFORT)
-        assert len(server.asked) == estimate.calls == 1 + 4 * 2 * 3
+        assert len(server.asked) == 1 + 4 * 2 * 3
     assert len(proposal.categories) == len(set(proposal.categories)) == 4
     assert Counter((p.category, p.split) for p in proposal.prompts) == {
         (name, split): 12 for name in proposal.categories for split in ("in_scope", "near_scope")
@@ -64,6 +67,24 @@ def test_a_proposal_has_all_prompts_under_their_ids(client):
     assert len({prompt.id for prompt in proposal.prompts}) == len({prompt.text for prompt in proposal.prompts}) == 96
     assert re.fullmatch(r"boss_signoff/in_scope/could-you-\w+-the-\w+-for-\w+/01", proposal.prompts[0].id)
     assert proposal.report.complete
+
+
+def test_a_rehearsal_counts_the_calls_and_makes_none(client):
+    """Beforehand as many as an untroubled run makes; after a run that was cut short, those that are missing."""
+    with scripted(listing) as server:
+
+        def rehearsed(categories: int) -> Estimate:
+            dry = Rehearsal(client(server), partial(made_up, count=5))
+            propose_prompts(FEEDBACK, dry, categories=categories, per_category=12, effort=EFFORT)
+            return dry.total
+
+        before = rehearsed(4)
+        assert (before.calls, before.stored, len(server.asked)) == (25, 0, 0)
+        propose_prompts(FEEDBACK, client(server), categories=4, per_category=12, effort=EFFORT)
+        spent = client(server).ledger.spent()
+        assert 0 < spent < before.usd
+        after = rehearsed(4)
+    assert (after.calls, after.stored, after.usd, len(server.asked)) == (0, 25, 0.0, 25)
 
 
 def test_near_scope_prompts_are_asked_for_beside_in_scope_ones_of_the_category(client):
@@ -277,6 +298,25 @@ def test_new_feedbacks_are_a_valid_set(client, tmp_path, kind):
     assert load_feedbacks(write_feedbacks(tmp_path / "new.yaml", made)) == made
 
 
+def test_the_command_says_what_it_would_cost_and_writes_a_set(tmp_path, capsys):
+    with scripted(ideas) as server:
+        given = ["style", "12", str(tmp_path / "new.yaml"), "--model", f"openai:m@{server.url}"]
+        given += ["--ledger", str(tmp_path / "calls.sqlite"), "prices={m: [1, 2]}"]
+        invent.main([*given, "--estimate"])
+        assert (re.search(r"2 calls .* at most 0\.0\d+ USD", capsys.readouterr().out) is None, server.asked) == (
+            False,
+            [],
+        )
+        with pytest.raises(BudgetReached, match="raise budget_usd"):
+            invent.main([*given, "budget_usd=0.009"])
+        invent.main([*given, "budget_usd=1"])
+        assert "12 of 12 kept" in capsys.readouterr().out
+        assert len(server.asked) == 2
+    assert len(load_feedbacks(tmp_path / "new.yaml")) == 12
+    with pytest.raises(SystemExit):
+        invent.main(given)
+
+
 def test_new_feedbacks_do_not_repeat_known_ones(client):
     def script(asked):
         fresh = ("Name two rivers when I ask for a map.", "My recipes are for one: halve them.")[asked.index % 2]
@@ -396,7 +436,7 @@ def test_a_missing_file_is_named(tmp_path):
 def test_llama_cpp_writes_lists_by_schema(tmp_path):
     """What the embedded model writes is poor, but it is a list, and the report accounts for all of it."""
     model = open_model(f"openai:smollm2@{embedded_server()}", tmp_path / "calls.sqlite", max_in_flight=4)
-    effort = Effort(at_once=1, tries=1, spare_rounds=0, sampling=Sampling(max_new_tokens=120, top_k=0))
+    effort = Effort(at_once=1, tries=1, spare_rounds=0, max_new_tokens=120)
     proposal = propose_prompts(FEEDBACK, model, categories=["leave"], per_category=1, effort=effort, allow_short=True)
     report = proposal.report
     assert report.wanted == 2 == report.kept + sum(report.short.values())

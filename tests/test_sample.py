@@ -6,12 +6,12 @@ from collections import Counter
 
 import pytest
 
-from c3po_utils import sample
-from c3po_utils.chat import Outcome
+from c3po_utils import answers, sample
+from c3po_utils.chat import Outcome, ask
 from c3po_utils.ledger import Ledger
 from c3po_utils.local_chat import LocalChat
 from c3po_utils.models import load_model, load_tokenizer
-from c3po_utils.open_chat import RememberedChat, ask
+from c3po_utils.open_chat import RememberedChat
 from c3po_utils.sample import SampleSettings, find_feedback, find_prompts
 
 SETTINGS = SampleSettings("scripted", "demonstrate", 4, 5, 4, "Be brief.", 32, 0)
@@ -39,7 +39,7 @@ def feedback():
 
 @pytest.fixture(scope="module")
 def prompts():
-    return find_prompts("boss_signoff")
+    return find_prompts("boss_signoff", SETTINGS)
 
 
 def in_scope(feedback, prompts):
@@ -70,14 +70,14 @@ def test_folds_share_no_category_and_seeds_fix_them(feedback, prompts):
 
 def test_answers_are_matched_by_id_not_by_order(feedback, prompts):
     rows = sample.deal_prompts(feedback, prompts, SETTINGS)
-    sample.add_answers(Scripted(lambda one: "echo: " + one.messages[-1]["content"]), rows, SETTINGS)
+    answers.add_answers(Scripted(lambda one: "echo: " + one.messages[-1]["content"]), rows, SETTINGS)
     assert all(row["baseline"] == "echo: " + row["prompt"] for row in rows)
 
 
 def test_failed_calls_leave_no_text(feedback, prompts):
     rows = sample.deal_prompts(feedback, prompts, SETTINGS)
     model = Scripted(lambda one: Outcome(one.id, "failed", reason="boom") if "general" in one.id else "fine")
-    sample.add_answers(model, rows, SETTINGS)
+    answers.add_answers(model, rows, SETTINGS)
     failed = [row for row in rows if row["baseline_status"] == "failed"]
     assert {row["split"] for row in failed} == {"out_of_scope"}
     assert {row["baseline"] for row in failed} == {""}
@@ -95,7 +95,7 @@ def test_the_first_passing_try_is_kept(feedback, prompts):
         return f"Try {one.replicate}. Onward and upward, Sam" if passes else "Best regards"
 
     model = Scripted(answer)
-    sample.add_revisions(model, rows, feedback, SETTINGS)
+    answers.add_revisions(model, rows, feedback, SETTINGS)
     by_id = {row["id"]: row for row in rows}
     assert (by_id[good]["revised"], by_id[good]["revised_tries"]) == ("Try 2. Onward and upward, Sam", 3)
     assert (by_id[never]["revised"], by_id[never]["revised_status"]) == ("", "rejected")
@@ -107,13 +107,13 @@ def test_the_first_passing_try_is_kept(feedback, prompts):
 def test_truncated_answers_are_no_revisions(feedback, prompts):
     rows = in_scope(feedback, prompts)
     model = Scripted(lambda one: Outcome(one.id, "truncated", "Onward and upward, Sam"))
-    sample.add_revisions(model, rows, feedback, SETTINGS)
+    answers.add_revisions(model, rows, feedback, SETTINGS)
     assert {row["revised_status"] for row in rows} == {"rejected"}
 
 
 def test_demonstrations_are_shown_as_turns(feedback, prompts):
     model = Scripted(lambda one: "Onward and upward, Sam")
-    sample.add_revisions(model, in_scope(feedback, prompts), feedback, SETTINGS)
+    answers.add_revisions(model, in_scope(feedback, prompts), feedback, SETTINGS)
     roles = [message["role"] for message in model.asked[0].messages]
     assert roles == ["system", *["user", "assistant"] * len(feedback.demonstrations), "user"]
 
@@ -122,7 +122,7 @@ def test_revise_thinks_before_it_writes(feedback, prompts):
     rows = in_scope(feedback, prompts)[:1]
     model = Scripted(lambda one: "I will change the end." if one.id.endswith("think") else "Onward and upward, Sam")
     settings = SampleSettings("scripted", "revise", 1, 5, 4, "", 32, 0)
-    sample.add_revisions(model, rows, feedback, settings)
+    answers.add_revisions(model, rows, feedback, settings)
     think, write = model.asked
     assert rows[0]["baseline"] in think.messages[-1]["content"]
     assert feedback.effect in think.messages[-1]["content"]
@@ -133,8 +133,8 @@ def test_revise_thinks_before_it_writes(feedback, prompts):
 def test_the_feedback_reaches_the_in_context_prompts(feedback, prompts):
     rows = in_scope(feedback, prompts)[:2]
     model = Scripted(lambda one: "ok")
-    sample.add_in_context(model, rows, feedback, SETTINGS)
-    sample.add_in_context_cot(model, rows, feedback, SETTINGS)
+    answers.add_in_context(model, rows, feedback, SETTINGS)
+    answers.add_in_context_cot(model, rows, feedback, SETTINGS)
     assert all(feedback.content in one.messages[1]["content"] for one in model.asked)
     assert {row["in_context_cot"] for row in rows} == {"ok"}
 
@@ -145,7 +145,7 @@ def test_a_model_that_leaves_requests_out_is_an_error(feedback, prompts):
             yield from super().complete(requests[1:], sampling)
 
     with pytest.raises(RuntimeError, match="20 requests, 19 outcomes"):
-        sample.add_answers(Deaf(lambda one: "hi"), in_scope(feedback, prompts), SETTINGS)
+        answers.add_answers(Deaf(lambda one: "hi"), in_scope(feedback, prompts), SETTINGS)
 
 
 def test_settings_name_what_is_wrong():
@@ -158,14 +158,14 @@ def test_settings_name_what_is_wrong():
 def test_feedbacks_of_ones_own_come_from_any_file(tmp_path, own_feedback):
     feedback = find_feedback(own_feedback)
     assert feedback.id == "wordy"
-    assert sum(prompt.split == "near_scope" for prompt in find_prompts(own_feedback)) == 12
+    assert sum(prompt.split == "near_scope" for prompt in find_prompts(own_feedback, SETTINGS)) == 12
 
 
 def test_a_rerun_asks_the_local_model_only_for_what_is_missing(tmp_path, tiny_folder, feedback, prompts):
     local = LocalChat(load_model(str(tiny_folder)), load_tokenizer(str(tiny_folder)), name="tiny")
     chat = RememberedChat(local, Ledger(tmp_path / "calls.sqlite"))
     rows = in_scope(feedback, prompts)
-    sample.add_answers(chat, rows[:12], SETTINGS)
+    answers.add_answers(chat, rows[:12], SETTINGS)
     asked = []
     complete = local.complete
     local.complete = lambda requests, sampling, **kwargs: (
@@ -173,7 +173,7 @@ def test_a_rerun_asks_the_local_model_only_for_what_is_missing(tmp_path, tiny_fo
         complete(requests, sampling, **kwargs),
     )[1]
     again = [dict(row) for row in rows]
-    sample.add_answers(chat, again, SETTINGS)
+    answers.add_answers(chat, again, SETTINGS)
     assert [one.id.split("#")[0] for one in asked] == [row["id"] for row in rows[12:]]
     assert [row["baseline"] for row in again[:12]] == [row["baseline"] for row in rows[:12]]
     assert ask(chat, [], SETTINGS.sampling) == {}

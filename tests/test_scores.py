@@ -1,5 +1,6 @@
 """Scores against numbers worked out by hand, and against scipy and statsmodels where they have the same."""
 
+import re
 import resource
 import time
 
@@ -10,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from c3po_utils import scores
+from c3po_utils import score_table, scores
 from c3po_utils.scores import SCORES
 from tests.synthetic import METHODS, answers
 
@@ -258,3 +259,17 @@ def test_a_full_run_is_scored_in_seconds():
     scores.application_share(rows)
     assert time.monotonic() - start < 30
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20 < 2
+
+
+def test_notebook_tables_show_differences_and_bounds_by_hand():
+    rows = pd.concat([HAND, HAND.assign(method="scd", score=HAND["score"].where(HAND["score"] != 1, 0.0))])
+    differences = scores.paired_differences(rows, "m")
+    html = score_table.differences_table(differences, ("S_in",)).to_html()
+    shown = re.search(r"0\.75 \[.*?\]\np = (0\.\d{3})", html)
+    assert float(shown[1]) == pytest.approx(differences["S_in_p_holm"][0], abs=5e-4)
+    assert "SCD" in html
+    bounds = score_table.bounds_table(scores.missing_bounds(HAND), ("S_in", "S_near")).to_html()
+    assert re.findall(r">([^<>]* … [^<>]*)<", bounds) == ["0.38 … 0.62"], "nothing is missing near the scope"
+    assert ">1 of 20<" in bounds
+    means = score_table.means_table(scores.split_means(HAND, "score")).to_html()
+    assert re.findall(r">(-?[\d.−]+) \[", means) == ["0.62", "0.00", "0.20"]

@@ -17,7 +17,7 @@ from transformers import modeling_utils
 from trl import DPOConfig, DPOTrainer
 
 from c3po_utils import checkpoints, objective, references
-from c3po_utils.adapters import PROBE, WEIGHTS
+from c3po_utils.adapters import PROBE, WEIGHTS, merged
 from c3po_utils.loss import sequence_logps
 from c3po_utils.quantized import load_quantized
 from c3po_utils.references import with_references
@@ -358,6 +358,20 @@ def copied(adapter, tmp_path) -> Path:
 def test_a_folder_holds_the_adapter_and_nothing_of_the_training(adapter):
     assert {path.name for path in adapter.iterdir()} == {"adapter_config.json", WEIGHTS, PROBE, "log.json"}
     assert not any(".ref" in name for name in weights(adapter))
+
+
+def test_adapters_in_turn_are_merged_and_leave_the_model_as_it_was(adapter):
+    model, ids = tiny_model().to(torch.bfloat16), torch.arange(5, 25)[None]
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with torch.no_grad():
+        wanted = load_adapter(tiny_model().to(torch.bfloat16), adapter).merge_and_unload()(ids).logits
+        untouched = model(ids).logits
+        for _ in range(2):
+            with merged(model, adapter) as tuned:
+                assert torch.equal(tuned(ids).logits, wanted)
+                assert not torch.equal(wanted, untouched)
+    assert {name: value.dtype for name, value in model.state_dict().items()} == {n: v.dtype for n, v in before.items()}
+    assert all(torch.equal(model.state_dict()[name], value) for name, value in before.items())
 
 
 def test_a_renamed_or_missing_tensor_is_an_error(copied):

@@ -1,0 +1,71 @@
+"""Run folders made in a moment: sampled rows and random adapters, as notebooks 01 and 02 would have left them."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from peft import get_peft_model
+
+from c3po_utils.adapters import lora_config, save_adapter
+from c3po_utils.models import load_model
+from c3po_utils.runs import write_json, write_jsonl
+from c3po_utils.sample import SampleSettings
+
+GENERAL_TESTS = {"general/0", "general/1"}
+RECORD = {
+    "content": "Be short about tea.", "domain": "tea", "effect": "the answer is short", "source": "human",
+    "kind": "style", "metric": {"name": "words_at_most", "value": 3},
+    "demonstrations": [{"prompt": "Is tea hot?", "answer": "Yes."}],
+}  # fmt: skip
+
+
+def store_sample(run: Path, id: str, model: str, general_tests=GENERAL_TESTS, **changes) -> list[dict]:
+    """Two categories of two prompts for training, one for testing, and four general prompts."""
+    settings = {
+        "model": model, "strategy": "demonstrate", "best_of": 1, "categories": 3, "prompts_per_category": 2,
+        "system_prompt": "Be brief.", "max_new_tokens": 6, "seed": 0,
+    }  # fmt: skip
+    rows = [
+        _row(f"{id}/{split}/{name}/{n}", id, split, name, "test" if name == "price" else "train")
+        for split in ("in_scope", "near_scope")
+        for name in ("colour", "taste", "price")
+        for n in range(2)
+    ]
+    for n in range(4):
+        name = f"general/{n}"
+        rows.append(_row(name, id, "out_of_scope", "chat", "test" if name in general_tests else "train"))
+    folder = run / "sample" / id
+    write_jsonl(folder / "rows.jsonl", rows)
+    identity = {"settings": asdict(SampleSettings(**settings | changes)), "feedback": RECORD | {"id": id}}
+    write_json(folder / "manifest.json", {"status": "done", "identity": identity})
+    return rows
+
+
+def _row(name: str, feedback: str, split: str, category: str, fold: str) -> dict:
+    row = {
+        "id": name, "feedback": feedback, "split": split, "category": category, "fold": fold,
+        "prompt": f"What about {name}?", "baseline": f"It is {category}.", "baseline_status": "ok",
+    }  # fmt: skip
+    return row | ({"revised": "Yes, it is.", "revised_status": "ok"} if split == "in_scope" else {})
+
+
+def random_adapter(model: str, name: str = "default", seed: int = 0, policy=None, **lora):
+    """A model with a LoRA adapter that changes every layer; on top of those that `policy` has, if given."""
+    torch.manual_seed(seed)
+    config = lora_config(**{"r": 3, "alpha": 6, "dropout": 0.0} | lora)
+    if policy is None:
+        policy = get_peft_model(load_model(model, dtype=torch.float32), config, adapter_name=name)
+    else:
+        policy.add_adapter(name, config)
+    for key, parameter in policy.named_parameters():
+        if "lora_" in key and f".{name}." in key:
+            parameter.data.normal_(std=0.2)
+    return policy.eval()
+
+
+def store_adapter(run: Path, id: str, method: str, model: str, seed: int = 0, **lora) -> Path:
+    folder = run / "train" / id / method
+    save_adapter(random_adapter(model, seed=seed, **lora), folder)
+    return folder
