@@ -185,7 +185,8 @@ def _reversible(rows: Sequence[dict], pair: Sequence[str]) -> list[dict]:
     if not usable:
         raise DataError(
             f"pairs with reversed roles need a revision that differs from the baseline: none of the {len(rows)} rows "
-            f"of {rows[0]['split'] if rows else 'this split'} has one; sample revisions for that split too"
+            f"of {rows[0]['split'] if rows else 'this split'} has one; 01_sample makes them with the option "
+            "revise_elsewhere: true"
         )
     return usable
 

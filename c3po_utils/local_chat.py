@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import groupby
 
 import numpy as np
@@ -14,6 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from c3po_utils import attention
 from c3po_utils.chat import Outcome, Request, Sampling
 from c3po_utils.models import context_length, eos_ids
+from c3po_utils.packed_linear import PackedLinears
 from c3po_utils.runs import content_hash
 
 TIES = 64  # candidates beyond top_k that are looked at, so that ties with the k-th logit stay in, as in transformers
@@ -87,6 +89,10 @@ class LocalChat:
         self.eos = eos_ids(model, tokenizer)
         self.context = context_length(model.config)
 
+    @cached_property
+    def _packed(self) -> PackedLinears:
+        return PackedLinears(self.model)
+
     def complete(self, requests: Sequence[Request], sampling: Sampling, *, desc: str = "") -> Iterator[Outcome]:
         """Answer every request, in the order in which they finish.
 
@@ -110,11 +116,12 @@ class LocalChat:
         usable = attention.enable(self.model)
         engine = _Slots(self, rows, sampling) if usable else _Batches(self, rows, sampling)
         tokens = 0
-        for outcome in engine.run():
-            tokens += outcome.completion_tokens
-            bar.update()
-            bar.set_postfix_str(f"{tokens / max(bar.format_dict['elapsed'], 1e-9):.0f} tokens/s", refresh=False)
-            yield outcome
+        with self._packed.in_use():
+            for outcome in engine.run():
+                tokens += outcome.completion_tokens
+                bar.update()
+                bar.set_postfix_str(f"{tokens / max(bar.format_dict['elapsed'], 1e-9):.0f} tokens/s", refresh=False)
+                yield outcome
 
     def _encode(self, request: Request) -> list[int]:
         text = self.tokenizer.apply_chat_template(list(request.messages), tokenize=False, add_generation_prompt=True)

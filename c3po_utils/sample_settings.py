@@ -10,7 +10,15 @@ from c3po_utils.parameters import checked
 from c3po_utils.topup import Effort
 
 STRATEGIES = ("demonstrate", "revise")
-LATER = ("category_model", "prompt_model", "completion_model", "general_prompts", "allow_short", "effort")
+LATER = (
+    "category_model",
+    "prompt_model",
+    "completion_model",
+    "general_prompts",
+    "allow_short",
+    "effort",
+    "revise_elsewhere",
+)
 
 
 @dataclass(frozen=True)
@@ -34,6 +42,7 @@ class SampleSettings:
     completion_model: str = ""  # answers and revises: "" is pi_0, here
     general_prompts: str = "bundled"  # out of scope: `FILE.jsonl[:COLUMN]`, `hf:DATASET:SPLIT:COLUMN`
     allow_short: bool = False  # go on with fewer prompts or answers than asked for
+    revise_elsewhere: bool = False  # revise near and out rows of the training fold, too: dpo_negatives rejects these
     effort: dict[str, Any] = field(default_factory=dict)  # of the prompt model: what differs from topup.Effort
 
     def __post_init__(self) -> None:

@@ -159,7 +159,7 @@ def test_mixed_rows_join_with_their_baseline_as_chosen(tokenizer):
 
 def test_reversed_pairs_need_revisions_and_prefer_the_baseline(tokenizer):
     pair = {"segments": ("chosen", "rejected"), "near_ratio": 0.5}
-    with pytest.raises(DataError, match=r"none of the 4 rows of near_scope has one; sample revisions"):
+    with pytest.raises(DataError, match=r"none of the 4 rows of near_scope has one; 01_sample makes them"):
         training_rows(sampled(), tokenizer, **pair)
     rows = [row | {"revised": row["revised"] or f"worse {row['id']}"} for row in sampled()]
     reversed_rows = [row for row in training_rows(rows, tokenizer, **pair)[0] if "near" in row["id"]]

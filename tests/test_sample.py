@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 
@@ -102,6 +103,17 @@ def test_the_first_passing_try_is_kept(feedback, prompts):
     assert all(row["revised_tries"] == 1 for id, row in by_id.items() if id not in (good, never))
     asked = Counter(one.id.split("#")[0] for one in model.asked)
     assert (asked[good], asked[never], asked[rows[2]["id"]]) == (4, 4, 1)
+
+
+def test_training_rows_elsewhere_are_revised_where_that_is_asked_for(feedback, prompts):
+    model = Scripted(lambda one: "Onward and upward, Sam" if "revised" in one.id else "No.")
+    counted = {}
+    for wanted in (False, True):
+        rows = sample.deal_prompts(feedback, prompts, SETTINGS)
+        sample.fill_rows(model, rows, feedback, replace(SETTINGS, revise_elsewhere=wanted))
+        counted[wanted] = Counter((row["split"], row["fold"]) for row in rows if row.get("revised"))
+    assert counted[False] == {("in_scope", "train"): 12, ("in_scope", "test"): 8}
+    assert counted[True] - counted[False] == {("near_scope", "train"): 12, ("out_of_scope", "train"): 14}
 
 
 def test_truncated_answers_are_no_revisions(feedback, prompts):
