@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +49,7 @@ def train_stage(run: Path | str, feedback_id: str, settings: TrainSettings) -> S
     identity = {
         "settings": asdict(settings),
         # Only what differs from the defaults, so that a setting added to Method later renames no finished run.
-        "objective": {f.name: value for f in fields(objective) if (value := getattr(objective, f.name)) != f.default},
+        "objective": objective.differences,
         "rows": rows if joint else rows[feedback_id],
         "sampled_with": sampled_with if joint else sampled_with[feedback_id],
     }

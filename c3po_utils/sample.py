@@ -125,8 +125,8 @@ def sample_feedback(
 def fill_rows(model: ChatModel, rows: list[dict], feedback: Feedback, settings: SampleSettings) -> list[dict]:
     """The rows with every answer that they need: revisions in scope, in-context answers for the test fold."""
     tests = [row for row in rows if row["fold"] == "test"]
-    elsewhere = [row for row in rows if settings.revise_elsewhere and row["fold"] == "train"]
-    revised = [row for row in rows if row["split"] == "in_scope" or row in elsewhere]
+    elsewhere = "train" if settings.revise_elsewhere else None
+    revised = [row for row in rows if row["split"] == "in_scope" or row["fold"] == elsewhere]
     add_answers(model, rows, settings)
     add_revisions(model, revised, feedback, settings)
     add_in_context(model, tests, feedback, settings)
