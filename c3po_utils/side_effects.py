@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -17,12 +18,12 @@ from pandas.io.formats.style import Styler
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from c3po_utils.adapters import load_adapter
+from c3po_utils.adapters import merged
 from c3po_utils.data import encode
 from c3po_utils.evaluate import adapter_folder, eval_stage, trained_methods
 from c3po_utils.figure_style import FLOOR, look, ordered
 from c3po_utils.implicit_reward import answer_logps
-from c3po_utils.models import load_model, load_tokenizer
+from c3po_utils.models import load_tokenizer, shared_model
 from c3po_utils.runs import read_json, write_json
 from c3po_utils.sample import load_rows, stored_settings
 
@@ -98,11 +99,10 @@ def _stored_perplexity(run: Path | str, feedback_id: str, method: str) -> float:
     if known.get("identity") == stage.identity:
         return known["perplexity"]
     settings = stored_settings(run, feedback_id)
-    model = load_model(settings.model)
-    if method != FLOOR:
-        model = load_adapter(model, adapter_folder(run, feedback_id, method))
+    base = shared_model(settings.model)
     rows = [row for row in load_rows(run, feedback_id, "test") if row["split"] == "out_of_scope"]
-    value = perplexity(model, load_tokenizer(settings.model), rows, settings.system_prompt)
+    with nullcontext(base) if method == FLOOR else merged(base, adapter_folder(run, feedback_id, method)) as model:
+        value = perplexity(model, load_tokenizer(settings.model), rows, settings.system_prompt)
     write_json(path, {"identity": stage.identity, "perplexity": value})
     return value
 

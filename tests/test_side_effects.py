@@ -59,7 +59,7 @@ def test_perplexities_are_kept_beside_the_answers(tmp_path, tiny_folder, monkeyp
     assert found["method"].to_list() == ["base_resampled", "c3po"]
     assert found["perplexity"][1] > 1.5 * found["perplexity"][0] > 1.5  # a random adapter knows nothing
     with monkeypatch.context() as patch:
-        patch.setattr(side_effects, "load_model", lambda *_: pytest.fail("computed again"))
+        patch.setattr(side_effects, "shared_model", lambda *_: pytest.fail("computed again"))
         pd.testing.assert_frame_equal(perplexities(tmp_path, "short", ["in_context", "c3po"]), found)
     store_adapter(tmp_path, "short", "c3po", str(tiny_folder), seed=5)
     again = perplexities(tmp_path, "short", ["c3po"])["perplexity"]
