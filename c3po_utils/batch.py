@@ -1,4 +1,4 @@
-"""The runner: notebooks over feedbacks x methods, headless, one at a time, resumable by manifest.
+"""The runner: notebooks over feedbacks x methods, headless, feedbacks side by side, resumable by manifest.
 
 python -m c3po_utils.batch notebooks/params/demo.yaml [key=value ...]
 """
@@ -6,17 +6,21 @@ python -m c3po_utils.batch notebooks/params/demo.yaml [key=value ...]
 from __future__ import annotations
 
 import argparse
+import contextlib
+import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, field, fields
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import papermill
 import yaml
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, PositiveInt
 from tqdm.auto import tqdm
 
 from c3po_utils import parameters
@@ -26,6 +30,7 @@ from c3po_utils.finetune import TrainSettings, train_stage
 from c3po_utils.methods import registered
 from c3po_utils.openai_chat import LIMITS
 from c3po_utils.pairs import How, joint_name, pair_stage
+from c3po_utils.papermill_engine import LocalKernelManager
 from c3po_utils.roles import estimate, open_roles
 from c3po_utils.runs import LEDGER, ROOT, Stage, run_folder, shown, write_json
 from c3po_utils.sample import SampleSettings, feedback_id, find_feedback, find_prompts, sample_stage
@@ -41,6 +46,7 @@ class RunConfig(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     run: str
+    workers: PositiveInt = 1  # feedbacks at one time, each on its share of the cores
     feedback_set: str = "embedded"  # a set in feedback/, or the path of a YAML file
     feedbacks: list[str] | None = None  # ids; all of the set when left out
     methods: list[str]
@@ -80,18 +86,38 @@ class Job:
         return bool(self.stages) and all(stage.done for stage in self.stages)
 
 
-def plan(config: RunConfig) -> Iterator[Job]:
-    """The run's jobs in order; each is made when its turn comes, because it looks at what earlier jobs wrote."""
+def phases(config: RunConfig) -> list[list[Iterator[Job]]]:
+    """The run's jobs: chains that may run side by side, in phases that may not: feedbacks, then pairs, then figures.
+
+    Each job is made when its turn comes, because it looks at what earlier ones wrote.
+    """
     run = run_folder(config.run)
-    for name in feedback_names(config):
-        yield sample_job(config, run, name)
-        for method in trained_methods(config.methods):
-            yield train_job(config, run, name, method)
-        yield evaluate_job(config, run, name)
-    for pair, method, how in pair_runs(config):
-        if how == "joint":
-            yield train_job(config, run, joint_name(pair), method)
-        yield pair_job(config, run, pair, method, how)
+    return [
+        [_feedback_jobs(config, run, name) for name in feedback_names(config)],
+        [_pair_jobs(config, run, *each) for each in pair_runs(config)],
+        [_figures_jobs(config, run)],
+    ]
+
+
+def plan(config: RunConfig) -> Iterator[Job]:
+    """The run's jobs, one after another."""
+    return chain.from_iterable(chain.from_iterable(phases(config)))
+
+
+def _feedback_jobs(config: RunConfig, run: Path, name: str) -> Iterator[Job]:
+    yield sample_job(config, run, name)
+    for method in trained_methods(config.methods):
+        yield train_job(config, run, name, method)
+    yield evaluate_job(config, run, name)
+
+
+def _pair_jobs(config: RunConfig, run: Path, pair: list[str], method: str, how: How) -> Iterator[Job]:
+    if how == "joint":
+        yield train_job(config, run, joint_name(pair), method)
+    yield pair_job(config, run, pair, method, how)
+
+
+def _figures_jobs(config: RunConfig, run: Path) -> Iterator[Job]:
     yield figures_job(config, run)
 
 
@@ -187,35 +213,80 @@ def execute(job: Job) -> None:
 
     Raises:
         papermill.PapermillExecutionError: a cell failed; the executed copy shows where.
-        RuntimeError: the notebook ended, yet its stage is not done.
     """
     job.output.parent.mkdir(parents=True, exist_ok=True)
     papermill.execute_notebook(
         NOTEBOOKS / job.notebook,
         job.output,
         parameters=job.parameters,
-        cwd=NOTEBOOKS,
+        resources={"metadata": {"path": str(NOTEBOOKS)}},  # papermill's `cwd` would change this process's own
         progress_bar=False,
         kernel_name="python3",
     )
 
 
 def run_batch(config: RunConfig) -> None:
-    """Execute what is not done yet, with one progress bar over all jobs."""
+    """Execute what is not done yet, with one progress bar over all jobs.
+
+    A notebook that fails ends its feedback's chain; the other feedbacks are finished before it is raised.
+
+    Raises:
+        papermill.PapermillExecutionError: a cell failed; the executed copy shows where.
+        ExceptionGroup: several notebooks failed.
+    """
     total = len(feedback_names(config)) * (2 + len(trained_methods(config.methods))) + 1
     total += sum(2 if how == "joint" else 1 for *_, how in pair_runs(config))
-    start = time.monotonic()
+    start, at_work = time.monotonic(), []
     with tqdm(total=total, desc=config.run, unit="notebook", file=sys.stderr) as bar:
-        for job in plan(config):
-            label = " ".join(str(job.parameters[key]) for key in ("feedback", "method") if key in job.parameters)
-            bar.set_postfix_str(f"{job.notebook.removesuffix('.ipynb')} {label}")
-            if not job.done:
-                execute(job)
-            bar.update()
+
+        def work(jobs: Iterator[Job]) -> None:
+            for job in jobs:
+                label = " ".join(str(job.parameters[key]) for key in ("feedback", "method") if key in job.parameters)
+                at_work.append(f"{job.notebook.removesuffix('.ipynb')} {label}")
+                bar.set_postfix_str(", ".join(at_work))
+                try:
+                    if not job.done:
+                        execute(job)
+                finally:
+                    at_work.remove(f"{job.notebook.removesuffix('.ipynb')} {label}")
+                bar.update()
+
+        with _cores_shared(config.workers):
+            for jobs in phases(config):
+                _side_by_side(work, jobs, config.workers)
     write_json(
         run_folder(config.run) / "batch.json",
         {"config": config.model_dump(), "wall_s": round(time.monotonic() - start, 1)},
     )
+
+
+def _side_by_side(work: Callable[[Iterator[Job]], None], chains: Sequence[Iterator[Job]], workers: int) -> None:
+    with ThreadPoolExecutor(workers) as pool:
+        futures = [pool.submit(work, jobs) for jobs in chains]
+        try:
+            wait(futures)
+        except BaseException:  # Ctrl-C reaches this thread alone
+            pool.shutdown(wait=False, cancel_futures=True)
+            LocalKernelManager.kill_all()
+            raise
+    errors = [error for future in futures if (error := future.exception())]
+    if len(errors) > 1:
+        raise ExceptionGroup(f"{len(errors)} of {len(futures)} chains of notebooks failed", errors)
+    for error in errors:
+        raise error
+
+
+@contextlib.contextmanager
+def _cores_shared(workers: int) -> Iterator[None]:
+    """Kernels started meanwhile use their share of the cores: threads beyond the cores make torch many times slower."""
+    if workers == 1 or "OMP_NUM_THREADS" in os.environ:
+        yield
+        return
+    os.environ["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // workers))
+    try:
+        yield
+    finally:
+        del os.environ["OMP_NUM_THREADS"]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import os
 import uuid
+from typing import ClassVar
+from weakref import WeakSet
 
 from jupyter_client import AsyncKernelManager
 from jupyter_core.paths import jupyter_runtime_dir
@@ -26,6 +28,19 @@ class LocalKernelManager(AsyncKernelManager):
     """
 
     transport = Unicode("ipc")
+    started: ClassVar[WeakSet[LocalKernelManager]] = WeakSet()
+
+    async def _async_post_start_kernel(self, **kwargs) -> None:
+        self.started.add(self)
+        await super()._async_post_start_kernel(**kwargs)
+
+    @classmethod
+    def kill_all(cls) -> None:
+        """End this process's kernels at once, from any thread; those who wait for them find them dead."""
+        for manager in list(cls.started):
+            process = getattr(manager.provisioner, "process", None)
+            if process:
+                process.kill()
 
     def _ip_default(self) -> str:
         ensure_dir_exists(jupyter_runtime_dir(), mode=0o700)

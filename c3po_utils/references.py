@@ -71,5 +71,6 @@ def with_references(
         with torch.no_grad(), fused(model):  # the same arithmetic as in training: the loss starts at ln 2
             known |= _compute(model, missing, batch_size)
         if path:
+            known |= read_json(path) if path.exists() else {}  # what another process has found meanwhile
             write_json(path, known)
     return [row | {column: known[key] for column, key in keys(row).items()} for row in rows]
