@@ -24,9 +24,11 @@ from pydantic import BaseModel, ConfigDict, PositiveInt
 from tqdm.auto import tqdm
 
 from c3po_utils import parameters
+from c3po_utils.adapters import lora_config
 from c3po_utils.evaluate import eval_stage, figures_stage, open_judge, trained_methods
 from c3po_utils.feedback import FEEDBACK_FOLDER, feedback_set, load_feedbacks, select
 from c3po_utils.finetune import TrainSettings, train_stage
+from c3po_utils.judge import Judge
 from c3po_utils.methods import registered
 from c3po_utils.openai_chat import LIMITS
 from c3po_utils.pairs import How, joint_name, pair_stage
@@ -180,18 +182,27 @@ def estimates(config: RunConfig) -> pd.DataFrame:
     return table
 
 
-def train_job(config: RunConfig, run: Path, name: str, method: str) -> Job:
+def _train_values(config: RunConfig, name: str, method: str) -> tuple[dict[str, Any], TrainSettings]:
     overrides = config.train_methods
     given = {**config.train, **overrides.get(registered(method), {}), **overrides.get(method, {})}
     values = _resolved("02_train.ipynb", {"run": config.run, "feedback": name, "method": method, **given})
-    stage = train_stage(run, feedback_id(name), TrainSettings(**_fields(TrainSettings, values)))
+    return values, TrainSettings(**_fields(TrainSettings, values))
+
+
+def train_job(config: RunConfig, run: Path, name: str, method: str) -> Job:
+    values, settings = _train_values(config, name, method)
+    stage = train_stage(run, feedback_id(name), settings)
     return Job("02_train.ipynb", stage.folder / "02_train.ipynb", values, [stage])
 
 
-def evaluate_job(config: RunConfig, run: Path, name: str) -> Job:
+def _evaluate_values(config: RunConfig, run: Path, name: str) -> tuple[dict[str, Any], Judge | None]:
     given = {"run": config.run, "feedback": name, "methods": config.methods, **config.evaluate}
     values = _resolved("03_evaluate.ipynb", given)
-    judge = open_judge(run, values["judge_model"], values["judge_helpfulness"], values["judge_limits"])
+    return values, open_judge(run, values["judge_model"], values["judge_helpfulness"], values["limits"])
+
+
+def evaluate_job(config: RunConfig, run: Path, name: str) -> Job:
+    values, judge = _evaluate_values(config, run, name)
     stages = [eval_stage(run, feedback_id(name), method, judge) for method in config.methods]
     return Job("03_evaluate.ipynb", run / "eval" / feedback_id(name) / "03_evaluate.ipynb", values, stages)
 
@@ -202,10 +213,38 @@ def pair_job(config: RunConfig, run: Path, pair: list[str], method: str, how: Ho
     return Job(PAIRS, stage.folder / PAIRS, _resolved(PAIRS, given), [stage])
 
 
+def _figures_values(config: RunConfig) -> dict[str, Any]:
+    return _resolved("04_figures.ipynb", {"runs": [config.run], "output": f"{config.run}/figures", **config.figures})
+
+
 def figures_job(config: RunConfig, run: Path) -> Job:
-    values = _resolved("04_figures.ipynb", {"runs": [config.run], "output": f"{config.run}/figures", **config.figures})
+    values = _figures_values(config)
     stage = figures_stage([run], run_folder(values["output"]))
     return Job("04_figures.ipynb", stage.folder / "04_figures.ipynb", values, [stage])
+
+
+def check(config: RunConfig) -> None:
+    """Raise now what would otherwise be found after hours of sampling and training.
+
+    Raises:
+        KeyError: no such method, or setting of one.
+        ValueError: a parameter, limit or pair that cannot be meant; a method that starts from one which comes later or
+            not at all; a feedback that nothing can score.
+    """
+    run, names, methods = run_folder(config.run), feedback_names(config), trained_methods(config.methods)
+    pair_runs(config)
+    _figures_values(config)
+    _sample_values(config, names[0])
+    for place, method in enumerate(methods):
+        settings = _train_values(config, names[0], method)[1]
+        lora_config(**settings.lora)
+        start = settings.objective.start
+        if start and start not in methods[:place]:
+            raise ValueError(f"method {method!r} starts from {start!r}: name that before it in `methods`")
+    _, judge = _evaluate_values(config, run, names[0])
+    unscored = [feedback_id(name) for name in names if find_feedback(name).metric is None]
+    if unscored and not judge:
+        raise ValueError(f"feedbacks {unscored} have no metric: name a `judge_model` in `evaluate`")
 
 
 def execute(job: Job) -> None:
@@ -228,12 +267,14 @@ def execute(job: Job) -> None:
 def run_batch(config: RunConfig) -> None:
     """Execute what is not done yet, with one progress bar over all jobs.
 
-    A notebook that fails ends its feedback's chain; the other feedbacks are finished before it is raised.
+    What can be known to be wrong is raised first, see `check`. A notebook that fails ends its feedback's chain; the
+    other feedbacks are finished before it is raised.
 
     Raises:
         papermill.PapermillExecutionError: a cell failed; the executed copy shows where.
         ExceptionGroup: several notebooks failed.
     """
+    check(config)
     total = len(feedback_names(config)) * (2 + len(trained_methods(config.methods))) + 1
     total += sum(2 if how == "joint" else 1 for *_, how in pair_runs(config))
     start, at_work = time.monotonic(), []

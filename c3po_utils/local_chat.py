@@ -21,6 +21,7 @@ from c3po_utils.runs import content_hash
 TIES = 64  # candidates beyond top_k that are looked at, so that ties with the k-th logit stay in, as in transformers
 PREFILL_TOKENS = 4096  # at most this many padded prompt tokens in one prefill pass
 MIN_SHARED_PREFIX = 8
+GROWTH = 32  # positions by which the cache grows: steps use all that it has, as parts of it would have to be copied
 
 
 def filter_logits(logits_BV: torch.Tensor, sampling: Sampling) -> tuple[torch.Tensor, torch.Tensor]:
@@ -167,7 +168,7 @@ class _Slots:
         self.rows: list[_Row | None] = [None] * self.slots
         self.lengths_S = torch.zeros(self.slots, dtype=torch.long)
         self.inputs_S = torch.zeros(self.slots, dtype=torch.long)
-        self._allocate()
+        self.keys, self.values = ([self._zeros(0)] * self._shape()[0] for _ in range(2))
         self.prefix = self._shared_prefix(rows)
 
     def _shape(self) -> tuple[int, int, int]:
@@ -187,12 +188,20 @@ class _Slots:
             )
         return min(requests, fitting, self.chat.max_slots)
 
-    def _allocate(self) -> None:
-        layers, heads, dim = self._shape()
-        shape = (self.slots, heads, self.length, dim)
-        dtype = self.chat.model.dtype
-        self.keys = [torch.zeros(shape, dtype=dtype, device=self.device) for _ in range(layers)]
-        self.values = [torch.zeros(shape, dtype=dtype, device=self.device) for _ in range(layers)]
+    def _zeros(self, length: int) -> torch.Tensor:
+        _, heads, dim = self._shape()
+        return torch.zeros(self.slots, heads, length, dim, dtype=self.chat.model.dtype, device=self.device)
+
+    def _room_for(self, length: int) -> int:
+        """Let the cache have `length` positions or some more; returns how many."""
+        room = self.keys[0].shape[2]
+        if length > room:
+            room, old = min(self.length, -(-length // GROWTH) * GROWTH), room
+            for caches in (self.keys, self.values):
+                for layer, cache in enumerate(caches):  # one by one: no second copy of the whole
+                    caches[layer] = self._zeros(room)
+                    caches[layer][:, :, :old] = cache[: self.slots]
+        return room
 
     def _shared_prefix(self, rows: list[_Row]) -> int:
         """Length of the prefix common to all prompts; the last token of a prompt never belongs to it."""
@@ -217,9 +226,10 @@ class _Slots:
     def _forward(self, rows_N: torch.Tensor | None, ids_NT: torch.Tensor, starts_N: torch.Tensor, head: bool):
         positions_NT = starts_N[:, None] + torch.arange(ids_NT.shape[1])
         span = int(positions_NT.max()) + 1
+        room = self._room_for(span)
         positions_NT = positions_NT.to(self.device)
         rows_N = None if rows_N is None else rows_N.to(self.device)
-        step = attention.SlotStep(self.keys, self.values, rows_N, positions_NT, span)
+        step = attention.SlotStep(self.keys, self.values, rows_N, positions_NT, room if rows_N is None else span)
         model = self.chat.model if head else self.chat.model.get_decoder()
         return model(input_ids=ids_NT.to(self.device), position_ids=positions_NT, use_cache=False, slots=step)
 

@@ -124,3 +124,33 @@ def test_the_working_folder_of_a_notebook_is_its_own(tmp_path):
     alone = job(tmp_path, "alone", REPORT)
     execute(alone)
     assert printed(alone).startswith(f"{NOTEBOOKS} ")
+
+
+UNSCORED = """
+feedbacks:
+  - {id: kind, content: Be kind to Ann., domain: mails to Ann, effect: the mail is kind, source: human, kind: style}
+"""
+LOCAL = "openai:m@http://127.0.0.1:9/v1"
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"sample": {"options": {"best_off": 2}}}, "best_of"),
+        ({"train_methods": {"c3po": {"learning_rat": 1e-4}}}, "learning_rate"),
+        ({"train": {"method_settings": {"betta": 0.1}}}, "beta"),
+        ({"evaluate": {"judge_modell": LOCAL}}, "judge_model"),
+        ({"evaluate": {"judge_model": LOCAL, "limits": {"max_in_fligt": 2}}}, "max_in_flight"),
+        ({"figures": {"outputt": "x"}}, "output"),
+        ({"methods": ["c3po_after_scd_negatives", "scd_negatives"]}, "name that before it"),
+        ({"pairs": [("boss_signoff", "boss_signof")]}, "boss_signoff"),
+        ({"feedback_set": "unscored.yaml", "feedbacks": ["kind"]}, "judge_model"),
+    ],
+)
+def test_what_can_be_known_to_be_wrong_is_said_before_anything_runs(tmp_path, monkeypatch, changes, says):
+    (tmp_path / "unscored.yaml").write_text(UNSCORED)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(batch, "execute", lambda job: pytest.fail(f"{job.notebook} ran"))
+    given = {"run": str(tmp_path / "run"), "feedbacks": ["boss_signoff"], "methods": ["c3po"], **changes}
+    with pytest.raises((ValueError, KeyError), match=says):
+        run_batch(RunConfig(**given))

@@ -186,7 +186,7 @@ def test_the_notebook_judges_what_has_no_metric(run, tmp_path, feedback):
         evaluate_with = {
             "judge_model": f"openai:m@{server.url}",
             "judge_helpfulness": True,
-            "judge_limits": {"max_in_flight": 2},
+            "limits": {"max_in_flight": 2},
             "perplexity": False,
         }
         config = batch.RunConfig(

@@ -3,9 +3,10 @@
 python -m tests.benchmarks.bench_generate [prompts]      writes results/bench/generate.json
 
 Each in a process of its own, one after another, on the same conversations (bundled prompts, the demo's system prompt)
-with the same sampling parameters. Three workloads: `sampled` (the paper's parameters), `greedy`, and `few_shot`
-(demonstrations of about 300 tokens before every prompt, four samples each). `generate` has prompts sorted by length
-and the best of several batch sizes. Time runs over the answering alone; tokens are those of the answers.
+with the same sampling parameters; the slow ones on the first few only. Three workloads: `sampled` (the paper's
+parameters), `greedy`, and `few_shot` (demonstrations of about 300 tokens before every prompt, four samples each).
+`generate` has prompts sorted by length and the best of several batch sizes. Time runs over the answering alone; tokens
+are those of the answers.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ from c3po_utils.sample import find_feedback
 
 OUTPUT = ROOT / "results" / "bench" / "generate.json"
 FEEDBACK, SYSTEM = "boss_signoff", "You are a helpful assistant. Reply in one or two short sentences."
-BATCH_SIZES = (16, 32, 64)
+BATCH_SIZES = (32, 64, 128)
+SLOW = {"continuous batching": 16, "llama.cpp server": 4}  # asked one prompt in so many
 MOST_S = 300  # for one contestant on one workload
 SAMPLES = 4  # of each prompt, few-shot
 WORKLOADS = {
@@ -139,7 +141,7 @@ def contestants(workload: str) -> Iterator[str]:
 
 
 def measure(who: str, workload: str, count: int) -> dict:
-    sampling, requests = WORKLOADS[workload], conversations(workload, count)
+    sampling, requests = WORKLOADS[workload], conversations(workload, count // SLOW.get(who, 1))
     name, _, size = who.partition(", batch ")
     if size:
         tokens, seconds = generate(requests, sampling, int(size))
