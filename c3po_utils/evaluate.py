@@ -37,7 +37,7 @@ def eval_stage(run: Path | str, feedback_id: str, method: str, judge: Judge | No
         inputs["adapter"] = content_hash(adapter_folder(run, feedback_id, method) / WEIGHTS)
     if judge:
         inputs["judge"] = judge.identity
-    return Stage(run / "eval" / feedback_id / method, {"method": method, **inputs})
+    return Stage(run / "eval" / feedback_id / method, {"method": method, **inputs}, ANSWERS)
 
 
 def open_judge(

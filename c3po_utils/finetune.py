@@ -55,7 +55,7 @@ def train_stage(run: Path | str, feedback_id: str, settings: TrainSettings) -> S
     }
     if objective.start:
         identity["start"] = content_hash(start_folder(run, feedback_id, objective) / WEIGHTS)
-    return Stage(run / "train" / feedback_id / settings.method, identity)
+    return Stage(run / "train" / feedback_id / settings.method, identity, WEIGHTS)
 
 
 def start_folder(run: Path | str, feedback_id: str, objective: Method) -> Path | None:

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from c3po_utils import attention
 from c3po_utils.chat import Outcome, Request, Sampling
+from c3po_utils.cores import together
 from c3po_utils.models import context_length, eos_ids
 from c3po_utils.packed_linear import PackedLinears
 from c3po_utils.runs import content_hash
@@ -21,6 +22,7 @@ from c3po_utils.runs import content_hash
 TIES = 64  # candidates beyond top_k that are looked at, so that ties with the k-th logit stay in, as in transformers
 PREFILL_TOKENS = 4096  # at most this many padded prompt tokens in one prefill pass
 MIN_SHARED_PREFIX = 8
+LEAST_SLOTS = 16  # of each loop where several run side by side
 GROWTH = 32  # positions by which the cache grows: steps use all that it has, as parts of it would have to be copied
 
 
@@ -114,15 +116,45 @@ class LocalChat:
                 yield from self._stream(rows, sampling, bar)
 
     def _stream(self, rows: list[_Row], sampling: Sampling, bar: tqdm) -> Iterator[Outcome]:
-        usable = attention.enable(self.model)
-        engine = _Slots(self, rows, sampling) if usable else _Batches(self, rows, sampling)
+        engines = self._slots(rows, sampling) if attention.enable(self.model) else [_Batches(self, rows, sampling)]
         tokens = 0
         with self._packed.in_use():
-            for outcome in engine.run():
+            for outcome in together([engine.run() for engine in engines]):
                 tokens += outcome.completion_tokens
                 bar.update()
                 bar.set_postfix_str(f"{tokens / max(bar.format_dict['elapsed'], 1e-9):.0f} tokens/s", refresh=False)
                 yield outcome
+
+    def _slots(self, rows: list[_Row], sampling: Sampling) -> list[_Slots]:
+        """One loop, or on a CPU several, with the slots and prompts dealt among them; the same ones every time."""
+        slots = self._slot_count(rows, sampling)
+        prompts = sorted({tuple(row.prompt) for row in rows}, key=lambda prompt: (len(prompt), prompt))
+        cores = torch.get_num_threads() if self.model.device.type == "cpu" else 1
+        count = max(1, min(cores, slots // LEAST_SLOTS, len(prompts)))
+        loop_of = {prompt: place % count for place, prompt in enumerate(prompts)}  # equal prompts stay together
+        dealt = [[row for row in rows if loop_of[tuple(row.prompt)] == loop] for loop in range(count)]
+        return [_Slots(self, part, sampling, min(len(part), slots // count)) for part in dealt]
+
+    def _slot_count(self, rows: list[_Row], sampling: Sampling) -> int:
+        layers, heads, dim = self._cache_shape()
+        length = self._length(rows, sampling)
+        bytes_per_slot = 2 * layers * heads * dim * length * self.model.dtype.itemsize
+        fitting = int(self.memory_gib * 2**30 / bytes_per_slot)
+        if fitting < 1:
+            raise MemoryError(
+                f"one slot of {length} tokens needs {bytes_per_slot / 2**30:.2f} GiB of cache, "
+                f"memory_gib is {self.memory_gib}"
+            )
+        return min(len(rows), fitting, self.max_slots)
+
+    def _length(self, rows: list[_Row], sampling: Sampling) -> int:
+        return min(max(len(row.prompt) for row in rows) + sampling.max_new_tokens, self.context)
+
+    def _cache_shape(self) -> tuple[int, int, int]:
+        config = self.model.config.get_text_config()
+        heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+        dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        return config.num_hidden_layers, heads, dim
 
     def _encode(self, request: Request) -> list[int]:
         text = self.tokenizer.apply_chat_template(list(request.messages), tokenize=False, add_generation_prompt=True)
@@ -159,37 +191,19 @@ class LocalChat:
 class _Slots:
     """The decoding loop over a key-value cache of S slots."""
 
-    def __init__(self, chat: LocalChat, rows: list[_Row], sampling: Sampling):
-        self.chat, self.sampling, self.device = chat, sampling, chat.model.device
+    def __init__(self, chat: LocalChat, rows: list[_Row], sampling: Sampling, slots: int):
+        self.chat, self.sampling, self.device, self.slots = chat, sampling, chat.model.device, slots
         # Same-length prompts waste no padding in prefill; equal prompts stand together and are computed once.
         self.pending = sorted(rows, key=lambda row: (len(row.prompt), row.prompt), reverse=True)
-        self.length = min(max(len(row.prompt) for row in rows) + sampling.max_new_tokens, chat.context)
-        self.slots = self._slot_count(len(rows))
+        self.length = chat._length(rows, sampling)
         self.rows: list[_Row | None] = [None] * self.slots
         self.lengths_S = torch.zeros(self.slots, dtype=torch.long)
         self.inputs_S = torch.zeros(self.slots, dtype=torch.long)
-        self.keys, self.values = ([self._zeros(0)] * self._shape()[0] for _ in range(2))
+        self.keys, self.values = ([self._zeros(0)] * chat._cache_shape()[0] for _ in range(2))
         self.prefix = self._shared_prefix(rows)
 
-    def _shape(self) -> tuple[int, int, int]:
-        config = self.chat.model.config.get_text_config()
-        heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-        dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        return config.num_hidden_layers, heads, dim
-
-    def _slot_count(self, requests: int) -> int:
-        layers, heads, dim = self._shape()
-        bytes_per_slot = 2 * layers * heads * dim * self.length * self.chat.model.dtype.itemsize
-        fitting = int(self.chat.memory_gib * 2**30 / bytes_per_slot)
-        if fitting < 1:
-            raise MemoryError(
-                f"one slot of {self.length} tokens needs {bytes_per_slot / 2**30:.2f} GiB of cache, "
-                f"memory_gib is {self.chat.memory_gib}"
-            )
-        return min(requests, fitting, self.chat.max_slots)
-
     def _zeros(self, length: int) -> torch.Tensor:
-        _, heads, dim = self._shape()
+        _, heads, dim = self.chat._cache_shape()
         return torch.zeros(self.slots, heads, length, dim, dtype=self.chat.model.dtype, device=self.device)
 
     def _room_for(self, length: int) -> int:

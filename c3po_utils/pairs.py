@@ -65,7 +65,7 @@ def pair_stage(run: Path | str, ids: Sequence[str], method: str, how: How) -> St
         "rows": {id: content_hash(run / "sample" / id / ROWS) for id in ids},
         "adapters": {id: content_hash(path) for id, path in folders.items()},
     }
-    return Stage(run / "eval" / pair / (method + SUFFIX[how]), identity)
+    return Stage(run / "eval" / pair / (method + SUFFIX[how]), identity, ANSWERS)
 
 
 @contextmanager

@@ -138,12 +138,15 @@ def peak_gib() -> float:
 class Stage:
     """A stage's folder. `identity` is what changes its result: settings and the hashes of its inputs.
 
+    `product` is the file that later stages need: a manifest without it, as in a checkout that keeps no adapters, is
+    not a finished stage.
+
     Use as a context manager around the work: the manifest is written last, atomically, and only when the work
     ended well, so an interrupted stage is simply not done.
     """
 
-    def __init__(self, folder: Path | str, identity: dict[str, Any]):
-        self.folder = Path(folder)
+    def __init__(self, folder: Path | str, identity: dict[str, Any], product: str = MANIFEST):
+        self.folder, self.product = Path(folder), product
         self.identity = json.loads(json.dumps(identity))
         self.notes: dict[str, Any] = {}
 
@@ -155,7 +158,8 @@ class Stage:
     @property
     def done(self) -> bool:
         manifest = self.manifest
-        return bool(manifest) and manifest["status"] == "done" and manifest["identity"] == self.identity
+        same = bool(manifest) and manifest["status"] == "done" and manifest["identity"] == self.identity
+        return same and self.path(self.product).exists()
 
     def changes(self) -> dict[str, tuple[Any, Any]]:
         """What differs from the finished stage that lies here: {key: (then, now)}; empty when none is here."""

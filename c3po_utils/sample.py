@@ -66,6 +66,7 @@ def sample_stage(run: Path | str, feedback: Feedback, prompts: Sequence[Prompt],
             "feedback": feedback.model_dump(mode="json"),
             "prompts": content_hash([asdict(prompt) for prompt in prompts]),
         },
+        ROWS,
     )
 
 

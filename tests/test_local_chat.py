@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import numpy as np
 import pytest
 import torch
@@ -134,7 +136,8 @@ def test_rows_that_cannot_be_answered_fail_alone(tiny):
     assert "context of 256" in ours["long"].reason
 
 
-def test_logits_that_are_no_numbers_fail_their_row_alone(tiny):
+@pytest.mark.parametrize("slots", [1, 64])
+def test_logits_that_are_no_numbers_fail_their_row_alone(tiny, slots):
     model, tokenizer = tiny
     marker = tokenizer("~", add_special_tokens=False).input_ids[0]
     embedding = model.get_input_embeddings()
@@ -143,7 +146,7 @@ def test_logits_that_are_no_numbers_fail_their_row_alone(tiny):
     )
     try:
         ours = answers(
-            LocalChat(*tiny),
+            LocalChat(*tiny, max_slots=slots),
             [request("bad", "a ~ b"), *requests(3)],
             Sampling(temperature=0, max_new_tokens=6),
         )
@@ -167,8 +170,58 @@ def test_slots_follow_from_the_memory_limit(tiny):
     sampling = Sampling(max_new_tokens=28)
     per_slot = 2 * 2 * 2 * 8 * 128 * 4  # keys and values, layers, kv heads, head dim, tokens, bytes
     chat = LocalChat(*tiny, memory_gib=5.5 * per_slot / 2**30)
-    slots = local_chat._Slots(chat, asked, sampling)
-    assert slots.slots == 5
-    assert sum(cache.nbytes for cache in (*slots.keys, *slots.values)) <= chat.memory_gib * 2**30
+    (loop,) = chat._slots(asked, sampling)
+    assert loop.slots == 5
+    assert loop._room_for(128) == 128
+    assert sum(cache.nbytes for cache in (*loop.keys, *loop.values)) <= chat.memory_gib * 2**30
     with pytest.raises(MemoryError, match="GiB"):
-        local_chat._Slots(LocalChat(*tiny, memory_gib=0.5 * per_slot / 2**30), asked, sampling)
+        LocalChat(*tiny, memory_gib=0.5 * per_slot / 2**30)._slots(asked, sampling)
+
+
+@pytest.fixture
+def three_loops(monkeypatch):
+    """As on three cores, whatever the machine has."""
+    cores = torch.get_num_threads()
+    monkeypatch.setattr(local_chat, "LEAST_SLOTS", 1)
+    torch.set_num_threads(3)
+    yield
+    torch.set_num_threads(cores)
+
+
+def test_loops_side_by_side_answer_as_one_does(tiny, three_loops):
+    asked = [*requests(), *(request(f"copy{i}", PROMPTS[0]) for i in range(5))]
+    for sampling in (Sampling(temperature=0, max_new_tokens=20), Sampling(temperature=1.0, max_new_tokens=16, seed=3)):
+        chat = LocalChat(*tiny, max_slots=9)
+        loops = chat._slots([local_chat._Row(one, chat._encode(one), np.zeros(1)) for one in asked], sampling)
+        assert len(loops) == 3
+        assert sum(loop.slots for loop in loops) <= 9
+        several = answers(chat, asked, sampling)
+        assert torch.get_num_threads() == 3
+        assert {id: o.text for id, o in several.items()} == {
+            id: o.text for id, o in answers(LocalChat(*tiny, max_slots=1), asked, sampling).items()
+        }
+
+
+def test_an_error_in_one_loop_is_raised_and_ends_the_others(tiny, three_loops):
+    embedding, calls, before = tiny[0].get_input_embeddings(), [], threading.active_count()
+
+    def fail(_module, ids, out):
+        calls.append(len(ids[0]))
+        if len(calls) > 12:
+            raise RuntimeError("out of luck")
+
+    handle = embedding.register_forward_hook(fail)
+    try:
+        with pytest.raises(RuntimeError, match="out of luck"):
+            answers(LocalChat(*tiny), requests(), Sampling(max_new_tokens=200))
+    finally:
+        handle.remove()
+    assert threading.active_count() == before
+
+
+def test_an_abandoned_stream_leaves_no_thread(tiny, three_loops):
+    before = threading.active_count()
+    stream = LocalChat(*tiny, max_slots=6).complete(requests(), Sampling(temperature=1.0, max_new_tokens=8))
+    next(stream)
+    stream.close()
+    assert threading.active_count() == before

@@ -67,3 +67,11 @@ def test_content_hash_sees_content_only(tmp_path):
     for name in ("x", "y"):
         write_atomic(tmp_path / name / "data", "same")
     assert content_hash(tmp_path / "x") == content_hash(tmp_path / "y") != content_hash(tmp_path)
+
+
+def test_a_stage_without_its_product_is_not_done(tmp_path):
+    with Stage(tmp_path, {"seed": 1}, "adapter.bin") as stage:
+        stage.path("adapter.bin").touch()
+    assert stage.done
+    stage.path("adapter.bin").unlink()
+    assert not stage.done

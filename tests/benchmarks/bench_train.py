@@ -2,6 +2,7 @@
 
 python -m tests.benchmarks.bench_train [rows]      writes results/bench/train.json
 
+Also what a row costs as rows become more, from 100 to 2,000, on a model so small that their handling is what counts.
 All three train the same LoRA with the same optimizer on the same token rows in the same order, in bfloat16, and
 report the same loss of every step. A token counts once for each of the four sequences in which a row shows it, padding
 does not count. Time runs from the first step to the last, with the reference log-probabilities, without loading.
@@ -22,6 +23,7 @@ from datasets import Dataset
 from peft import PeftModel, get_peft_model
 from torch.nn.functional import cross_entropy, logsigmoid
 from torch.nn.utils.rnn import pad_sequence
+from transformers import AutoModelForCausalLM
 from trl import DPOConfig, DPOTrainer
 
 from c3po_utils.data import SEGMENTS, training_rows
@@ -30,6 +32,7 @@ from c3po_utils.methods import METHODS
 from c3po_utils.models import EMBEDDED, load_model, load_tokenizer
 from c3po_utils.runs import ROOT, git_commit, hardware, peak_gib, write_json
 from c3po_utils.train import lora_config, train
+from tests.tiny import tiny_config
 
 OUTPUT = ROOT / "results" / "bench" / "train.json"
 METHOD = METHODS["c3po"]
@@ -193,6 +196,19 @@ def measure(who: str, count: int) -> dict:
     }
 
 
+def scaling(counts: Sequence[int] = (100, 500, 2000)) -> list[dict]:
+    """Milliseconds a row, from the first step to the last with the references, of trainings on ever more rows."""
+    tokenizer, found = load_tokenizer(EMBEDDED), []
+    for count in (counts[0], *counts):  # the first once more: it warms up
+        rows = token_rows(count)
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_config(tiny_config(len(tokenizer), max_position_embeddings=2048))
+        start = time.monotonic()
+        train(model, tokenizer, rows, METHOD, tempfile.mkdtemp(), lora=lora_config(dropout=0.0), **ARGUMENTS)
+        found.append({"rows": len(rows), "ms_per_row": round(1000 * (time.monotonic() - start) / len(rows), 2)})
+    return found[1:]
+
+
 def compare(count: int) -> dict:
     """All three, one after another, each in a fresh process, and how they compare."""
     found = {}
@@ -208,7 +224,10 @@ def compare(count: int) -> dict:
         "memory_of_reference": found["ours"]["peak_gib"] / found["reference"]["peak_gib"],
     }
     ratios = {name: round(value, 2) for name, value in ratios.items()}
-    return {"machine": hardware(), "commit": git_commit(), "rows": list(found.values()), "ratios": ratios}
+    return {
+        "machine": hardware(), "commit": git_commit(), "rows": list(found.values()), "ratios": ratios,
+        "tiny_model": scaling(),
+    }  # fmt: skip
 
 
 if __name__ == "__main__":
