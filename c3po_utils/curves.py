@@ -38,20 +38,19 @@ def training_curves(log: pd.DataFrame, method: str) -> NDArray:
     panels = [
         ("loss term (nats)", TERMS),
         ("implicit reward", REWARDS),
-        ("accuracy (share of pairs)", ACCURACY),
+        ("accuracy", ACCURACY),
         ("learning rate", {"learning_rate": "peak, then cosine"}),
     ]
     panels = [(label, names) for label, names in panels if any(name in log for name in names)]
-    figure, axes = plt.subplots(1, len(panels), figsize=(2.4 * len(panels), 2.1), squeeze=False)
+    figure, axes = plt.subplots(1, len(panels), figsize=(2.4 * len(panels), 2.3), squeeze=False)
     steps = np.arange(1, len(log) + 1)
     for ax, (label, names) in zip(axes[0], panels, strict=True):
         for line, (name, text) in zip(LINES, ((n, t) for n, t in names.items() if n in log), strict=False):
             ax.plot(steps, log[name], line, label=text)
         ax.set(xlabel="step", ylabel=label)
-        if len(ax.lines) > 1:
-            ax.legend()
         if "dpo" in names and "dpo" in log:
-            ax.axhline(math.log(2), color="grey", lw=0.7, ls=(0, (2, 2)))
-            ax.annotate("ln 2", (steps[-1], math.log(2)), ha="right", va="bottom", color="grey", fontsize=7)
+            ax.axhline(math.log(2), color="grey", lw=0.7, ls=(0, (2, 2)), label="ln 2")
+        if len(ax.lines) > 1:
+            ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.26), ncols=2)  # below: curves cross everywhere
     figure.suptitle(f"Training {look(method).name}", fontsize=8)
     return axes[0]

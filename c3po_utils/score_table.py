@@ -28,15 +28,15 @@ def cell(row: pd.Series, score: str, uncertainty: Uncertainty) -> str:
     """`0.56 [0.50, 0.61]` with bounds or `0.56 ± .03` with a standard error; bare where there is none."""
     if pd.isna(row.get(score)):
         return "–"
-    text, low, error = _number(row[score]), row.get(f"{score}_lo"), row.get(f"{score}_se")
+    text, low, error = readable_number(row[score]), row.get(f"{score}_lo"), row.get(f"{score}_se")
     if uncertainty == "interval" and pd.notna(low):
-        text += f" [{_number(low)}, {_number(row[f'{score}_hi'])}]"
+        text += f" [{readable_number(low)}, {readable_number(row[f'{score}_hi'])}]"
     elif uncertainty == "se" and pd.notna(error):
-        text += " ± " + _number(error).removeprefix("0")
+        text += " ± " + readable_number(error).removeprefix("0")
     return text
 
 
-def _number(value: float) -> str:
+def readable_number(value: float) -> str:
     """Two decimals, a real minus sign, and no negative zero."""
     return f"{round(value, 2) + 0.0:.2f}".replace("-", "−")
 
@@ -131,7 +131,7 @@ def bounds_table(bounds: pd.DataFrame, scores: Sequence[str] = SCORES) -> Styler
     rows = bounds.set_index("method").loc[ordered(bounds["method"])]
     table = pd.DataFrame({"method": [look(method).name for method in rows.index]}, index=rows.index)
     for score in scores:
-        ends = zip(rows[f"{score}_worst"].map(_number), rows[f"{score}_best"].map(_number), strict=True)
+        ends = zip(rows[f"{score}_worst"].map(readable_number), rows[f"{score}_best"].map(readable_number), strict=True)
         table[f"{score} {ARROWS[score]}"] = [worst if worst == best else f"{worst} … {best}" for worst, best in ends]
     table["missing"] = [f"{missing} of {n}" for missing, n in zip(rows["n_missing"], rows["n_prompts"], strict=True)]
     caption = "Had every missing score been the worst, or the best, it could be"

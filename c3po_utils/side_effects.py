@@ -26,6 +26,7 @@ from c3po_utils.implicit_reward import answer_logps
 from c3po_utils.models import load_tokenizer, shared_model
 from c3po_utils.runs import read_json, write_json
 from c3po_utils.sample import load_rows, stored_settings
+from c3po_utils.score_table import readable_number
 
 STORED = "perplexity.json"  # beside a method's answers
 WORD = re.compile(r"\w+|[^\w\s]")
@@ -160,7 +161,7 @@ def side_effects_table(table: pd.DataFrame) -> Styler:
         readable.rename_axis("method")
         .reset_index()
         .style.apply(lambda _: styles.reindex(columns=["method", *readable.columns], fill_value=""), axis=None)
-        .format(precision=2, na_rep="–")
+        .format(readable_number, na_rep="–", subset=[*readable.columns])
         .hide(axis="index")
         .set_caption("marked: beyond the limits; read some answers, the adapter may have collapsed")
     )
