@@ -158,16 +158,20 @@ def report(table: pd.DataFrame, run: str, methods: Sequence[str] = METHODS) -> s
             f"{row[name]:.2f} [{row[f'{name}_lo']:.2f}, {row[f'{name}_hi']:.2f}]" for _, row in table.iterrows()
         ]
     shown["threshold"] = table["threshold"].map("{:.2f}".format).replace("nan", "–")
+    contexts = table[table["context"] != YARDSTICK].groupby("context", sort=False)
     whole = table[table["feedback"] == "all"]
-    reading = [
-        f"- {row.context}: {row.warning or 'It sees most of what the metric sees.'}"
-        for row in whole.itertuples()
-        if row.context != YARDSTICK
-    ]
     return REPORT.format(
         command=COMMAND, run=run, n=whole["n"].iloc[0], methods=", ".join(methods),
-        table=shown.to_markdown(index=False), reading="\n".join(reading),
+        table=shown.to_markdown(index=False), reading="\n".join(_reading(name, part) for name, part in contexts),
     )  # fmt: skip
+
+
+def _reading(context: str, table: pd.DataFrame) -> str:
+    """What to think of one context: of all answers together, and of the feedbacks apart."""
+    whole, apart = table[table["feedback"] == "all"].iloc[0], table[table["feedback"] != "all"]
+    doubted = apart.loc[apart["warning"] != "", "feedback"]
+    text = f"- {context}: {whole['warning'] or 'It sees most of what the metric sees.'}"
+    return text + (f" Not to be trusted on {', '.join(doubted)}." if len(doubted) else "")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
