@@ -25,7 +25,7 @@ from tqdm.auto import tqdm
 
 from c3po_utils import parameters
 from c3po_utils.adapters import lora_config
-from c3po_utils.evaluate import eval_stage, figures_stage, open_judge, trained_methods
+from c3po_utils.evaluate import eval_stage, figures_stage, open_judge, refuse_unscored, trained_methods
 from c3po_utils.feedback import FEEDBACK_FOLDER, feedback_set, load_feedbacks, select
 from c3po_utils.finetune import TrainSettings, train_stage
 from c3po_utils.judge import Judge
@@ -208,9 +208,11 @@ def evaluate_job(config: RunConfig, run: Path, name: str) -> Job:
 
 
 def pair_job(config: RunConfig, run: Path, pair: list[str], method: str, how: How) -> Job:
-    given = {"run": config.run, "feedbacks": pair, "method": method, "how": how}
-    stage = pair_stage(run, [feedback_id(name) for name in pair], method, how)
-    return Job(PAIRS, stage.folder / PAIRS, _resolved(PAIRS, given), [stage])
+    judging = {key: config.evaluate[key] for key in ("judge_model", "limits") if key in config.evaluate}
+    values = _resolved(PAIRS, {"run": config.run, "feedbacks": pair, "method": method, "how": how, **judging})
+    judge = open_judge(run, values["judge_model"], limits=values["limits"])
+    stage = pair_stage(run, [feedback_id(name) for name in pair], method, how, judge)
+    return Job(PAIRS, stage.folder / PAIRS, values, [stage])
 
 
 def _figures_values(config: RunConfig) -> dict[str, Any]:
@@ -242,9 +244,8 @@ def check(config: RunConfig) -> None:
         if start and start not in methods[:place]:
             raise ValueError(f"method {method!r} starts from {start!r}: name that before it in `methods`")
     _, judge = _evaluate_values(config, run, names[0])
-    unscored = [feedback_id(name) for name in names if find_feedback(name).metric is None]
-    if unscored and not judge:
-        raise ValueError(f"feedbacks {unscored} have no metric: name a `judge_model` in `evaluate`")
+    for name in names:
+        refuse_unscored(find_feedback(name), judge)
 
 
 def execute(job: Job) -> None:

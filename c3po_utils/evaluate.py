@@ -104,6 +104,15 @@ def _score_row(row: dict, feedback: Feedback, method: str) -> dict:
     }  # fmt: skip
 
 
+def refuse_unscored(feedback: Feedback, judge: Judge | None) -> None:
+    """Raise ValueError for a feedback that nothing can score: it has no metric, and there is no judge."""
+    if feedback.metric is None and judge is None:
+        raise ValueError(
+            f"feedback {feedback.id!r} has no metric to score answers by, so it needs a judge: set judge_model, for"
+            " example to 'openai:gpt-4.1', 'openai:MODEL@http://127.0.0.1:8000/v1' or a local model"
+        )
+
+
 def evaluate_method(run: Path | str, feedback: Feedback, method: str, judge: Judge | None = None) -> list[dict]:
     """Answer, score and store one method on the test prompts; read back if that was done.
 
@@ -112,11 +121,7 @@ def evaluate_method(run: Path | str, feedback: Feedback, method: str, judge: Jud
     Raises:
         ValueError: neither a metric nor a judge.
     """
-    if feedback.metric is None and judge is None:
-        raise ValueError(
-            f"feedback {feedback.id!r} has no metric to score answers by, so it needs a judge: set judge_model, for"
-            " example to 'openai:gpt-4.1', 'openai:MODEL@http://127.0.0.1:8000/v1' or a local model"
-        )
+    refuse_unscored(feedback, judge)
     stage = eval_stage(run, feedback.id, method, judge)
     if stage.done:
         return read_jsonl(stage.path(ANSWERS))

@@ -15,9 +15,10 @@ import pandas as pd
 
 from c3po_utils.adapters import WEIGHTS
 from c3po_utils.chat import ChatModel
-from c3po_utils.evaluate import ANSWERS, adapter_folder, model_for, score_rows
+from c3po_utils.evaluate import ANSWERS, adapter_folder, model_for, refuse_unscored, score_rows
 from c3po_utils.feedback import Feedback
 from c3po_utils.figure_style import FLOOR
+from c3po_utils.judge import Judge, judge_rows, verdict_counts
 from c3po_utils.ledger import Ledger
 from c3po_utils.local_chat import LocalChat
 from c3po_utils.metrics import check
@@ -26,7 +27,7 @@ from c3po_utils.models import load_tokenizer
 from c3po_utils.open_chat import RememberedChat
 from c3po_utils.runs import LEDGER, Stage, content_hash, done_stages, read_jsonl, write_jsonl
 from c3po_utils.sample import ROWS, SampleSettings, add_answers, feedback_id, load_rows, stored_settings
-from c3po_utils.scores import application_share
+from c3po_utils.scores import application_share, applied
 
 How = Literal["add", "joint"]
 SUFFIX = {"add": "@added", "joint": "@joint"}  # of the method's name, in folders and tables
@@ -44,8 +45,8 @@ def joint_name(names: Sequence[str]) -> str:
     return place + pair_name([feedback_id(name) for name in names])
 
 
-def pair_stage(run: Path | str, ids: Sequence[str], method: str, how: How) -> Stage:
-    """The folder of a pair's answers and scores, done when they came from these samples and adapters.
+def pair_stage(run: Path | str, ids: Sequence[str], method: str, how: How, judge: Judge | None = None) -> Stage:
+    """The folder of a pair's answers and scores, done when they came from these samples, adapters and judge.
 
     Raises:
         ValueError: another `how`, or fewer than two feedbacks.
@@ -64,6 +65,7 @@ def pair_stage(run: Path | str, ids: Sequence[str], method: str, how: How) -> St
         "how": how,
         "rows": {id: content_hash(run / "sample" / id / ROWS) for id in ids},
         "adapters": {id: content_hash(path) for id, path in folders.items()},
+        **({"judge": judge.identity} if judge else {}),
     }
     return Stage(run / "eval" / pair / (method + SUFFIX[how]), identity, ANSWERS)
 
@@ -82,20 +84,22 @@ def _answering(stage: Stage, run: Path, settings: SampleSettings) -> Iterator[Ch
     yield RememberedChat(chat, Ledger(run / LEDGER))
 
 
-def evaluate_pair(run: Path | str, feedbacks: Sequence[Feedback], method: str, how: How) -> list[dict]:
+def evaluate_pair(
+    run: Path | str, feedbacks: Sequence[Feedback], method: str, how: How, judge: Judge | None = None
+) -> list[dict]:
     """Answer the test prompts of all the feedbacks with the pair's model, and score every answer by each feedback.
 
-    Rows are those of evaluate.score_rows with `prompts_of`, the feedback whose test prompt it is (general prompts
-    are in each feedback's test set), `pair`, and `setting`. Stored; read back if that was done.
+    Rows are those of evaluate.score_rows, or with a judge of judge.judge_rows, with `prompts_of`, the feedback whose
+    test prompt it is (general prompts are in each feedback's test set), `pair`, and `setting`. Stored; read back if
+    that was done.
 
     Raises:
-        ValueError: a feedback without a metric.
+        ValueError: a feedback without a metric, and no judge.
     """
     run, ids = Path(run), [feedback.id for feedback in feedbacks]
     for feedback in feedbacks:
-        if feedback.metric is None:
-            raise ValueError(f"feedback {feedback.id!r} has no metric, and pairs are scored by metrics only")
-    stage = pair_stage(run, ids, method, how)
+        refuse_unscored(feedback, judge)
+    stage = pair_stage(run, ids, method, how, judge)
     if stage.done:
         return read_jsonl(stage.path(ANSWERS))
     settings = stored_settings(run, pair_name(ids))
@@ -105,9 +109,13 @@ def evaluate_pair(run: Path | str, feedbacks: Sequence[Feedback], method: str, h
             rows = load_rows(run, id, "test")
             add_answers(model, rows, settings, method)
             for feedback in feedbacks:
-                answers += [row | {"prompts_of": id} | place for row in score_rows(rows, feedback, method)]
+                scored = score_rows(rows, feedback, method)
+                scored = judge_rows(judge, scored, feedback) if judge else scored
+                answers += [row | {"prompts_of": id} | place for row in scored]
         write_jsonl(stage.path(ANSWERS), answers)
-        stage.notes["missing"] = sum(row["status"] not in ("ok", "truncated") for row in answers)
+        stage.notes["missing"] = sum(row["score"] is None for row in answers)
+        if judge:
+            stage.notes["verdicts"] = verdict_counts(answers)
     return answers
 
 
@@ -157,7 +165,8 @@ def as_methods(table: pd.DataFrame) -> pd.DataFrame:
 def crossings(singles: pd.DataFrame, mixed: pd.DataFrame, feedbacks: Sequence[Feedback]) -> pd.DataFrame:
     """How often one feedback's effect shows where the other applies, a row per feedback and other: shares of answers.
 
-    `baseline`: pi_0's answers; `single`: those of the other feedback's own adapter; `mixed`: the pair's model.
+    `baseline`: pi_0's answers; `single`: those of the other feedback's own adapter; `mixed`: the pair's model. Of a
+    feedback without a metric the first two are not known: no judge has looked at them with its eyes.
 
     Args:
         mixed: the rows of one pair and method (evaluate_pair).
@@ -168,11 +177,12 @@ def crossings(singles: pd.DataFrame, mixed: pd.DataFrame, feedbacks: Sequence[Fe
         for other, part in cross[cross["split"] == "in_scope"].groupby("prompts_of"):
             own = singles[(singles["feedback"] == other) & singles["method"].isin(mixed["method"])]
             own = own[own["prompt_id"].isin(part["prompt_id"])]
-            alone = [check(feedback.metric, row.answer, row.baseline) for row in own.itertuples() if row.answer]
+            alone = own[own["answer"] != ""] if feedback.metric else own.iloc[:0]
+            single = [check(feedback.metric, row.answer, row.baseline) for row in alone.itertuples()]
             shares = {
-                "baseline": part["ok_baseline"].mean(),
-                "single": pd.Series(alone).mean(),
-                "mixed": part["ok"].mean(),
+                "baseline": part["ok_baseline"].astype(float).mean(),
+                "single": pd.Series(single, dtype=float).mean(),
+                "mixed": applied(part).mean(),
             }
             rows.append({"effect of": feedback.id, "on prompts of": other, **shares})
     return pd.DataFrame(rows)

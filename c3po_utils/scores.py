@@ -226,13 +226,18 @@ def application_share(
     Wilson interval, which would take prompts as independent).
     """
     check(answers, (*COLUMNS[:6], "ok"))
-    passes = answers["ok"].map(lambda ok: np.nan if pd.isna(ok) else float(ok)).astype(float)
-    judged = (answers["score"] > 0).astype(float).where(answers["score"].notna())
-    rows = answers.assign(value=passes.fillna(judged))
+    rows = answers.assign(value=applied(answers))
     wide = _means(rows, SHARE, interval, draws, seed)
     counts = _counts(rows, ["method", "split"])
     table = pd.concat([_one_share(wide, split) for split in SPLITS]).merge(counts, on=["method", "split"])
     return table[["method", "split", *ENDS, "n_feedbacks", "n_prompts", "n_missing"]]
+
+
+def applied(answers: pd.DataFrame) -> pd.Series:
+    """1 where an answer applies the feedback, 0 where it does not, NaN where neither metric nor judge says."""
+    passes = answers["ok"].map(lambda ok: np.nan if pd.isna(ok) else float(ok)).astype(float)
+    score = answers["score"].astype(float)
+    return passes.fillna((score > 0).astype(float).where(score.notna()))
 
 
 def _one_share(wide: pd.DataFrame, split: str) -> pd.DataFrame:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import re
+
 import matplotlib.pyplot as plt
 import nbformat
 import pandas as pd
@@ -12,13 +15,14 @@ import yaml
 from c3po_utils import figures, pairs
 from c3po_utils.adapters import load_adapter
 from c3po_utils.batch import RunConfig, execute, pair_job, pair_runs
-from c3po_utils.evaluate import collect, evaluate_method
+from c3po_utils.evaluate import collect, evaluate_method, open_judge
 from c3po_utils.feedback import Feedback
 from c3po_utils.finetune import TrainSettings, prepare, train_feedback, train_stage
 from c3po_utils.mixing import add_adapters, load_added
 from c3po_utils.models import load_model, load_tokenizer
 from c3po_utils.runs import content_hash
 from c3po_utils.sample import load_rows, stored_settings
+from tests.servers import Reply, scripted
 from tests.stored_run import random_adapter, store_adapter, store_sample
 
 SETTINGS = TrainSettings("c3po", 1e-3, 1.0, 2, 0)
@@ -190,6 +194,31 @@ def test_both_feedbacks_are_scored_on_both_test_sets(run, how, monkeypatch):
     assert stage.manifest.get("difference_from_sum", 0.0) < 1e-5
     monkeypatch.setattr(pairs, "score_rows", lambda *_: pytest.fail("scored again"))
     assert pairs.evaluate_pair(run, [SHORT, SHOUTED], "c3po", how) == rows
+
+
+def answer_wins(asked) -> Reply:
+    """The verdict of a judge who likes whatever is not the baseline."""
+    _, second = asked.prompt.split("<second_answer>")
+    return Reply(
+        json.dumps({"reasons": "not the old one", "verdict": 1 if re.search(r"It is (price|chat)\.", second) else 5})
+    )
+
+
+def test_without_a_metric_a_judge_scores_pairs(run):
+    kind, loud = (one.model_copy(update={"metric": None}) for one in (SHORT, SHOUTED))
+    with pytest.raises(ValueError, match="'short' has no metric"):
+        pairs.evaluate_pair(run, [kind, loud], "c3po", "add")
+    with scripted(answer_wins) as server:
+        judge = open_judge(run, f"openai:m@{server.url}")
+        rows = pairs.evaluate_pair(run, [kind, loud], "c3po", "add", judge)
+    assert {row["score"] for row in rows if row["answer"]} == {1}
+    stage = pairs.pair_stage(run, ["short", "shouted"], "c3po", "add", judge)
+    assert stage.done
+    assert not pairs.pair_stage(run, ["short", "shouted"], "c3po", "add").done
+    mixed = pd.DataFrame(rows)
+    found = pairs.crossings(mixed.assign(feedback=mixed["prompts_of"]), mixed, [kind, loud])
+    assert found["mixed"].to_list() == [1.0, 1.0]
+    assert found[["baseline", "single"]].isna().all(axis=None)
 
 
 def test_figure_7_compares_the_same_prompts(run):
