@@ -26,7 +26,7 @@ from tqdm.auto import tqdm
 from c3po_utils import parameters
 from c3po_utils.adapters import lora_config
 from c3po_utils.evaluate import eval_stage, figures_stage, open_judge, refuse_unscored, trained_methods
-from c3po_utils.feedback import FEEDBACK_FOLDER, feedback_set, load_feedbacks, select
+from c3po_utils.feedback import FEEDBACK_FOLDER, Feedback, feedback_set, load_feedbacks, select
 from c3po_utils.finetune import TrainSettings, train_stage
 from c3po_utils.judge import Judge
 from c3po_utils.methods import registered
@@ -87,6 +87,12 @@ class Job:
     def done(self) -> bool:
         return bool(self.stages) and all(stage.done for stage in self.stages)
 
+    @property
+    def label(self) -> str:
+        """For progress bars: `02_train boss_signoff c3po`."""
+        about = (self.parameters[key] for key in ("feedback", "method") if key in self.parameters)
+        return " ".join([self.notebook.removesuffix(".ipynb"), *map(str, about)])
+
 
 def phases(config: RunConfig) -> list[list[Iterator[Job]]]:
     """The run's jobs: chains that may run side by side, in phases that may not: feedbacks, then pairs, then figures.
@@ -123,10 +129,13 @@ def _figures_jobs(config: RunConfig, run: Path) -> Iterator[Job]:
     yield figures_job(config, run)
 
 
+def _records(config: RunConfig) -> list[Feedback]:
+    return select(load_feedbacks(feedback_set(config.feedback_set)), ids=config.feedbacks)
+
+
 def feedback_names(config: RunConfig) -> list[str]:
     """What the notebooks take as `feedback`: `file.yaml#id` for each feedback of the run."""
-    path = feedback_set(config.feedback_set)
-    ids = [feedback.id for feedback in select(load_feedbacks(path), ids=config.feedbacks)]
+    path, ids = feedback_set(config.feedback_set), [feedback.id for feedback in _records(config)]
     return ids if path.parent == FEEDBACK_FOLDER else [f"{path.resolve()}#{id}" for id in ids]
 
 
@@ -244,8 +253,8 @@ def check(config: RunConfig) -> None:
         if start and start not in methods[:place]:
             raise ValueError(f"method {method!r} starts from {start!r}: name that before it in `methods`")
     _, judge = _evaluate_values(config, run, names[0])
-    for name in names:
-        refuse_unscored(find_feedback(name), judge)
+    for feedback in _records(config):
+        refuse_unscored(feedback, judge)
 
 
 def execute(job: Job) -> None:
@@ -283,14 +292,13 @@ def run_batch(config: RunConfig) -> None:
 
         def work(jobs: Iterator[Job]) -> None:
             for job in jobs:
-                label = " ".join(str(job.parameters[key]) for key in ("feedback", "method") if key in job.parameters)
-                at_work.append(f"{job.notebook.removesuffix('.ipynb')} {label}")
+                at_work.append(job.label)
                 bar.set_postfix_str(", ".join(at_work))
                 try:
                     if not job.done:
                         execute(job)
                 finally:
-                    at_work.remove(f"{job.notebook.removesuffix('.ipynb')} {label}")
+                    at_work.remove(job.label)
                 bar.update()
 
         with _cores_shared(config.workers):

@@ -82,13 +82,14 @@ def fill_answers(
             add_answers(model, rows, settings, method)
 
 
-def score_rows(rows: Sequence[dict], feedback: Feedback, method: str) -> list[dict]:
+def score_rows(rows: Sequence[dict], feedback: Feedback, method: str, judge: Judge | None = None) -> list[dict]:
     """One row per prompt: texts, whether answer and baseline pass the metric, and h = ok(y) - ok(y_0).
 
-    A prompt without an answer (its status says why) has no score; it is counted as missing, not dropped. Without a
-    metric no row has one, until a judge looks at it.
+    A prompt without an answer (its status says why) has no score; it is counted as missing, not dropped. A judge's
+    score takes the metric's place (judge.judge_rows); without a metric and a judge no row has one.
     """
-    return [_score_row(row, feedback, method) for row in rows]
+    scored = [_score_row(row, feedback, method) for row in rows]
+    return judge_rows(judge, scored, feedback) if judge else scored
 
 
 def _score_row(row: dict, feedback: Feedback, method: str) -> dict:
@@ -132,9 +133,8 @@ def evaluate_method(run: Path | str, feedback: Feedback, method: str, judge: Jud
             rows = [row | stored[row["id"]] for row in rows]
         else:
             fill_answers(run, feedback.id, method, rows, stored_settings(run, feedback.id))
-        answers = score_rows(rows, feedback, method)
+        answers = score_rows(rows, feedback, method, judge)
         if judge:
-            answers = judge_rows(judge, answers, feedback)
             stage.notes["verdicts"] = verdict_counts(answers)
         write_jsonl(stage.path(ANSWERS), answers)
         stage.notes["missing"] = sum(row["score"] is None for row in answers)

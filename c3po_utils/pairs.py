@@ -18,7 +18,7 @@ from c3po_utils.chat import ChatModel
 from c3po_utils.evaluate import ANSWERS, adapter_folder, model_for, refuse_unscored, score_rows
 from c3po_utils.feedback import Feedback
 from c3po_utils.figure_style import FLOOR
-from c3po_utils.judge import Judge, judge_rows, verdict_counts
+from c3po_utils.judge import Judge, verdict_counts
 from c3po_utils.ledger import Ledger
 from c3po_utils.local_chat import LocalChat
 from c3po_utils.metrics import check
@@ -89,9 +89,8 @@ def evaluate_pair(
 ) -> list[dict]:
     """Answer the test prompts of all the feedbacks with the pair's model, and score every answer by each feedback.
 
-    Rows are those of evaluate.score_rows, or with a judge of judge.judge_rows, with `prompts_of`, the feedback whose
-    test prompt it is (general prompts are in each feedback's test set), `pair`, and `setting`. Stored; read back if
-    that was done.
+    Rows are those of evaluate.score_rows with `prompts_of`, the feedback whose test prompt it is (general prompts
+    are in each feedback's test set), `pair`, and `setting`. Stored; read back if that was done.
 
     Raises:
         ValueError: a feedback without a metric, and no judge.
@@ -109,9 +108,7 @@ def evaluate_pair(
             rows = load_rows(run, id, "test")
             add_answers(model, rows, settings, method)
             for feedback in feedbacks:
-                scored = score_rows(rows, feedback, method)
-                scored = judge_rows(judge, scored, feedback) if judge else scored
-                answers += [row | {"prompts_of": id} | place for row in scored]
+                answers += [row | {"prompts_of": id} | place for row in score_rows(rows, feedback, method, judge)]
         write_jsonl(stage.path(ANSWERS), answers)
         stage.notes["missing"] = sum(row["score"] is None for row in answers)
         if judge:
