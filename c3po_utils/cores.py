@@ -6,7 +6,10 @@ than it gains where operations are small. Threads with work of their own do not 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import ctypes
+import platform
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from queue import SimpleQueue
 from threading import Event, Thread
 from typing import TypeVar
@@ -14,6 +17,43 @@ from typing import TypeVar
 import torch
 
 T = TypeVar("T")
+R = TypeVar("R")
+
+# glibc's malloc.h
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
+
+
+def keep_memory() -> None:
+    """Let this process use the memory of tensors again that are gone, instead of giving it back to the system.
+
+    The system hands memory out page by page, each cleared, which takes longer than most of what is computed in it.
+    The most that was needed at one time stays with the process. Does nothing where the C library is not glibc.
+    """
+    if platform.libc_ver()[0] == "glibc":
+        libc = ctypes.CDLL(None)
+        for option, value in ((_TRIM_THRESHOLD, 2**31 - 1), (_MMAP_THRESHOLD, 2**30)):
+            libc.mallopt(option, value)
+
+
+def streams(device: torch.device) -> int:
+    """How many streams of work a device does best side by side."""
+    return torch.get_num_threads() if device.type == "cpu" else 1
+
+
+def side_by_side(function: Callable[[T], R], items: Sequence[T]) -> list[R]:
+    """function(item) of each item, all at one time, each in a thread with its share of the cores.
+
+    A single item is worked on in the calling thread, on all cores.
+    """
+    if len(items) < 2:
+        return [function(item) for item in items]
+    cores = torch.get_num_threads()
+    share = max(1, cores // len(items))
+    try:
+        with ThreadPoolExecutor(len(items), initializer=torch.set_num_threads, initargs=(share,)) as pool:
+            return list(pool.map(function, items))
+    finally:
+        torch.set_num_threads(cores)  # what threads begin with that are started later
 
 
 def together(streams: Sequence[Iterator[T]]) -> Iterator[T]:

@@ -11,17 +11,41 @@ from collections.abc import Iterator
 
 import torch
 
-# Completion tokens whose logits exist at one time: few enough for a CPU's cache, many enough to fill a GPU.
-CHUNK = {"cpu": 128, "cuda": 2048}
+# Completion tokens whose logits exist at one time: few enough for memory, many enough for a fast product.
+CHUNK = {"cpu": 256, "cuda": 2048}
+# Of these, the tokens whose probabilities exist in float32 at one time: on a CPU, what its cache has room for.
+ROWS = {"cpu": 16, "cuda": 2048}
 
 
-def _parts(hidden_ND: torch.Tensor) -> Iterator[slice]:
-    chunk = CHUNK.get(hidden_ND.device.type, 1024)
-    return (slice(start, start + chunk) for start in range(0, len(hidden_ND), chunk))
+def _slices(count: int, size: int) -> Iterator[slice]:
+    return (slice(start, min(start + size, count)) for start in range(0, count, size))
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
+
+
+class _Head:
+    """The head's products for a chunk of tokens after another.
+
+    They go to the same memory, chunk after chunk: fresh memory of this size comes from the system page by page, which
+    takes a CPU longer than what is computed in it.
+    """
+
+    def __init__(self, like_ND: torch.Tensor, weight_VD: torch.Tensor):
+        device = like_ND.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else like_ND.dtype
+        self.weight_VD = weight_VD.to(dtype)
+        self.chunks = list(_slices(len(like_ND), CHUNK.get(device, 1024)))
+        self.tokens = min(CHUNK.get(device, 1024), len(like_ND))
+        self.rows = ROWS.get(device, 1024)
+
+    def buffer(self, tokens: int | None = None, dtype: torch.dtype | None = None) -> torch.Tensor:
+        return self.weight_VD.new_empty(tokens or self.tokens, len(self.weight_VD), dtype=dtype)
+
+    def logits(self, hidden_CD: torch.Tensor, buffer_CV: torch.Tensor) -> torch.Tensor:
+        out = buffer_CV[: len(hidden_CD)]
+        return torch.mm(hidden_CD.to(self.weight_VD.dtype), self.weight_VD.T, out=out)
 
 
 class _Logps(torch.autograd.Function):
@@ -29,18 +53,23 @@ class _Logps(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, hidden_ND, weight_VD, labels_N):
-        wide = _wide(hidden_ND.dtype)
+        head, wide = _Head(hidden_ND, weight_VD), _wide(hidden_ND.dtype)
         logps_N = torch.empty(len(labels_N), dtype=wide, device=hidden_ND.device)
         jacobian_ND = torch.empty_like(hidden_ND) if ctx.needs_input_grad[0] else None
-        for part in _parts(hidden_ND):
-            labels = labels_N[part, None]
-            logits = hidden_ND[part] @ weight_VD.T
-            probs = logits.softmax(-1, dtype=wide)
+        logits_CV, probs_RV = head.buffer(), head.buffer(head.rows, wide)
+        for chunk in head.chunks:
+            labels = labels_N[chunk, None]
+            logits = head.logits(hidden_ND[chunk], logits_CV)
             # log p = logit - largest logit + log(largest p), as p itself may be too small for its type
             below = logits.gather(-1, labels).to(wide) - logits.amax(-1, keepdim=True)
-            logps_N[part] = (below + probs.amax(-1, keepdim=True).log())[:, 0]
+            for rows in _slices(len(labels), head.rows):
+                probs = probs_RV[: rows.stop - rows.start].copy_(logits[rows])
+                torch.softmax(probs, -1, out=probs)
+                below[rows] += probs.amax(-1, keepdim=True).log()
+                logits[rows] = probs
+            logps_N[chunk] = below[:, 0]
             if jacobian_ND is not None:
-                jacobian_ND[part] = weight_VD[labels[:, 0]] - probs.to(weight_VD.dtype) @ weight_VD
+                jacobian_ND[chunk] = head.weight_VD[labels[:, 0]] - logits @ head.weight_VD
         ctx.save_for_backward(jacobian_ND)
         return logps_N
 
@@ -55,17 +84,20 @@ class _KL(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, hidden_ND, ref_hidden_ND, weight_VD, temperature):
-        wide = _wide(hidden_ND.dtype)
+        head, wide = _Head(hidden_ND, weight_VD), _wide(hidden_ND.dtype)
         kl_N = torch.empty(len(hidden_ND), dtype=wide, device=hidden_ND.device)
         jacobian_ND = torch.empty_like(hidden_ND) if ctx.needs_input_grad[0] else None
-        for part in _parts(hidden_ND):
-            states = hidden_ND[part], ref_hidden_ND[part]
-            logps, ref_logps = (((h @ weight_VD.T).to(wide) / temperature).log_softmax(-1) for h in states)
-            ref_probs = ref_logps.exp()
-            kl_N[part] = temperature**2 * (ref_probs * (ref_logps - logps)).sum(-1)
+        buffers = head.buffer(), head.buffer()
+        for chunk in head.chunks:
+            states = hidden_ND[chunk], ref_hidden_ND[chunk]
+            logits, ref_logits = (head.logits(*pair) for pair in zip(states, buffers, strict=True))
+            for rows in _slices(len(logits), head.rows):
+                logps, ref_logps = ((x[rows].to(wide) / temperature).log_softmax(-1) for x in (logits, ref_logits))
+                ref_probs = ref_logps.exp()
+                kl_N[chunk][rows] = temperature**2 * (ref_probs * (ref_logps - logps)).sum(-1)
+                logits[rows] = logps.exp_().sub_(ref_probs).mul_(temperature)
             if jacobian_ND is not None:
-                difference = logps.exp_().sub_(ref_probs).mul_(temperature)
-                jacobian_ND[part] = difference.to(weight_VD.dtype) @ weight_VD
+                jacobian_ND[chunk] = logits @ head.weight_VD
         ctx.save_for_backward(jacobian_ND)
         return kl_N
 

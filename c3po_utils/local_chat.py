@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from c3po_utils import attention
 from c3po_utils.chat import Outcome, Request, Sampling
-from c3po_utils.cores import together
+from c3po_utils.cores import keep_memory, streams, together
 from c3po_utils.models import context_length, eos_ids
 from c3po_utils.packed_linear import PackedLinears
 from c3po_utils.runs import content_hash
@@ -87,6 +87,7 @@ class LocalChat:
         memory_gib: float = 1.5,
         max_slots: int = 128,
     ):
+        keep_memory()
         self.model, self.tokenizer, self.name = model, tokenizer, name
         self.memory_gib, self.max_slots = memory_gib, max_slots
         self.eos = eos_ids(model, tokenizer)
@@ -129,8 +130,7 @@ class LocalChat:
         """One loop, or on a CPU several, with the slots and prompts dealt among them; the same ones every time."""
         slots = self._slot_count(rows, sampling)
         prompts = sorted({tuple(row.prompt) for row in rows}, key=lambda prompt: (len(prompt), prompt))
-        cores = torch.get_num_threads() if self.model.device.type == "cpu" else 1
-        count = max(1, min(cores, slots // LEAST_SLOTS, len(prompts)))
+        count = max(1, min(streams(self.model.device), slots // LEAST_SLOTS, len(prompts)))
         loop_of = {prompt: place % count for place, prompt in enumerate(prompts)}  # equal prompts stay together
         dealt = [[row for row in rows if loop_of[tuple(row.prompt)] == loop] for loop in range(count)]
         return [_Slots(self, part, sampling, min(len(part), slots // count)) for part in dealt]

@@ -55,30 +55,37 @@ class Batch:
 
 
 def collate(
-    rows: Sequence[dict[str, Any]], tokens_per_pass: int | None = None, *, share: bool = True, teacher: bool = False
+    rows: Sequence[dict[str, Any]],
+    tokens_per_pass: int | None = None,
+    *,
+    at_once: int = 1,
+    share: bool = True,
+    teacher: bool = False,
 ) -> list[Batch]:
     """The forward passes of one optimizer batch; their losses add up to that of a single pass.
 
     Args:
         rows: token rows (see data.py), all with the same segments.
-        tokens_per_pass: about how many tokens a pass may have; None for one pass.
+        tokens_per_pass: about how many tokens may be in the model at one time; None for any number.
+        at_once: passes that run at one time, and share these tokens.
         share: let sequences share their common prefixes (see packing.py).
         teacher: also lay out the kept segments alone.
     """
     names = [name for name in SEGMENTS if f"{name}_ids" in rows[0]]
     whole = {name: sum(len(row[f"{name}_ids"]) for row in rows) for name in names} | {"rows": len(rows)}
     batches = []
-    for group in _groups(rows, names, tokens_per_pass):
+    for group in _groups(rows, names, tokens_per_pass, at_once):
         kept = [name for name in names if name in KEPT]
         alone = _lay_out(group, kept, whole, share) if teacher and kept else None
         batches.append(replace(_lay_out(group, names, whole, share), teacher=alone))
     return batches
 
 
-def _groups(rows: Sequence[dict[str, Any]], names: Sequence[str], tokens: int | None) -> list[list[dict]]:
-    """Rows in order, in as few groups of about equal size as have some `tokens` tokens each; one row at least."""
+def _groups(rows: Sequence[dict[str, Any]], names: Sequence[str], tokens: int | None, at_once: int) -> list[list[dict]]:
+    """Rows in order, in as few groups of about equal size as have `tokens` tokens `at_once`; one row at least."""
     lengths = [sum(len(row[f"{name}_prompt_ids"]) + len(row[f"{name}_ids"]) for name in names) for row in rows]
-    count = min(len(rows), -(-sum(lengths) // tokens)) if tokens else 1
+    rounds = -(-sum(lengths) // tokens) if tokens else 1
+    count = min(len(rows), rounds * at_once)
     groups: list[list[dict]] = [[] for _ in range(count)]
     before = 0
     for row, length in zip(rows, lengths, strict=True):

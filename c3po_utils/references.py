@@ -11,6 +11,7 @@ import torch
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
+from c3po_utils.cores import side_by_side, streams
 from c3po_utils.fused import fused
 from c3po_utils.loss import sequence_logps
 from c3po_utils.objective import collate, completion_logps
@@ -36,17 +37,28 @@ def _key(prompt_ids: Sequence[int], completion_ids: Sequence[int]) -> str:
 
 def _compute(model: PreTrainedModel, rows: Sequence[dict], batch_size: int) -> dict[str, float]:
     """{key: log pi_0(y|x)} of both answers of every row; rows of similar length go through the model together."""
-    order = sorted(rows, key=lambda row: len(row["chosen_ids"]) + len(row["rejected_ids"]))
-    found = {}
-    for start in tqdm(range(0, len(order), batch_size), desc="reference log-probs", leave=False):
-        group = [{f"{name}{part}": row[f"{name}{part}"] for name in PAIR for part in ("_prompt_ids", "_ids")}
-                 for row in order[start : start + batch_size]]  # fmt: skip
-        (batch,) = collate(group)
-        batch = batch.to(model.device)
-        logps_S = sequence_logps(completion_logps(model, batch), batch.sequence_N, 2 * len(group)).tolist()
-        keys = [_key(row[f"{name}_prompt_ids"], row[f"{name}_ids"]) for name in PAIR for row in group]
-        found |= dict(zip(keys, logps_S, strict=True))
-    return found
+    rows = sorted(rows, key=lambda row: len(row["chosen_ids"]) + len(row["rejected_ids"]))
+    lanes = streams(model.device)
+    size = -(-batch_size // lanes)
+    groups = [rows[start : start + size] for start in range(0, len(rows), size)]
+    with tqdm(total=len(rows), desc="reference log-probs", leave=False) as bar:
+
+        @torch.no_grad()
+        def lane(groups: Sequence[Sequence[dict]]) -> dict[str, float]:
+            found = {}
+            for group in groups:
+                pairs = [{f"{name}{part}": row[f"{name}{part}"] for name in PAIR for part in ("_prompt_ids", "_ids")}
+                         for row in group]  # fmt: skip
+                (batch,) = collate(pairs)
+                batch = batch.to(model.device)
+                logps_S = sequence_logps(completion_logps(model, batch), batch.sequence_N, 2 * len(group)).tolist()
+                keys = [_key(row[f"{name}_prompt_ids"], row[f"{name}_ids"]) for name in PAIR for row in group]
+                found |= dict(zip(keys, logps_S, strict=True))
+                bar.update(len(group))
+            return found
+
+        parts = side_by_side(lane, [groups[i::lanes] for i in range(min(lanes, len(groups)))])
+    return {key: value for part in parts for key, value in part.items()}
 
 
 def with_references(

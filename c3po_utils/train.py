@@ -15,12 +15,14 @@ from typing import Any
 import torch
 from datasets import Dataset
 from peft import LoraConfig, PeftModel, get_peft_model
+from torch import nn
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, TrainerCallback
 from trl import DPOConfig, DPOTrainer
 
 from c3po_utils import checkpoints
 from c3po_utils.adapters import load_adapter, lora_config, save_adapter
+from c3po_utils.cores import keep_memory, side_by_side, streams
 from c3po_utils.fused import fused
 from c3po_utils.head import token_kl, token_logps
 from c3po_utils.methods import METHODS, Method, get_method
@@ -31,7 +33,7 @@ from c3po_utils.runs import write_json
 __all__ = ["METHODS", "Method", "get_method", "load_adapter", "lora_config", "save_adapter", "train"]
 
 LOG = "log.json"
-TOKENS_PER_PASS = {"cpu": 4096, "cuda": 8192}
+TOKENS_AT_ONCE = {"cpu": 2048, "cuda": 8192}
 WHOLE_BATCH = {"aot", "aot_unpaired", "sft"}  # trl's losses that are no mean over pairs
 PAPER = {
     "learning_rate": 5e-5, "lr_scheduler_type": "cosine", "warmup_steps": 0.05, "num_train_epochs": 1,
@@ -44,6 +46,28 @@ QUIET = {
 }  # fmt: skip
 
 
+def _sum(some: Sequence[torch.Tensor] | None, more: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
+    """Gradients added in place to those that there are."""
+    if some is None:
+        return more
+    torch._foreach_add_(some, more)
+    return some
+
+
+class _WithGradients(torch.autograd.Function):
+    """A loss whose gradients with respect to the parameters are known."""
+
+    @staticmethod
+    def forward(ctx, loss, gradients, *parameters):
+        ctx.gradients = gradients
+        return loss.clone()
+
+    @staticmethod
+    def backward(ctx, grad):
+        torch._foreach_mul_(ctx.gradients, grad)
+        return None, None, *ctx.gradients
+
+
 class C3POTrainer(DPOTrainer):
     """trl's DPOTrainer with the objective of a `Method` on packed batches and precomputed reference log-probs."""
 
@@ -51,10 +75,13 @@ class C3POTrainer(DPOTrainer):
         self.method, self.identity = method, identity
         super().__init__(
             *args,
-            data_collator=lambda rows: {"parts": collate(rows, tokens_per_pass, teacher=bool(method.kl))},
+            data_collator=lambda rows: {
+                "parts": collate(rows, tokens_per_pass, at_once=self.passes_at_once, teacher=bool(method.kl))
+            },
             **kwargs,
         )
         self._sums: Counter[str] = Counter()
+        self.passes_at_once = self._passes_at_once()
         self.precompute_ref_logps = True
         self.model.delete_adapter("ref")  # trl's copy of the adapter, for references on the fly
         base = self.model.get_base_model()
@@ -67,11 +94,12 @@ class C3POTrainer(DPOTrainer):
     def _prepare_inputs(self, inputs: dict[str, list[Batch]]) -> dict[str, list[Batch]]:
         return {"parts": [part.to(self.accelerator.device) for part in inputs["parts"]]}
 
-    def training_step(self, model: torch.nn.Module, inputs: dict[str, list[Batch]], *args: Any) -> torch.Tensor:
+    def training_step(self, model: nn.Module, inputs: dict[str, list[Batch]], *args: Any) -> torch.Tensor:
         """One backward pass for each part of the batch, so that memory is bounded by a part's tokens."""
+        parts = inputs["parts"]
         loss = torch.zeros((), device=self.accelerator.device)
-        for part in inputs["parts"]:
-            loss += super().training_step(model, {"parts": [part]}, *args)
+        for backward in [parts] if self.passes_at_once > 1 else [[part] for part in parts]:
+            loss += super().training_step(model, {"parts": backward}, *args)
         self._record("train")
         return loss
 
@@ -92,7 +120,9 @@ class C3POTrainer(DPOTrainer):
         with self.model.disable_adapter():
             return completion_states(self.model.get_base_model(), batch.teacher)
 
-    def _compute_loss(self, model: torch.nn.Module, inputs: dict[str, list[Batch]], return_outputs: bool = False):
+    def _compute_loss(self, model: nn.Module, inputs: dict[str, list[Batch]], return_outputs: bool = False):
+        if self.passes_at_once > 1 and torch.is_grad_enabled():
+            return self._loss_side_by_side(model, inputs["parts"])
         loss = 0.0
         for batch in inputs["parts"]:
             outputs = model(batch=batch, teacher_ND=self._teacher(batch))
@@ -103,6 +133,39 @@ class C3POTrainer(DPOTrainer):
         if not self.model.training:
             self._record("eval")
         return (loss, {}) if return_outputs else loss
+
+    def _passes_at_once(self) -> int:
+        """How many parts of a batch may pass through the model at one time, each in a thread of its own.
+
+        Only one where a pass draws random numbers, whose order would be left to chance, or changes a state: autocast,
+        the adapter switched off for the teacher, trl's losses.
+        """
+        args, config = self.args, self.model.config.get_text_config()
+        dropout = any(getattr(module, "p", 0) for module in self.model.modules() if isinstance(module, nn.Dropout))
+        dropout = dropout or getattr(config, "attention_dropout", 0)
+        stateful = args.bf16 or args.fp16 or args.activation_checkpointing or self.method.kl or not self._plain
+        return 1 if dropout or stateful or args.world_size > 1 else streams(self.accelerator.device)
+
+    def _loss_side_by_side(self, model: nn.Module, parts: Sequence[Batch]) -> torch.Tensor:
+        """The batch's loss, with its gradients; they are added up in the same order every time."""
+        parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+        @torch.enable_grad()
+        def lane(parts: Sequence[Batch]) -> tuple[torch.Tensor, list[dict], Sequence[torch.Tensor]]:
+            total, metrics, gradients = 0.0, [], None
+            for batch in parts:
+                loss, values = objective(self.method, batch=batch, **model(batch=batch))
+                found = torch.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True)
+                total, metrics, gradients = total + loss.detach(), [*metrics, values], _sum(gradients, found)
+            return total, metrics, gradients
+
+        lanes = min(self.passes_at_once, len(parts))
+        total, gradients = 0.0, None
+        for loss, metrics, found in side_by_side(lane, [parts[i::lanes] for i in range(lanes)]):
+            total, gradients = total + loss, _sum(gradients, found)
+            for values in metrics:
+                self._sums.update(values)
+        return _WithGradients.apply(total, gradients, *parameters)
 
     @property
     def _plain(self) -> bool:
@@ -134,7 +197,7 @@ class C3POTrainer(DPOTrainer):
             self._metrics[mode][name].append(float(value))
         self._sums.clear()
 
-    def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         super(DPOTrainer, self)._save_checkpoint(model, trial)  # without a model card in each checkpoint
         checkpoints.mark_complete(Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}", self.identity)
 
@@ -190,6 +253,7 @@ def train(
     Raises:
         ValueError: the method starts from an adapter and none is given, or trl refuses a training argument.
     """
+    keep_memory()
     folder = Path(folder)
     if bool(method.start) != bool(start):
         raise ValueError(f"method.start is {method.start!r} and start is {start!r}: expected both or neither")
@@ -199,7 +263,7 @@ def train(
     torch.manual_seed(config.seed)
     policy = load_adapter(model, start, trainable=True) if start else get_peft_model(model, lora or lora_config())
     rows = [_ids_only(row) for row in rows]
-    per_pass = tokens_per_pass or TOKENS_PER_PASS.get(model.device.type, 4096)
+    per_pass = tokens_per_pass or TOKENS_AT_ONCE.get(model.device.type, 4096)
     trainer = C3POTrainer(
         policy, args=config, method=method, train_dataset=Dataset.from_list(rows), processing_class=tokenizer,
         callbacks=[_Bar()], tokens_per_pass=None if WHOLE_BATCH & set(config.loss_type) else per_pass,

@@ -84,6 +84,7 @@ def states():
 def chunk(request, monkeypatch):
     """Chunks that divide the tokens unevenly, exactly, and not at all."""
     monkeypatch.setitem(head.CHUNK, "cpu", request.param)
+    monkeypatch.setitem(head.ROWS, "cpu", 2)
 
 
 def test_token_logps_equal_full_cross_entropy(states, chunk):
@@ -97,6 +98,15 @@ def test_token_logps_by_hand():
     # logits 0, ln 2, 2 ln 2: probabilities 1/7, 2/7, 4/7; then three alike
     found = head.token_logps(hidden, weight, torch.tensor([1, 2])).exp()
     assert found.tolist() == pytest.approx([2 / 7, 1 / 3])
+
+
+def test_token_logps_under_autocast_are_those_of_its_type(states):
+    hidden, _, weight, labels = (t.float() if t.is_floating_point() else t for t in states)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = head.token_logps(hidden, weight, labels)
+    low = head.token_logps(hidden.bfloat16(), weight.bfloat16(), labels)
+    assert torch.equal(found, low)
+    assert not torch.equal(found, head.token_logps(hidden, weight, labels))
 
 
 def test_token_logps_gradient_by_finite_differences(states, chunk):

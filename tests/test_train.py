@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import multiprocessing
+import threading
 import time
 from pathlib import Path
 
@@ -85,6 +86,65 @@ def test_the_passes_of_a_batch_add_up(tmp_path, tokenizer):
     for other in logs[1:]:
         for key in keys:
             assert [entry[key] for entry in other] == pytest.approx([e[key] for e in logs[0]], rel=2e-3, abs=1e-5), key
+
+
+@pytest.fixture
+def two_cores():
+    cores = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(cores)
+
+
+def test_passes_side_by_side_train_what_passes_in_turn_train(tmp_path, tokenizer, monkeypatch, two_cores):
+    threads, ours = set(), objective.objective
+
+    def seen(*args, **kwargs):
+        threads.add(threading.get_ident())
+        return ours(*args, **kwargs)
+
+    monkeypatch.setattr("c3po_utils.train.objective", seen)
+    arguments = {"tokens_per_pass": 100, "num_train_epochs": 3, "gradient_accumulation_steps": 2}
+    rows = token_rows(8, get_method("c3po").segments)
+    _, log = run(tmp_path / "beside", tokenizer, rows=rows, **arguments)
+    assert threads
+    assert threading.get_ident() not in threads
+    threads.clear()
+    monkeypatch.setattr(C3POTrainer, "_passes_at_once", lambda self: 1)
+    _, in_turn = run(tmp_path / "in_turn", tokenizer, rows=rows, **arguments)
+    assert threads == {threading.get_ident()}
+    assert len(log) == len(in_turn) == 3
+    for one, other in zip(log, in_turn, strict=True):
+        for key in one.keys() - {"train_runtime"}:
+            assert one[key] == pytest.approx(other[key], rel=2e-3, abs=1e-5), key
+    mine, theirs = weights(tmp_path / "beside"), weights(tmp_path / "in_turn")
+    assert all(torch.allclose(mine[name], theirs[name], rtol=1e-2, atol=1e-4) for name in theirs)
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [({}, 2), ({"lora": {"dropout": 0.1}}, 1), ({"method": "c3po_kl"}, 1), ({"loss_type": ["hinge"]}, 1)],
+)
+def test_passes_that_depend_on_a_common_state_run_in_turn(
+    tmp_path, tokenizer, monkeypatch, two_cores, change, expected
+):
+    found, ours = [], C3POTrainer._passes_at_once
+    monkeypatch.setattr(C3POTrainer, "_passes_at_once", lambda self: found.append(ours(self)) or found[-1])
+    change = change | {"lora": LORA | change.get("lora", {}), "method": get_method(change.get("method", "c3po"))}
+    run(tmp_path, tokenizer, **change)
+    assert found == [expected]
+
+
+def test_an_error_in_a_pass_beside_others_is_raised(tmp_path, tokenizer, monkeypatch, two_cores):
+    def fail(*_, **__):
+        raise RuntimeError("out of luck")
+
+    before = threading.active_count()
+    monkeypatch.setattr("c3po_utils.train.objective", fail)
+    with pytest.raises(RuntimeError, match="out of luck"):
+        run(tmp_path, tokenizer)
+    assert threading.active_count() == before
+    assert torch.get_num_threads() == 2
 
 
 def test_kl_runs_no_teacher_where_its_weight_is_zero(tmp_path, tokenizer, monkeypatch):
