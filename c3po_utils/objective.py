@@ -82,7 +82,7 @@ def collate(
 
 
 def _groups(rows: Sequence[dict[str, Any]], names: Sequence[str], tokens: int | None, at_once: int) -> list[list[dict]]:
-    """Rows in order, in as few groups of about equal size as have `tokens` tokens `at_once`; one row at least."""
+    """Rows in order, in groups of one or more and about equal size, `at_once` of which have some `tokens` tokens."""
     lengths = [sum(len(row[f"{name}_prompt_ids"]) + len(row[f"{name}_ids"]) for name in names) for row in rows]
     rounds = -(-sum(lengths) // tokens) if tokens else 1
     count = min(len(rows), rounds * at_once)
