@@ -9,7 +9,7 @@ from __future__ import annotations
 import ctypes
 import platform
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from queue import SimpleQueue
 from threading import Event, Thread
 from typing import TypeVar
@@ -23,6 +23,7 @@ R = TypeVar("R")
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 
 
+@cache
 def keep_memory() -> None:
     """Let this process use the memory of tensors again that are gone, instead of giving it back to the system.
 
@@ -38,22 +39,6 @@ def keep_memory() -> None:
 def streams(device: torch.device) -> int:
     """How many streams of work a device does best side by side."""
     return torch.get_num_threads() if device.type == "cpu" else 1
-
-
-def side_by_side(function: Callable[[T], R], items: Sequence[T]) -> list[R]:
-    """function(item) of each item, all at one time, each in a thread with its share of the cores.
-
-    A single item is worked on in the calling thread, on all cores.
-    """
-    if len(items) < 2:
-        return [function(item) for item in items]
-    cores = torch.get_num_threads()
-    share = max(1, cores // len(items))
-    try:
-        with ThreadPoolExecutor(len(items), initializer=torch.set_num_threads, initargs=(share,)) as pool:
-            return list(pool.map(function, items))
-    finally:
-        torch.set_num_threads(cores)  # what threads begin with that are started later
 
 
 def together(streams: Sequence[Iterator[T]]) -> Iterator[T]:
@@ -96,3 +81,13 @@ def together(streams: Sequence[Iterator[T]]) -> Iterator[T]:
         for thread in threads:
             thread.join()
         torch.set_num_threads(cores)  # what threads begin with that are started later
+
+
+def side_by_side(work: Callable[[Sequence[T]], R], items: Sequence[T], lanes: int) -> list[R]:
+    """work(part) of the items dealt into at most `lanes` parts, in their order; see `together`."""
+
+    def stream(lane: int) -> Iterator[tuple[int, R]]:
+        yield lane, work(items[lane::lanes])
+
+    found = dict(together([stream(lane) for lane in range(min(lanes, len(items)))]))
+    return [found[lane] for lane in sorted(found)]

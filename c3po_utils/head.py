@@ -36,12 +36,12 @@ class _Head:
         device = like_ND.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else like_ND.dtype
         self.weight_VD = weight_VD.to(dtype)
-        self.chunks = list(_slices(len(like_ND), CHUNK.get(device, 1024)))
-        self.tokens = min(CHUNK.get(device, 1024), len(like_ND))
-        self.rows = ROWS.get(device, 1024)
+        size = CHUNK.get(device, 1024)
+        self.chunks, self.tokens = list(_slices(len(like_ND), size)), min(size, len(like_ND))
+        self.rows = min(ROWS.get(device, 1024), self.tokens)
 
-    def buffer(self, tokens: int | None = None, dtype: torch.dtype | None = None) -> torch.Tensor:
-        return self.weight_VD.new_empty(tokens or self.tokens, len(self.weight_VD), dtype=dtype)
+    def buffer(self, tokens: int, dtype: torch.dtype | None = None) -> torch.Tensor:
+        return self.weight_VD.new_empty(tokens, len(self.weight_VD), dtype=dtype)
 
     def logits(self, hidden_CD: torch.Tensor, buffer_CV: torch.Tensor) -> torch.Tensor:
         out = buffer_CV[: len(hidden_CD)]
@@ -56,7 +56,7 @@ class _Logps(torch.autograd.Function):
         head, wide = _Head(hidden_ND, weight_VD), _wide(hidden_ND.dtype)
         logps_N = torch.empty(len(labels_N), dtype=wide, device=hidden_ND.device)
         jacobian_ND = torch.empty_like(hidden_ND) if ctx.needs_input_grad[0] else None
-        logits_CV, probs_RV = head.buffer(), head.buffer(head.rows, wide)
+        logits_CV, probs_RV = head.buffer(head.tokens), head.buffer(head.rows, wide)
         for chunk in head.chunks:
             labels = labels_N[chunk, None]
             logits = head.logits(hidden_ND[chunk], logits_CV)
@@ -66,7 +66,8 @@ class _Logps(torch.autograd.Function):
                 probs = probs_RV[: rows.stop - rows.start].copy_(logits[rows])
                 torch.softmax(probs, -1, out=probs)
                 below[rows] += probs.amax(-1, keepdim=True).log()
-                logits[rows] = probs
+                if jacobian_ND is not None:
+                    logits[rows] = probs
             logps_N[chunk] = below[:, 0]
             if jacobian_ND is not None:
                 jacobian_ND[chunk] = head.weight_VD[labels[:, 0]] - logits @ head.weight_VD
@@ -87,7 +88,7 @@ class _KL(torch.autograd.Function):
         head, wide = _Head(hidden_ND, weight_VD), _wide(hidden_ND.dtype)
         kl_N = torch.empty(len(hidden_ND), dtype=wide, device=hidden_ND.device)
         jacobian_ND = torch.empty_like(hidden_ND) if ctx.needs_input_grad[0] else None
-        buffers = head.buffer(), head.buffer()
+        buffers = head.buffer(head.tokens), head.buffer(head.tokens)
         for chunk in head.chunks:
             states = hidden_ND[chunk], ref_hidden_ND[chunk]
             logits, ref_logits = (head.logits(*pair) for pair in zip(states, buffers, strict=True))
@@ -95,7 +96,8 @@ class _KL(torch.autograd.Function):
                 logps, ref_logps = ((x[rows].to(wide) / temperature).log_softmax(-1) for x in (logits, ref_logits))
                 ref_probs = ref_logps.exp()
                 kl_N[chunk][rows] = temperature**2 * (ref_probs * (ref_logps - logps)).sum(-1)
-                logits[rows] = logps.exp_().sub_(ref_probs).mul_(temperature)
+                if jacobian_ND is not None:
+                    logits[rows] = logps.exp_().sub_(ref_probs).mul_(temperature)
             if jacobian_ND is not None:
                 jacobian_ND[chunk] = logits @ head.weight_VD
         ctx.save_for_backward(jacobian_ND)

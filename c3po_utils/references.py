@@ -57,7 +57,7 @@ def _compute(model: PreTrainedModel, rows: Sequence[dict], batch_size: int) -> d
                 bar.update(len(group))
             return found
 
-        parts = side_by_side(lane, [groups[i::lanes] for i in range(min(lanes, len(groups)))])
+        parts = side_by_side(lane, groups, lanes)
     return {key: value for part in parts for key, value in part.items()}
 
 

@@ -33,7 +33,7 @@ from c3po_utils.runs import write_json
 __all__ = ["METHODS", "Method", "get_method", "load_adapter", "lora_config", "save_adapter", "train"]
 
 LOG = "log.json"
-TOKENS_AT_ONCE = {"cpu": 2048, "cuda": 8192}
+TOKENS_PER_PASS = {"cpu": 2048, "cuda": 8192}
 WHOLE_BATCH = {"aot", "aot_unpaired", "sft"}  # trl's losses that are no mean over pairs
 PAPER = {
     "learning_rate": 5e-5, "lr_scheduler_type": "cosine", "warmup_steps": 0.05, "num_train_epochs": 1,
@@ -125,14 +125,18 @@ class C3POTrainer(DPOTrainer):
             return self._loss_side_by_side(model, inputs["parts"])
         loss = 0.0
         for batch in inputs["parts"]:
-            outputs = model(batch=batch, teacher_ND=self._teacher(batch))
-            own = None if self._plain else self._trl_preference
-            part, metrics = objective(self.method, batch=batch, preference=own, **outputs)
+            part, metrics = self._part(model, batch)
             loss = loss + part
             self._sums.update(metrics)
         if not self.model.training:
             self._record("eval")
         return (loss, {}) if return_outputs else loss
+
+    def _part(self, model: nn.Module, batch: Batch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """What one pass adds to its optimizer batch's loss and curves."""
+        outputs = model(batch=batch, teacher_ND=self._teacher(batch))
+        own = None if self._plain else self._trl_preference
+        return objective(self.method, batch=batch, preference=own, **outputs)
 
     def _passes_at_once(self) -> int:
         """How many parts of a batch may pass through the model at one time, each in a thread of its own.
@@ -141,7 +145,7 @@ class C3POTrainer(DPOTrainer):
         the adapter switched off for the teacher, trl's losses.
         """
         args, config = self.args, self.model.config.get_text_config()
-        dropout = any(getattr(module, "p", 0) for module in self.model.modules() if isinstance(module, nn.Dropout))
+        dropout = any(module.p for module in self.model.modules() if isinstance(module, nn.Dropout))
         dropout = dropout or getattr(config, "attention_dropout", 0)
         stateful = args.bf16 or args.fp16 or args.activation_checkpointing or self.method.kl or not self._plain
         return 1 if dropout or stateful or args.world_size > 1 else streams(self.accelerator.device)
@@ -154,14 +158,13 @@ class C3POTrainer(DPOTrainer):
         def lane(parts: Sequence[Batch]) -> tuple[torch.Tensor, list[dict], Sequence[torch.Tensor]]:
             total, metrics, gradients = 0.0, [], None
             for batch in parts:
-                loss, values = objective(self.method, batch=batch, **model(batch=batch))
+                loss, values = self._part(model, batch)
                 found = torch.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True)
                 total, metrics, gradients = total + loss.detach(), [*metrics, values], _sum(gradients, found)
             return total, metrics, gradients
 
-        lanes = min(self.passes_at_once, len(parts))
         total, gradients = 0.0, None
-        for loss, metrics, found in side_by_side(lane, [parts[i::lanes] for i in range(lanes)]):
+        for loss, metrics, found in side_by_side(lane, parts, self.passes_at_once):
             total, gradients = total + loss, _sum(gradients, found)
             for values in metrics:
                 self._sums.update(values)
@@ -263,7 +266,7 @@ def train(
     torch.manual_seed(config.seed)
     policy = load_adapter(model, start, trainable=True) if start else get_peft_model(model, lora or lora_config())
     rows = [_ids_only(row) for row in rows]
-    per_pass = tokens_per_pass or TOKENS_AT_ONCE.get(model.device.type, 4096)
+    per_pass = tokens_per_pass or TOKENS_PER_PASS.get(model.device.type, 4096)
     trainer = C3POTrainer(
         policy, args=config, method=method, train_dataset=Dataset.from_list(rows), processing_class=tokenizer,
         callbacks=[_Bar()], tokens_per_pass=None if WHOLE_BATCH & set(config.loss_type) else per_pass,

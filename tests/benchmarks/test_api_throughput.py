@@ -42,11 +42,12 @@ def measured(path: Path, count: int, in_flight: int) -> dict:
     return found
 
 
-def test_a_small_run_takes_at_most_twice_the_ideal(tmp_path):
-    """Loose enough for a machine with other work to do; the full-size check below is the strict one."""
-    found = min((measured(tmp_path / f"{n}.sqlite", 160, 16) for n in range(2)), key=lambda one: one["of_ideal"])
+def test_a_small_run_takes_at_most_1_3_times_the_ideal(tmp_path):
+    """In one of a few runs: the machine may have other work to do."""
+    runs = (measured(tmp_path / f"{n}.sqlite", 160, 16) for n in range(5))
+    found = next((one for one in runs if one["of_ideal"] < 1.3), None)
+    assert found, "none of five runs took less than 1.3 times the ideal"
     assert found["statuses"] == ["ok"]
-    assert found["of_ideal"] < 2
     assert found["peak_mb"] < 200
 
 
