@@ -7,5 +7,9 @@ import warnings
 # anything else runs on the same cores; it must be said before torch is imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+# oneDNN keeps the code that it makes for a product's shape, by default for 1,024 of them. Batches hardly ever have the
+# same number of tokens twice, so that would be 0.1 to 0.2 GiB of code that is not run again; a pass needs some 80.
+os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "128")
+
 # trl and peft still use names that transformers has deprecated: nothing that a reader of our notebooks could act on.
 warnings.filterwarnings("ignore", message=".*gradient_checkpointing.*", category=FutureWarning)

@@ -23,6 +23,10 @@ R = TypeVar("R")
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 
 
+def _glibc() -> ctypes.CDLL | None:
+    return ctypes.CDLL(None) if platform.libc_ver()[0] == "glibc" else None
+
+
 @cache
 def keep_memory() -> None:
     """Let this process use the memory of tensors again that are gone, instead of giving it back to the system.
@@ -30,10 +34,16 @@ def keep_memory() -> None:
     The system hands memory out page by page, each cleared, which takes longer than most of what is computed in it.
     The most that was needed at one time stays with the process. Does nothing where the C library is not glibc.
     """
-    if platform.libc_ver()[0] == "glibc":
-        libc = ctypes.CDLL(None)
+    if libc := _glibc():
         for option, value in ((_TRIM_THRESHOLD, 2**31 - 1), (_MMAP_THRESHOLD, 2**30)):
             libc.mallopt(option, value)
+
+
+def give_back_memory() -> None:
+    """Give the system what `keep_memory` keeps and nothing uses: for the end of a stage, as the next stage's threads
+    have memory of their own."""
+    if libc := _glibc():
+        libc.malloc_trim(0)
 
 
 def streams(device: torch.device) -> int:
@@ -56,6 +66,7 @@ def together(streams: Sequence[Iterator[T]]) -> Iterator[T]:
         try:
             for item in stream:
                 found.put((item, None))
+                del item  # not to be kept while the next is made
                 if stop.is_set():
                     return
             found.put(None)
@@ -76,6 +87,7 @@ def together(streams: Sequence[Iterator[T]]) -> Iterator[T]:
             if error:
                 raise error
             yield item
+            del message, item
     finally:
         stop.set()
         for thread in threads:
@@ -83,11 +95,18 @@ def together(streams: Sequence[Iterator[T]]) -> Iterator[T]:
         torch.set_num_threads(cores)  # what threads begin with that are started later
 
 
-def side_by_side(work: Callable[[Sequence[T]], R], items: Sequence[T], lanes: int) -> list[R]:
-    """work(part) of the items dealt into at most `lanes` parts, in their order; see `together`."""
+def side_by_side(work: Callable[[T], R], items: Sequence[T], lanes: int) -> Iterator[R]:
+    """work(item) of each item, in the items' order, on `lanes` of them at one time; see `together`."""
+    numbered, found = enumerate(items), {}
 
-    def stream(lane: int) -> Iterator[tuple[int, R]]:
-        yield lane, work(items[lane::lanes])
+    def lane() -> Iterator[tuple[int, R]]:
+        for place, item in numbered:
+            yield place, work(item)
 
-    found = dict(together([stream(lane) for lane in range(min(lanes, len(items)))]))
-    return [found[lane] for lane in sorted(found)]
+    due = 0
+    for place, result in together([lane() for _ in range(min(lanes, len(items)))]):
+        found[place] = result
+        del result  # whoever is given it holds it alone
+        while due in found:
+            yield found.pop(due)
+            due += 1

@@ -19,8 +19,11 @@ from torch.nn.functional import silu
 from c3po_utils import kernels
 
 
-def _lora(module: nn.Module) -> tuple[Callable, int] | None:
-    """For a plain LoRA on a frozen nn.Linear with one active adapter: forward pass and input width."""
+def _lora_arguments(module: nn.Module) -> Callable | None:
+    """For a plain LoRA on a frozen nn.Linear with one active adapter: what the kernels need besides the input.
+
+    The function that is returned gives None where the module is to run as it is.
+    """
     if type(module) is not LoraLinear or type(module.base_layer) is not nn.Linear:
         return None
     if len(module.active_adapters) != 1:
@@ -32,22 +35,34 @@ def _lora(module: nn.Module) -> tuple[Callable, int] | None:
         return None
     A, B, scaling = module.lora_A[name].weight, module.lora_B[name].weight, module.scaling[name]
     dropout = getattr(module.lora_dropout[name], "p", 0.0)
-    original = module.forward
+
+    def arguments(x: torch.Tensor) -> tuple | None:
+        if module.disable_adapters or x.dtype != base.weight.dtype:
+            return None
+        return base.weight, base.bias, A, B, scaling, dropout if module.training else 0.0
+
+    return arguments
+
+
+def _lora(module: nn.Module) -> tuple[Callable, int] | None:
+    """For a LoRA that `_lora_arguments` knows: forward pass and input width."""
+    arguments, original = _lora_arguments(module), module.forward
 
     def forward(x: torch.Tensor) -> torch.Tensor:
-        if module.disable_adapters or x.dtype != base.weight.dtype:
+        adapter = arguments(x)
+        if adapter is None:
             return original(x)
-        p = dropout if module.training else 0.0
-        out = kernels.LoraLinear.apply(x.reshape(-1, x.shape[-1]), base.weight, base.bias, A, B, scaling, p)
-        return out.view(*x.shape[:-1], -1)
+        return kernels.LoraLinear.apply(x.reshape(-1, x.shape[-1]), *adapter).view(*x.shape[:-1], -1)
 
-    return forward, module.in_features
+    return (forward, module.in_features) if arguments else None
 
 
 def _norm(module: nn.Module) -> tuple[Callable, int] | None:
-    """For an RMS norm as transformers writes it, frozen."""
+    """For an RMS norm as transformers writes it, frozen and without zeros."""
     parameters = dict(module.named_parameters())
     if not hasattr(module, "variance_epsilon") or parameters.keys() != {"weight"} or _trained(module.weight):
+        return None
+    if not module.weight.all():
         return None
     return lambda x: kernels.RMSNorm.apply(x, module.weight, module.variance_epsilon), len(module.weight)
 
@@ -59,8 +74,17 @@ def _mlp(module: nn.Module) -> tuple[Callable, int] | None:
     x = _sample(64, like=next(module.parameters()))
     if not _agree(silu(x), module.act_fn(x)):
         return None
-    width = module.gate_proj.in_features
-    return lambda x: module.down_proj(kernels.SwiGLU.apply(module.gate_proj(x), module.up_proj(x))), width
+    arguments = _lora_arguments(module.down_proj)
+
+    def forward(x: torch.Tensor) -> torch.Tensor:
+        gate, up = module.gate_proj(x), module.up_proj(x)
+        adapter = arguments(gate) if arguments else None
+        if adapter is None:
+            return module.down_proj(kernels.SwiGLU.apply(gate, up))
+        flat = (part.reshape(-1, part.shape[-1]) for part in (gate, up))
+        return kernels.SwiGLULoraLinear.apply(*flat, *adapter).view(*gate.shape[:-1], -1)
+
+    return forward, module.gate_proj.in_features
 
 
 def _rotary(original: Callable, like: torch.Tensor) -> Callable | None:

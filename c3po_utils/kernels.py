@@ -10,33 +10,64 @@ from torch.nn.functional import silu
 _INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
+def _adapted(x, weight, bias, A, B, scaling, dropout) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """x W' + b + scaling * dropout(x) A' B', and what its gradient needs besides x: dropout(x) A' and the mask."""
+    mask = _keep_mask(x, dropout) if dropout else None
+    low = _masked(x, mask) @ A.to(x.dtype).T
+    out = x @ weight.T if bias is None else torch.addmm(bias, x, weight.T)
+    return out.addmm_(low, B.to(x.dtype).T, alpha=scaling / (1 - dropout)), low, mask
+
+
+def _adapted_backward(grad, x, weight, A, B, scaling, dropout, low, mask, needs_x=True):
+    """The gradients with respect to x (None where it needs none), A and B."""
+    A, B, scaling = A.to(x.dtype), B.to(x.dtype), scaling / (1 - dropout)
+    grad_low = (grad @ B).mul_(scaling)
+    grad_B = (grad.T @ low).mul_(scaling)
+    grad_A = grad_low.T @ _masked(x, mask)
+    if not needs_x:
+        return None, grad_A, grad_B
+    grad_x = grad @ weight
+    if mask is None:
+        grad_x.addmm_(grad_low, A)
+    else:
+        grad_x += _masked(grad_low @ A, mask)
+    return grad_x, grad_A, grad_B
+
+
 class LoraLinear(torch.autograd.Function):
     """x W' + b + scaling * dropout(x) A' B' for a frozen W and b; x (T, in), A (r, in), B (out, r)."""
 
     @staticmethod
     def forward(ctx, x, weight, bias, A, B, scaling, dropout):
-        A, B = A.to(x.dtype), B.to(x.dtype)
-        mask = _keep_mask(x, dropout) if dropout else None
-        low = _masked(x, mask) @ A.T
-        out = x @ weight.T if bias is None else torch.addmm(bias, x, weight.T)
-        ctx.save_for_backward(x, mask, low, weight, A, B)
-        ctx.scaling = scaling / (1 - dropout)
-        return out.addmm_(low, B.T, alpha=ctx.scaling)
+        out, low, mask = _adapted(x, weight, bias, A, B, scaling, dropout)
+        ctx.save_for_backward(x, weight, A, B, low, mask)
+        ctx.settings = scaling, dropout
+        return out
 
     @staticmethod
     def backward(ctx, grad):
-        x, mask, low, weight, A, B = ctx.saved_tensors
-        grad_low = (grad @ B).mul_(ctx.scaling)
-        grad_B = (grad.T @ low).mul_(ctx.scaling)
-        grad_A = grad_low.T @ _masked(x, mask)
-        grad_x = None
-        if ctx.needs_input_grad[0]:
-            grad_x = grad @ weight
-            if mask is None:
-                grad_x.addmm_(grad_low, A)
-            else:
-                grad_x += _masked(grad_low @ A, mask)
-        return grad_x, None, None, grad_A, grad_B, None, None
+        x, weight, A, B, low, mask = ctx.saved_tensors
+        grads = _adapted_backward(grad, x, weight, A, B, *ctx.settings, low, mask, ctx.needs_input_grad[0])
+        return grads[0], None, None, *grads[1:], None, None
+
+
+class SwiGLULoraLinear(torch.autograd.Function):
+    """`LoraLinear` of silu(gate) * up, which is computed again for the gradient instead of kept; gate, up (T, in)."""
+
+    @staticmethod
+    def forward(ctx, gate, up, weight, bias, A, B, scaling, dropout):
+        out, low, mask = _adapted(silu(gate).mul_(up), weight, bias, A, B, scaling, dropout)
+        ctx.save_for_backward(gate, up, weight, A, B, low, mask)
+        ctx.settings = scaling, dropout
+        return out
+
+    @staticmethod
+    def backward(ctx, grad):
+        gate, up, weight, A, B, low, mask = ctx.saved_tensors
+        act = silu(gate)
+        grad_x, grad_A, grad_B = _adapted_backward(grad, act * up, weight, A, B, *ctx.settings, low, mask)
+        grad_gate = torch.ops.aten.silu_backward(grad_x * up, gate)
+        return grad_gate, act.mul_(grad_x), None, None, grad_A, grad_B, None, None
 
 
 def _keep_mask(x: torch.Tensor, p: float) -> torch.Tensor:
@@ -57,23 +88,27 @@ def _masked(x: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
 
 
 class RMSNorm(torch.autograd.Function):
-    """weight * x / rms(x) for a frozen weight; x (..., D), the root mean square in float32 or better."""
+    """weight * x / rms(x) for a frozen weight without zeros; x (..., D), the root mean square in float32 or better.
+
+    The gradient is taken from the output, which the next layer keeps anyway, instead of x (as in NVIDIA's Apex).
+    """
 
     @staticmethod
     def forward(ctx, x, weight, eps):
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
         rms = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
         scale = (rms.square_() / x.shape[-1] + eps).rsqrt_()
-        ctx.save_for_backward(x, weight, scale)
-        return (wide * scale).to(x.dtype).mul_(weight)
+        out = (wide * scale).to(x.dtype).mul_(weight)
+        ctx.save_for_backward(out, weight, scale)
+        return out
 
     @staticmethod
     def backward(ctx, grad):
-        x, weight, scale = ctx.saved_tensors
-        normed = x.to(scale.dtype) * scale
+        out, weight, scale = ctx.saved_tensors
+        normed = out.to(scale.dtype) / weight
         grad = (grad * weight).to(scale.dtype)
-        along = (grad * normed).sum(-1, keepdim=True) / x.shape[-1]
-        return grad.addcmul_(normed, along, value=-1).mul_(scale).to(x.dtype), None, None
+        along = (grad * normed).sum(-1, keepdim=True) / out.shape[-1]
+        return grad.addcmul_(normed, along, value=-1).mul_(scale).to(out.dtype), None, None
 
 
 class SwiGLU(torch.autograd.Function):

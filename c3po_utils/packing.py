@@ -69,14 +69,15 @@ class _EagerAttention(torch.autograd.Function):
         q, k, v = (_unpack(x, groups, packing) for x in (query, key, value))
         future = torch.full((L, L), -torch.inf, dtype=q.dtype, device=q.device).triu_(1).repeat(heads // groups, 1)
         weights = torch.baddbmm(future, q, k.mT, alpha=scaling).softmax(-1)
-        ctx.save_for_backward(q, k, v, weights)
+        ctx.save_for_backward(query, key, value, weights)  # the packed ones are fewer
         ctx.scaling, ctx.packing, ctx.groups = scaling, packing, groups
         out = (weights @ v).view(B, groups, -1, L, q.shape[-1]).permute(0, 3, 1, 2, 4).reshape(B * L, heads, -1)
         return out.index_select(0, packing.owner_T)
 
     @staticmethod
     def backward(ctx, grad):
-        q, k, v, weights = ctx.saved_tensors
+        *packed, weights = ctx.saved_tensors
+        q, k, v = (_unpack(x, ctx.groups, ctx.packing) for x in packed)
         (B, L), T = ctx.packing.index_BL.shape, len(ctx.packing.owner_T)
         whole = grad.new_zeros(B * L, *grad.shape[1:]).index_copy_(0, ctx.packing.owner_T, grad)
         g = _fold(whole, ctx.groups, B, L)

@@ -41,24 +41,23 @@ def _compute(model: PreTrainedModel, rows: Sequence[dict], batch_size: int) -> d
     lanes = streams(model.device)
     size = -(-batch_size // lanes)
     groups = [rows[start : start + size] for start in range(0, len(rows), size)]
+
+    @torch.no_grad()
+    def logps(group: Sequence[dict]) -> dict[str, float]:
+        pairs = [{f"{name}{part}": row[f"{name}{part}"] for name in PAIR for part in ("_prompt_ids", "_ids")}
+                 for row in group]  # fmt: skip
+        (batch,) = collate(pairs)
+        batch = batch.to(model.device)
+        logps_S = sequence_logps(completion_logps(model, batch), batch.sequence_N, 2 * len(group)).tolist()
+        keys = [_key(row[f"{name}_prompt_ids"], row[f"{name}_ids"]) for name in PAIR for row in group]
+        return dict(zip(keys, logps_S, strict=True))
+
+    found = {}
     with tqdm(total=len(rows), desc="reference log-probs", leave=False) as bar:
-
-        @torch.no_grad()
-        def lane(groups: Sequence[Sequence[dict]]) -> dict[str, float]:
-            found = {}
-            for group in groups:
-                pairs = [{f"{name}{part}": row[f"{name}{part}"] for name in PAIR for part in ("_prompt_ids", "_ids")}
-                         for row in group]  # fmt: skip
-                (batch,) = collate(pairs)
-                batch = batch.to(model.device)
-                logps_S = sequence_logps(completion_logps(model, batch), batch.sequence_N, 2 * len(group)).tolist()
-                keys = [_key(row[f"{name}_prompt_ids"], row[f"{name}_ids"]) for name in PAIR for row in group]
-                found |= dict(zip(keys, logps_S, strict=True))
-                bar.update(len(group))
-            return found
-
-        parts = side_by_side(lane, groups, lanes)
-    return {key: value for part in parts for key, value in part.items()}
+        for group, part in zip(groups, side_by_side(logps, groups, lanes), strict=True):
+            found |= part
+            bar.update(len(group))
+    return found
 
 
 def with_references(

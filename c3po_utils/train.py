@@ -22,7 +22,7 @@ from trl import DPOConfig, DPOTrainer
 
 from c3po_utils import checkpoints
 from c3po_utils.adapters import load_adapter, lora_config, save_adapter
-from c3po_utils.cores import keep_memory, side_by_side, streams
+from c3po_utils.cores import give_back_memory, keep_memory, side_by_side, streams
 from c3po_utils.fused import fused
 from c3po_utils.head import token_kl, token_logps
 from c3po_utils.methods import METHODS, Method, get_method
@@ -46,14 +46,6 @@ QUIET = {
 }  # fmt: skip
 
 
-def _sum(some: Sequence[torch.Tensor] | None, more: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
-    """Gradients added in place to those that there are."""
-    if some is None:
-        return more
-    torch._foreach_add_(some, more)
-    return some
-
-
 class _WithGradients(torch.autograd.Function):
     """A loss whose gradients with respect to the parameters are known."""
 
@@ -64,8 +56,9 @@ class _WithGradients(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad):
-        torch._foreach_mul_(ctx.gradients, grad)
-        return None, None, *ctx.gradients
+        gradients, ctx.gradients = ctx.gradients, None  # so that the parameters take them without a copy
+        torch._foreach_mul_(gradients, grad)
+        return None, None, *gradients
 
 
 class C3POTrainer(DPOTrainer):
@@ -155,19 +148,17 @@ class C3POTrainer(DPOTrainer):
         parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
 
         @torch.enable_grad()
-        def lane(parts: Sequence[Batch]) -> tuple[torch.Tensor, list[dict], Sequence[torch.Tensor]]:
-            total, metrics, gradients = 0.0, [], None
-            for batch in parts:
-                loss, values = self._part(model, batch)
-                found = torch.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True)
-                total, metrics, gradients = total + loss.detach(), [*metrics, values], _sum(gradients, found)
-            return total, metrics, gradients
+        def part(batch: Batch) -> tuple[torch.Tensor, dict[str, torch.Tensor], Sequence[torch.Tensor]]:
+            loss, metrics = self._part(model, batch)
+            gradients = torch.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True)
+            return loss.detach(), metrics, gradients
 
-        total, gradients = 0.0, None
-        for loss, metrics, found in side_by_side(lane, parts, self.passes_at_once):
-            total, gradients = total + loss, _sum(gradients, found)
-            for values in metrics:
-                self._sums.update(values)
+        total, gradients = 0.0, [torch.zeros_like(parameter) for parameter in parameters]
+        for loss, metrics, found in side_by_side(part, parts, self.passes_at_once):
+            total = total + loss
+            torch._foreach_add_(gradients, found)
+            self._sums.update(metrics)
+            del found  # together they are as large as the adapter
         return _WithGradients.apply(total, gradients, *parameters)
 
     @property
@@ -262,6 +253,7 @@ def train(
         raise ValueError(f"method.start is {method.start!r} and start is {start!r}: expected both or neither")
     if method.preference:
         rows = with_references(model, rows, references)
+        give_back_memory()
     config = _config(model, method, folder, name, arguments)
     torch.manual_seed(config.seed)
     policy = load_adapter(model, start, trainable=True) if start else get_peft_model(model, lora or lora_config())

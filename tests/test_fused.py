@@ -155,8 +155,32 @@ def test_fused_restores_every_module_also_after_an_error():
     assert modeling_llama.apply_rotary_pos_emb is rotary
 
 
-@pytest.mark.parametrize("lora", [{"use_dora": True}, {"use_rslora": True}, {"lora_bias": True}], ids=str)
-def test_other_kinds_of_adapters_train_as_peft_trains_them(lora):
+def test_the_product_before_a_trained_down_projection_is_not_kept():
+    policy, (batch,) = adapted(), collate(with_reference(token_rows()))
+    shapes = []
+
+    def kept(tensor):
+        shapes.append(tuple(tensor.shape[-2:]))
+        return tensor
+
+    def wide() -> int:
+        shapes.clear()
+        with torch.autograd.graph.saved_tensors_hooks(kept, lambda tensor: tensor):
+            completion_logps(policy.get_base_model(), batch)
+        return shapes.count((len(batch.packing.ids_T), policy.config.intermediate_size))
+
+    layers = policy.config.num_hidden_layers
+    with fused(policy):
+        assert wide() == 2 * layers  # gate and up
+    assert wide() > 2 * layers
+
+
+@pytest.mark.parametrize(
+    "lora",
+    [{"use_dora": True}, {"use_rslora": True}, {"lora_bias": True}, {"exclude_modules": ["down_proj"]}],
+    ids=str,
+)
+def test_other_adapters_train_as_peft_trains_them(lora):
     policy, passes = adapted(**lora), collate(with_reference(token_rows()))
     expected = loss_and_gradient(policy, passes)
     with fused(policy):
@@ -169,6 +193,17 @@ def test_norms_that_are_trained_are_left_alone():
         assert "forward" not in vars(model.model.norm)
     with torch.no_grad(), fused(model):
         assert "forward" in vars(model.model.norm)
+
+
+def test_norms_with_a_zero_weight_are_left_alone():
+    policy, passes = adapted(), collate(with_reference(token_rows()))
+    norm = policy.get_base_model().model.layers[1].input_layernorm
+    with torch.no_grad():
+        norm.weight[3] = 0
+    expected = loss_and_gradient(policy, passes)
+    with fused(policy):
+        assert "forward" not in vars(norm)
+        assert_same(loss_and_gradient(policy, passes), expected)
 
 
 def test_another_activation_is_left_alone():
@@ -198,6 +233,25 @@ def test_lora_linear_gradient_by_finite_differences(bias):
     assert torch.autograd.gradcheck(
         lambda x, A, B: kernels.LoraLinear.apply(x, weight, vector, A, B, 1.7, 0.0), trained
     )
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.4])
+def test_a_gated_lora_linear_is_a_lora_linear_of_the_product(dropout):
+    draw = torch.Generator().manual_seed(0)
+    shapes = (5, 4), (5, 4), (2, 4), (3, 2), (3, 4), (3,), (5, 3)
+    gate, up, A, B, weight, bias, g = (torch.randn(*shape, generator=draw, **float64) for shape in shapes)
+
+    def apart(gate, up, *adapter):
+        return kernels.LoraLinear.apply(kernels.SwiGLU.apply(gate, up), *adapter)
+
+    results = []
+    for product in (kernels.SwiGLULoraLinear.apply, apart):
+        leaves = [t.clone().requires_grad_() for t in (gate, up, A, B)]
+        torch.manual_seed(5)
+        out = product(*leaves[:2], weight, bias, *leaves[2:], 1.7, dropout)
+        out.backward(g)
+        results.append([out, *(leaf.grad for leaf in leaves)])
+    assert all(torch.allclose(a, b) for a, b in zip(*results, strict=True))
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])

@@ -3,9 +3,10 @@
 python -m tests.benchmarks.bench_train [rows]      writes results/bench/train.json
 
 Also what a row costs as rows become more, from 100 to 2,000, on a model so small that their handling is what counts.
-All three train the same LoRA with the same optimizer on the same token rows in the same order, in bfloat16, and
+All train the same LoRA with the same optimizer on the same token rows in the same order, in bfloat16, and
 report the same loss of every step. A token counts once for each of the four sequences in which a row shows it, padding
-does not count. Time runs from the first step to the last, with the reference log-probabilities, without loading.
+does not count. Time runs from the first step to the last, with the reference log-probabilities, without loading; ours
+once more with those kept that an earlier training on the rows has found, as in a sweep or a comparison of methods.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from unittest.mock import patch
 
@@ -174,8 +176,12 @@ def trl(rows: Sequence[dict]) -> tuple[float, list[float]]:
     return seconds, [float(entry["loss"]) for entry in trainer.state.log_history if "loss" in entry]
 
 
-def ours(rows: Sequence[dict]) -> tuple[float, list[float]]:
+def ours(rows: Sequence[dict], *, kept: bool = False) -> tuple[float, list[float]]:
+    """With the references, or with those that an earlier training on these rows has kept."""
     model, tokenizer, seconds = load_model(EMBEDDED), load_tokenizer(EMBEDDED), []
+    references = tempfile.mkdtemp() if kept else None
+    if kept:
+        training.with_references(model, rows, references)
 
     def timed(work: Callable) -> Callable:
         def run(*args, **kwargs):
@@ -190,15 +196,19 @@ def ours(rows: Sequence[dict]) -> tuple[float, list[float]]:
     steps = {name: timed(getattr(training, name)) for name in ("with_references", "_run")}
     with patch.multiple(training, **steps):
         _, log = training.train(
-            model, tokenizer, rows, METHOD, tempfile.mkdtemp(), lora=training.lora_config(dropout=0.0), **ARGUMENTS
-        )
+            model, tokenizer, rows, METHOD, tempfile.mkdtemp(), lora=training.lora_config(dropout=0.0),
+            references=references, **ARGUMENTS,
+        )  # fmt: skip
     return sum(seconds), [float(entry["loss"]) for entry in log]
+
+
+CONTESTANTS = {"reference": reference, "trl": trl, "ours": ours, "ours_references_kept": partial(ours, kept=True)}
 
 
 def measure(who: str, count: int) -> dict:
     rows = token_rows(count)
     before = time.process_time()
-    seconds, losses = {"reference": reference, "trl": trl, "ours": ours}[who](rows)
+    seconds, losses = CONTESTANTS[who](rows)
     tokens = sum(len(row[f"{name}{part}"]) for row in rows for name in SEGMENTS for part in ("_prompt_ids", "_ids"))
     return {
         "who": who,
@@ -227,9 +237,9 @@ def scaling(counts: Sequence[int] = (100, 500, 2000)) -> list[dict]:
 
 
 def compare(count: int) -> dict:
-    """All three, one after another, each in a fresh process, and how they compare."""
+    """All, one after another, each in a fresh process, and how they compare."""
     found = {}
-    for who in ("reference", "trl", "ours"):
+    for who in CONTESTANTS:
         command = [sys.executable, "-m", "tests.benchmarks.bench_train", str(count), who]
         result = subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True)
         found[who] = json.loads(result.stdout.splitlines()[-1])
@@ -238,6 +248,7 @@ def compare(count: int) -> dict:
     ratios = {
         "speed_over_reference": speed["ours"] / speed["reference"],
         "speed_over_trl": speed["ours"] / speed["trl"],
+        "speed_over_reference_with_references_kept": speed["ours_references_kept"] / speed["reference"],
         "memory_of_reference": found["ours"]["peak_gib"] / found["reference"]["peak_gib"],
     }
     ratios = {name: round(value, 2) for name, value in ratios.items()}
