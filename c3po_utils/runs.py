@@ -117,17 +117,21 @@ def print_header(seed: int | None = None) -> None:
     print(versions)
 
 
-def git_commit() -> str:
-    """The checkout's commit, with `+` for uncommitted changes, or `unknown` outside git."""
-    here = Path(__file__).parent
+def git_commit(folder: Path = ROOT) -> str:
+    """The checkout's commit, with `+` for uncommitted changes, or `unknown` outside git.
+
+    Changes in results/ do not count: they are what a run makes, not what it is made by.
+    """
+
+    def git(*arguments: str) -> str:
+        done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, check=True)
+        return done.stdout.strip()
+
     try:
-        commit = subprocess.run(
-            ["git", "describe", "--always", "--dirty=+", "--abbrev=12"],
-            cwd=here, capture_output=True, text=True, check=True,
-        )  # fmt: skip
+        changed = git("status", "--porcelain", "--untracked-files=no", "--", ":(top)", ":(top,exclude)results")
+        return git("rev-parse", "--short=12", "HEAD") + ("+" if changed else "")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
-    return commit.stdout.strip()
 
 
 def peak_gib() -> float:

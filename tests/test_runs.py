@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
+import subprocess
 
 import pytest
 
-from c3po_utils.runs import Stage, content_hash, done_stages, read_jsonl, write_atomic, write_jsonl
+from c3po_utils.runs import Stage, content_hash, done_stages, git_commit, read_jsonl, write_atomic, write_jsonl
 
 
 def test_a_stage_is_done_when_its_manifest_says_so(tmp_path):
@@ -75,3 +77,23 @@ def test_a_stage_without_its_product_is_not_done(tmp_path):
     assert stage.done
     stage.path("adapter.bin").unlink()
     assert not stage.done
+
+
+def test_a_commit_is_marked_by_changed_code_and_not_by_results(tmp_path):
+    assert git_commit(tmp_path) == "unknown"
+
+    def git(*arguments: str) -> None:
+        who = ("-c", "user.name=x", "-c", "user.email=x@example.org")
+        subprocess.run(["git", *who, *arguments], cwd=tmp_path, check=True, capture_output=True)
+
+    (tmp_path / "results").mkdir()
+    for name in ("code.py", "results/table.md"):
+        (tmp_path / name).write_text("first")
+    git("init")
+    git("add", ".")
+    git("commit", "-m", "first")
+    (tmp_path / "results" / "table.md").write_text("made again")
+    clean = git_commit(tmp_path)
+    assert re.fullmatch("[0-9a-f]{12}", clean)
+    (tmp_path / "code.py").write_text("changed")
+    assert git_commit(tmp_path) == clean + "+"
