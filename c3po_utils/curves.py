@@ -17,6 +17,7 @@ TERMS = {
     "sft/near": "SFT, near scope",
     "sft/out": "SFT, out of scope",
 }
+DIVERGENCES = {"kl/near": "near scope", "kl/out": "out of scope"}
 REWARDS = {
     "rewards/chosen": "chosen $y^+$",
     "rewards/rejected": "rejected $y^-$",
@@ -28,15 +29,16 @@ LINES = ("-", "--", "-.", ":")
 
 @style()
 def training_curves(log: pd.DataFrame, method: str) -> NDArray:
-    """Panels of one training run: loss terms per step, implicit rewards and their accuracy (DPO methods only),
-    learning rate.
+    """Panels of one training run: loss terms per step, divergences from pi_0 (KL methods only), implicit rewards
+    and their accuracy (DPO methods only), learning rate.
 
     Args:
-        log: one row per step with the columns that the trainer logs (`dpo`, `sft/...`, `rewards/...`).
+        log: one row per step with the columns that the trainer logs (`dpo`, `sft/...`, `kl/...`, `rewards/...`).
         method: named in the title.
     """
     panels = [
         ("loss term (nats)", TERMS),
+        (r"KL($\pi_0\,\|\,\pi$) (nats)", DIVERGENCES),
         ("implicit reward", REWARDS),
         ("accuracy", ACCURACY),
         ("learning rate", {"learning_rate": "peak, then cosine"}),
