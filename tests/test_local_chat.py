@@ -89,6 +89,18 @@ def test_equal_prompts_share_prefill_and_still_differ(tiny):
     assert len(texts) == 6
 
 
+def test_equal_prompts_of_every_length_within_a_cache_growth(tiny):
+    """A prompt that fills its cache to the last position is copied like any other."""
+    greedy = Sampling(temperature=0, max_new_tokens=4)
+    filled = set()
+    for words in range(local_chat.GROWTH + 1):
+        text = "Hi" + " a" * words
+        ours = answers(LocalChat(*tiny), [request("one", text), request("two", text)], greedy)
+        assert {answer.text for answer in ours.values()} == {generated(*tiny, request("one", text), 4)}, words
+        filled |= {answer.prompt_tokens % local_chat.GROWTH for answer in ours.values()}
+    assert filled == set(range(local_chat.GROWTH))
+
+
 @pytest.mark.parametrize(
     ("top_k", "top_p", "temperature"), [(5, 0.7, 0.7), (0, 0.5, 1.3), (50, 1.0, 1.0), (3, 0.01, 2.0)]
 )
