@@ -153,6 +153,21 @@ def test_one_leak_is_not_taken_for_clustering():
     assert uppers[0] < uppers[1] < uppers[2]
 
 
+def test_two_leaks_in_one_category_of_many_feedbacks_do_not_widen_the_interval_to_half_the_scale():
+    """All spread then sits within one category, which alone has two degrees of freedom: 2 of 144 came to 0.53."""
+    rows = pd.DataFrame([
+        {"feedback": f"f{f}", "method": "m", "split": "near_scope", "prompt_id": i, "category": f"c{i // 6}",
+         "value": float(f == 0 and i < 2)}
+        for f in range(8) for i in range(18)
+    ])  # fmt: skip
+    data = intervals.cells(rows)
+    mean, spread = intervals.across(PAPER.of(intervals.means(data)), intervals.within(data, PAPER))
+    low, high = intervals.t_interval(mean, spread, PAPER)
+    assert spread.df[0, 1] == 7
+    assert 0.001 < low[0, 1] < mean[0, 1] == pytest.approx(2 / 144)
+    assert 2 / 18 < high[0, 1] < 0.15
+
+
 def test_bootstrap_of_whole_feedbacks_has_the_standard_error_of_their_mean():
     data, _ = simulated_cells(8, (1, 1, 1), 20, 4)  # one category: nothing varies within a feedback
     draws = intervals.bootstrap(data, PAPER, 20_000)
