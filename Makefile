@@ -12,7 +12,7 @@ export TOKENIZERS_PARALLELISM = false
 help:
 	@echo "make demo      one sentence to one table: sample, train, evaluate, figures (embedded model, CPU)"
 	@echo "make test      lint and tests;  make bench: slow, full-size checks"
-	@echo "make embedded  the embedded benchmark: all feedbacks, every method (hours)"
+	@echo "make embedded  the embedded benchmark: all feedbacks, every method (an hour)"
 	@echo "make tuning    the trials behind the embedded benchmark's settings (an hour)"
 	@echo "make figures   rebuild tables and figures in results/ from stored scores"
 	@echo "make lab       JupyterLab on the notebooks"
