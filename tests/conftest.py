@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,9 @@ os.environ.setdefault("MPLBACKEND", "agg")
 
 from c3po_utils.runs import write_json
 from tests.tiny import save_tiny
+
+# Started with `&` from a script, everything ignores interrupts; the tests that send them need processes that do not.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
