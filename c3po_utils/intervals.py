@@ -192,10 +192,9 @@ def across(scores_FMK: Array, own: Spread) -> tuple[Array, Spread]:
     inner = variance.sum(0) / np.maximum(count, 1) ** 2
     inner_df = satterthwaite(variance.sum(0), (variance**2 / own.df).sum(0))
     outer = np.nan_to_num(standard_error(scores_FMK) ** 2)
-    many = count >= FEW
-    top = many & (outer >= inner)
-    # Were it the spread within them: a single category of one feedback that differs must not leave two degrees.
-    df = np.where(top, count - 1, np.where(many, np.maximum(inner_df, count - 1), inner_df))
+    top = (count >= FEW) & (outer >= inner)
+    # Many feedbacks never leave fewer than F - 1, not even where all spread sits in one category of one of them.
+    df = np.maximum(np.where(top, 0, inner_df), np.where(count >= FEW, count - 1, 0))
     n = np.where(present & np.isfinite(own.n), own.n, 0).sum(0)
     return mean, Spread(np.where(top, outer, inner), df, n)
 

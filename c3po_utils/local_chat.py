@@ -268,9 +268,8 @@ class _Slots:
             self._prefill([group[0] for group in groups[start : start + share]])
         for (source, row), *copies in groups:
             for cache in (*self.keys, *self.values) if copies else ():
-                # Cloned: of a prompt as long as the cache, torch refuses to copy from that block into itself.
-                prompt = cache[source, :, : len(row.prompt) - 1].clone()
-                cache[[slot for slot, _ in copies], :, : len(row.prompt) - 1] = prompt
+                # A list on the right, too: it copies, where torch would refuse a view that fills the cache's length.
+                cache[[slot for slot, _ in copies], :, : len(row.prompt)] = cache[[source], :, : len(row.prompt)]
 
     def _prefill(self, admitted: list[tuple[int, _Row]]) -> None:
         slots_N = torch.tensor([slot for slot, _ in admitted])

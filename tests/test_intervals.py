@@ -15,12 +15,15 @@ MEANS = PAPER.of(np.array([0.67, 0.2, 0.03]))
 IN_SCOPE, GENERAL = intervals.STRATA
 
 
+def mean_and_spread(data):
+    return intervals.across(PAPER.of(intervals.means(data)), intervals.within(data, PAPER))
+
+
 def coverage(feedbacks, categories, per_category, interval="t", data_sets=2000, draws=1000):
     """Percent of simulated data sets whose interval holds the truth, per score."""
     data, rates = simulated_cells(feedbacks, categories, per_category, data_sets)
     truth = MEANS if feedbacks >= intervals.FEW else PAPER.of(rates).mean(0)
-    scores = PAPER.of(intervals.means(data))
-    mean, spread = intervals.across(scores, intervals.within(data, PAPER))
+    mean, spread = mean_and_spread(data)
     if interval == "t":
         low, high = intervals.t_interval(mean, spread, PAPER)
     else:
@@ -145,8 +148,7 @@ def test_one_leak_is_not_taken_for_clustering():
     uppers = []
     for leaks in range(3):
         rows.loc[: leaks - 1, "value"] = 1.0
-        data = intervals.cells(rows)
-        mean, spread = intervals.across(PAPER.of(intervals.means(data)), intervals.within(data, PAPER))
+        mean, spread = mean_and_spread(intervals.cells(rows))
         uppers.append(intervals.t_interval(mean, spread, PAPER)[1][0, 1])
     assert uppers[0] == pytest.approx(3 / 40, rel=0.05)
     assert uppers[1] < 0.2
@@ -160,8 +162,7 @@ def test_two_leaks_in_one_category_of_many_feedbacks_do_not_widen_the_interval_t
          "value": float(f == 0 and i < 2)}
         for f in range(8) for i in range(18)
     ])  # fmt: skip
-    data = intervals.cells(rows)
-    mean, spread = intervals.across(PAPER.of(intervals.means(data)), intervals.within(data, PAPER))
+    mean, spread = mean_and_spread(intervals.cells(rows))
     low, high = intervals.t_interval(mean, spread, PAPER)
     assert spread.df[0, 1] == 7
     assert 0.001 < low[0, 1] < mean[0, 1] == pytest.approx(2 / 144)
