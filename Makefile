@@ -3,7 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.complete
-DEMO := notebooks/params/demo.yaml
+# pip's own word on whether the environment holds a lock's versions; asks no registry
+SATISFIED := $(BIN)/python -m pip install --disable-pip-version-check --no-deps --no-index --dry-run -qq
+DEMO := notebooks/params/runs/demo.yaml
 export HF_HUB_DISABLE_PROGRESS_BARS = 1
 export TOKENIZERS_PARALLELISM = false
 
@@ -19,7 +21,7 @@ help:
 
 # Whatever state .venv is in: it is used if it is complete and matches the lock, and else made anew.
 setup:
-	@if ! { [ -f $(STAMP) ] && $(BIN)/python -m c3po_utils.setup_check requirements.lock; } 2>/dev/null; then \
+	@if ! { [ -f $(STAMP) ] && $(SATISFIED) -r requirements.lock; } 2>/dev/null; then \
 	  set -e; echo "setting up $(VENV) (a few minutes)"; \
 	  $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, this is " + sys.version)'; \
 	  $(PYTHON) -m venv --clear $(VENV); \
@@ -29,16 +31,16 @@ setup:
 	  touch $(STAMP); fi
 
 demo: setup
-	@$(BIN)/python -m c3po_utils.batch $(DEMO)
+	@$(BIN)/python -m c3po_utils.runs.batch $(DEMO)
 
 embedded: setup
-	@$(BIN)/python -m c3po_utils.batch notebooks/params/embedded.yaml
+	@$(BIN)/python -m c3po_utils.runs.batch notebooks/params/runs/embedded.yaml
 
 tuning: setup
-	@$(BIN)/python -m c3po_utils.batch notebooks/params/tuning.yaml
+	@$(BIN)/python -m c3po_utils.runs.batch notebooks/params/runs/tuning.yaml
 
 lint: setup
-	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/lint-imports --no-logo >/dev/null || { $(BIN)/lint-imports --no-logo; exit 1; }
 
 test: lint
 	@$(BIN)/python -m pytest
@@ -53,11 +55,12 @@ bench: setup
 # Runs whose stored answers are here; nothing is sampled, trained or asked.
 figures: setup
 	@set -e; for run in embedded tuning; do if [ -d results/$$run/eval ]; then \
-	  $(BIN)/python -m c3po_utils.batch notebooks/params/$$run.yaml --figures-only; fi; done
-	@$(BIN)/papermill --no-progress-bar --log-level WARNING --cwd notebooks notebooks/05_theory.ipynb $(VENV)/05_theory.ipynb
+	  $(BIN)/python -m c3po_utils.runs.batch notebooks/params/runs/$$run.yaml --figures-only; fi; done
+	@$(BIN)/papermill --no-progress-bar --log-level WARNING --cwd notebooks notebooks/06_theory.ipynb $(VENV)/06_theory.ipynb
+	@$(BIN)/papermill --no-progress-bar --log-level WARNING --cwd notebooks notebooks/07_token_rewards.ipynb $(VENV)/07_token_rewards.ipynb
 
 lab: setup
-	@$(BIN)/jupyter lab notebooks
+	@$(BIN)/jupyter lab
 
 # Exact pins of everything that pyproject.toml asks for, from a fresh environment.
 lock:

@@ -6,8 +6,8 @@ from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
-from c3po_utils.chat import Outcome, Request, Sampling, request
-from c3po_utils.openai_chat import OpenAIChat, open_model
+from c3po_utils.chat.openai.client import OpenAIChat, open_model
+from c3po_utils.chat.types import Outcome, Request, Sampling, request
 from tests.servers import Asked, Reply, Scripted, listing
 
 SAMPLING = Sampling(max_new_tokens=32)

@@ -10,7 +10,7 @@ import pytest
 
 os.environ.setdefault("MPLBACKEND", "agg")
 
-from c3po_utils.runs import write_json
+from c3po_utils.runs.files import write_json
 from tests.tiny import save_tiny
 
 # Started with `&` from a script, everything ignores interrupts; the tests that send them need processes that do not.

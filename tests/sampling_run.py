@@ -3,11 +3,12 @@
 import sys
 from pathlib import Path
 
-from c3po_utils.feedback import Feedback, load_general_prompts
-from c3po_utils.openai_chat import open_model
-from c3po_utils.propose import propose_prompts
-from c3po_utils.sample import SampleSettings, sample_feedback, sample_stage
-from c3po_utils.topup import Effort
+from c3po_utils.chat.openai.client import open_model
+from c3po_utils.feedback.records import Feedback, load_general_prompts
+from c3po_utils.sampling import Sample
+from c3po_utils.sampling.deduplicated import Effort
+from c3po_utils.sampling.generate_prompts import propose_prompts
+from c3po_utils.sampling.settings import SampleSettings
 
 IN_FLIGHT = 8
 FEEDBACK = Feedback(
@@ -28,8 +29,8 @@ def main(url: str, folder: str, categories: str, per_category: str) -> None:
     proposal = propose_prompts(
         FEEDBACK, model, categories=int(categories), per_category=int(per_category), effort=EFFORT, progress=True
     )
-    stage = sample_stage(folder, FEEDBACK, [], settings)
-    sample_feedback(model, FEEDBACK, [*proposal.prompts, *load_general_prompts()], settings, stage)
+    given = [*proposal.prompts, *load_general_prompts()]
+    Sample(Path(folder), FEEDBACK, settings, given, {"max_in_flight": IN_FLIGHT, "backoff_s": 0.01}).fill()
 
 
 if __name__ == "__main__":

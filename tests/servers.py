@@ -362,7 +362,7 @@ def embedded_server(threads: int = 1) -> str:
     """
     import xllamacpp
 
-    from c3po_utils.models import embedded_gguf
+    from c3po_utils.engine.models import embedded_gguf
 
     params = xllamacpp.CommonParams()
     params.model.path = str(embedded_gguf())

@@ -8,10 +8,10 @@ from pathlib import Path
 import torch
 from peft import get_peft_model
 
-from c3po_utils.adapters import lora_config, save_adapter
-from c3po_utils.models import load_model
-from c3po_utils.runs import write_json, write_jsonl
-from c3po_utils.sample import SampleSettings
+from c3po_utils.engine.models import load_model
+from c3po_utils.runs.files import write_json, write_jsonl
+from c3po_utils.sampling.settings import SampleSettings
+from c3po_utils.training.adapters import lora_config, save_adapter
 
 GENERAL_TESTS = {"general/0", "general/1"}
 RECORD = {

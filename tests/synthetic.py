@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from c3po_utils.intervals import SPLITS, Cells
+from c3po_utils.evaluation.intervals import Cells
+from c3po_utils.feedback import SPLITS
 
 METHODS = (
     "in_context", "in_context_cot", "scd", "scd_negatives", "dpo", "c3po", "c3po_kl", "c3po_nll",
@@ -53,7 +54,7 @@ def answers(
                             "category": [f"category-{i % categories}" for i in range(prompts)],
                             "prompt_id": ids,
                             "score": ok.astype(float) - base,
-                            "ok": ok,
+                            "passes": ok,
                             "prompt": texts,
                             "answer": [f"{method} says {' '.join(rng.choice(WORDS, 12))}!" for _ in ids],
                             "baseline": "The base model says something plain.",

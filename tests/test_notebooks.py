@@ -8,9 +8,10 @@ import nbformat
 import pandas as pd
 import pytest
 
-from c3po_utils import batch
-from c3po_utils.batch import RunConfig, feedback_names, plan, run_batch, train_job
-from c3po_utils.runs import read_jsonl
+from c3po_utils.runs import batch
+from c3po_utils.runs.batch import run_notebooks
+from c3po_utils.runs.files import read_jsonl
+from c3po_utils.runs.jobs import RunConfig, feedback_names, plan, train_job
 
 SMALL = {"categories": 3, "prompts_per_category": 3}
 BRIEF = {"best_of": 2, "max_new_tokens": 12, "system_prompt": ""}
@@ -30,7 +31,7 @@ def tiny_run(tmp_path_factory, tiny_folder, own_feedback):
     run = tmp_path_factory.mktemp("run")
     methods = ["base_resampled", "in_context", "in_context_cot", "revised", "scd", "c3po"]
     config = config_for(run, own_feedback, str(tiny_folder), methods)
-    run_batch(config)
+    run_notebooks(config)
     return run, config
 
 
@@ -74,7 +75,7 @@ def test_a_second_run_finds_everything_done(tiny_run, monkeypatch):
     _, config = tiny_run
     assert all(job.done for job in plan(config))
     monkeypatch.setattr(batch, "execute", lambda job: pytest.fail(f"{job.notebook} ran again"))
-    run_batch(config)
+    run_notebooks(config)
 
 
 def test_changed_settings_run_again_what_depends_on_them(tiny_run):
@@ -115,7 +116,7 @@ def test_two_training_steps_on_the_embedded_model(tmp_path):
         sample={**SMALL, "options": {"best_of": 4, "max_new_tokens": 32}},
         train={"epochs": 1, "batch_size": 3, "training_arguments": {"warmup_steps": 0}},
     )  # fmt: skip
-    run_batch(config)
+    run_notebooks(config)
     log = json.loads((tmp_path / "train" / "plant_tip" / "c3po" / "log.json").read_text())
     assert len(log) == 2
     assert float(log[0]["dpo"]) == pytest.approx(0.6931, abs=2e-2)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import re
 import statistics
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -13,9 +16,8 @@ import pytest
 import yaml
 from packaging.requirements import Requirement
 
-from c3po_utils import parameters
-from c3po_utils.batch import RunConfig, read_config
-from c3po_utils.setup_check import differences
+from c3po_utils.runs import parameters
+from c3po_utils.runs.jobs import RunConfig, read_config
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -46,11 +48,12 @@ def test_conda_installs_the_same_lock():
     assert project()["requires-python"] == ">=3.11"
 
 
-def test_setup_check_notices_a_package_that_differs(tmp_path):
-    lock = tmp_path / "lock"
-    lock.write_text("packaging==0.1\nno-such-package==1.0\n")
-    assert [line.split(":")[0] for line in differences(lock)] == ["packaging", "no-such-package"]
-    assert differences(ROOT / "requirements.lock") == []
+def test_make_notices_an_environment_that_differs_from_the_lock(tmp_path):
+    check = re.search(r"^SATISFIED := (.*)$", (ROOT / "Makefile").read_text(), flags=re.M)[1]
+    command = [sys.executable, *check.removeprefix("$(BIN)/python").split(), "-r"]
+    (tmp_path / "lock").write_text("packaging==0.1\n")
+    assert subprocess.run([*command, tmp_path / "lock"], capture_output=True).returncode
+    assert subprocess.run([*command, ROOT / "requirements.lock"], capture_output=True).returncode == 0
 
 
 def test_nothing_else_lies_at_top_level():
@@ -90,17 +93,74 @@ def test_parameters_are_literals_with_help(path):
     assert notebook.metadata["c3po"]["checked_parameters"]
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "notebooks" / "params").glob("*.yaml")), ids=lambda path: path.stem)
-def test_parameter_files_name_parameters_that_exist(path):
-    values = read_config(path)
-    if "methods" not in values:  # differences for one notebook, for `papermill -f`
-        parameters.resolve(ROOT / "notebooks" / "02_train.ipynb", values)
-        return
-    config = RunConfig.model_validate(values)
+PARAMS = ROOT / "notebooks" / "params"
+
+
+@pytest.mark.parametrize("path", sorted(PARAMS.glob("runs/*.yaml")), ids=lambda path: path.stem)
+def test_a_runs_file_names_parameters_that_exist(path):
+    config = RunConfig.model_validate(read_config(path))
     parameters.resolve(ROOT / "notebooks" / "01_sample.ipynb", config.sample)
     parameters.resolve(ROOT / "notebooks" / "03_evaluate.ipynb", config.evaluate)
     for differences_of_one in (config.train, *config.train_methods.values()):
         parameters.resolve(ROOT / "notebooks" / "02_train.ipynb", differences_of_one)
+
+
+@pytest.mark.parametrize("path", sorted(PARAMS.glob("methods/*.yaml")), ids=lambda path: path.stem)
+def test_a_methods_file_is_for_02_train_and_the_runner_says_so(path):
+    values = yaml.safe_load(path.read_text())
+    parameters.resolve(ROOT / "notebooks" / "02_train.ipynb", values)
+    with pytest.raises(parameters.ParameterError, match=f"changes the method '{values['method']}'.*papermill 02_train"):
+        read_config(path)
+
+
+def test_rooms_import_one_another_through_their_doors():
+    """Names come from a room's door; what is no name of a door is called as `module.name`."""
+    for path in sorted((ROOT / "c3po_utils").rglob("*.py")) + NOTEBOOKS:
+        room = path.relative_to(ROOT).parts[1]
+        for node in ast.walk(_tree(path)):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("c3po_utils."):
+                _, other, *inside = node.module.split(".")
+                assert other == room or inside in ([], ["openai"]) or _is_top(room, path), f"{path}: {node.module}"
+
+
+def _is_top(room: str, path: Path) -> bool:
+    """Whether a module stands above all rooms."""
+    return room == "runs" and path.stem in ("jobs", "batch")
+
+
+def _tree(path: Path) -> ast.Module:
+    if path.suffix == ".py":
+        return ast.parse(path.read_text())
+    cells = nbformat.read(path, as_version=4).cells
+    return ast.parse("\n".join(cell.source for cell in cells if cell.cell_type == "code"))
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_notebook_goes_through_at_most_three_rooms(path):
+    imports = [node for node in ast.walk(_tree(path)) if isinstance(node, ast.ImportFrom)]
+    assert len({node.module for node in imports if node.module.startswith("c3po_utils")}) <= 3
+
+
+@pytest.mark.parametrize("room", [path.parent.name for path in (ROOT / "c3po_utils").glob("*/__init__.py")])
+def test_a_door_says_what_comes_in_and_goes_out_and_has_few_names(room):
+    door = importlib.import_module(f"c3po_utils.{room}")
+    modules = {path.stem for path in (ROOT / "c3po_utils" / room).glob("*.py")}
+    assert 5 <= len(set(door.__all__) - modules) <= 8
+    assert "\nIn: " in door.__doc__
+    assert " Out: " in " ".join(door.__doc__.split())
+    assert all(getattr(door, name) is not None for name in door.__all__)
+
+
+def test_the_floor_below_all_rooms_is_imported_at_once():
+    """What clients of a run's files pay: no library of models, half a second at most."""
+    script = (
+        "import sys, time; start = time.perf_counter(); import c3po_utils.runs; {}; print(time.perf_counter() - start)"
+    )
+    names = "c3po_utils.runs.Stage, c3po_utils.runs.run_folder"
+    command = [sys.executable, "-c", script.format(names)]
+    assert float(subprocess.run(command, capture_output=True, text=True, check=True).stdout) < 0.5
+    script = "import sys, c3po_utils.runs.batch; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", script]).returncode == 0, "the runner plans without torch"
 
 
 def test_links_in_the_readme_lead_somewhere():

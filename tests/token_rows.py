@@ -51,7 +51,9 @@ def tiny_model(name: str = "llama", dtype: torch.dtype = torch.float32, **change
     return model.to(dtype).eval()
 
 
-def token_rows(count: int = 5, segments=("chosen", "rejected", "near", "out"), seed: int = 0) -> list[dict]:
+def token_rows(
+    count: int = 5, segments=("chosen", "rejected", "near_scope", "out_of_scope"), seed: int = 0
+) -> list[dict]:
     """Rows of unequal lengths. All prompts begin alike; a row's chosen and rejected share theirs whole."""
     draw = random.Random(seed)
 

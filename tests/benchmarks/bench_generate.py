@@ -21,12 +21,13 @@ from pathlib import Path
 
 import torch
 
-from c3po_utils.chat import Request, Sampling, request
-from c3po_utils.feedback import load_prompts
-from c3po_utils.local_chat import LocalChat
-from c3po_utils.models import EMBEDDED, load_model, load_tokenizer
-from c3po_utils.runs import ROOT, git_commit, hardware, peak_gib, write_json
-from c3po_utils.sample import find_feedback
+from c3po_utils.chat.local import LocalChat
+from c3po_utils.chat.types import Request, Sampling, request
+from c3po_utils.engine.models import EMBEDDED, load_model, load_tokenizer
+from c3po_utils.feedback import find_feedback
+from c3po_utils.feedback.records import load_prompts
+from c3po_utils.runs.files import write_json
+from c3po_utils.runs.stage import ROOT, git_commit, hardware, peak_gib
 
 OUTPUT = ROOT / "results" / "bench" / "generate.json"
 FEEDBACK, SYSTEM = "boss_signoff", "You are a helpful assistant. Reply in one or two short sentences."

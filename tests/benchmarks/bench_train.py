@@ -29,12 +29,13 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModelForCausalLM
 from trl import DPOConfig, DPOTrainer
 
-from c3po_utils import train as training
-from c3po_utils.data import SEGMENTS, training_rows
-from c3po_utils.feedback import load_general_prompts, load_prompts
-from c3po_utils.methods import METHODS
-from c3po_utils.models import EMBEDDED, load_model, load_tokenizer
-from c3po_utils.runs import ROOT, git_commit, hardware, peak_gib, write_json
+from c3po_utils.engine.models import EMBEDDED, load_model, load_tokenizer
+from c3po_utils.feedback.records import load_general_prompts, load_prompts
+from c3po_utils.runs.files import write_json
+from c3po_utils.runs.stage import ROOT, git_commit, hardware, peak_gib
+from c3po_utils.training import finetune as training
+from c3po_utils.training.data import training_rows
+from c3po_utils.training.methods import METHODS, SEGMENTS
 from tests.tiny import tiny_config
 
 OUTPUT = ROOT / "results" / "bench" / "train.json"
@@ -112,7 +113,7 @@ def reference_loss(model: PeftModel, rows: Sequence[dict]) -> torch.Tensor:
     with torch.no_grad(), model.disable_adapter():
         ref_chosen, ref_rejected = sequence_logps(model, pairs).chunk(2)
     margins = METHOD.beta * (chosen - ref_chosen - rejected + ref_rejected)
-    near, out = (student_loss(model, padded(rows, name)) for name in ("near", "out"))
+    near, out = (student_loss(model, padded(rows, name)) for name in ("near_scope", "out_of_scope"))
     return -logsigmoid(margins).mean() + METHOD.out_weight * out + METHOD.near_weight * near
 
 
@@ -141,9 +142,9 @@ class StockTrainer(DPOTrainer):
         return dataset  # token ids already
 
     def training_step(self, model, inputs, *args):
-        kept = {name: inputs.pop(name) for name in ("near", "out")}
+        kept = {name: inputs.pop(name) for name in ("near_scope", "out_of_scope")}
         loss = super().training_step(model, inputs, *args)
-        for name, weight in (("near", METHOD.near_weight), ("out", METHOD.out_weight)):
+        for name, weight in (("near_scope", METHOD.near_weight), ("out_of_scope", METHOD.out_weight)):
             with self.compute_loss_context_manager():
                 part = weight * model(**kept[name]).loss
             self.accelerator.backward(part)
@@ -169,7 +170,9 @@ def trl(rows: Sequence[dict]) -> tuple[float, list[float]]:
         processing_class=load_tokenizer(EMBEDDED), peft_config=training.lora_config(dropout=0.0),
     )  # fmt: skip
     stock = trainer.data_collator
-    trainer.data_collator = lambda part: stock(part) | {name: padded(part, name) for name in ("near", "out")}
+    trainer.data_collator = lambda part: (
+        stock(part) | {name: padded(part, name) for name in ("near_scope", "out_of_scope")}
+    )
     start = time.monotonic()
     trainer.train()
     seconds = time.monotonic() - start

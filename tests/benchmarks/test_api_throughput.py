@@ -13,8 +13,8 @@ HERE = Path(__file__).parents[1]
 LATENCY_S = 0.2
 CLIENT = """
 import json, re, sys, time
-from c3po_utils.chat import Sampling, request
-from c3po_utils.openai_chat import open_model
+from c3po_utils.chat.types import Sampling, request
+from c3po_utils.chat.openai.client import open_model
 url, path, count, in_flight = *sys.argv[1:3], int(sys.argv[3]), int(sys.argv[4])
 model = open_model(f"openai:m@{url}", path, max_in_flight=in_flight, prices={"m": (1.0, 2.0)})
 requests = [request(f"r{n}", f"prompt {n} " + "word " * 100) for n in range(count)]
@@ -61,8 +61,8 @@ def test_2000_requests_at_64_in_flight_take_at_most_1_3_times_the_ideal(tmp_path
 
 LIMITED = """
 import sys, time
-from c3po_utils.chat import Sampling, request
-from c3po_utils.openai_chat import open_model
+from c3po_utils.chat.types import Sampling, request
+from c3po_utils.chat.openai.client import open_model
 url, path, name, count = *sys.argv[1:4], int(sys.argv[4])
 model = open_model(f"openai:m@{url}", path, requests_per_minute=200)
 requests = [request(f"r{n}", f"{name} {n}") for n in range(count)]

@@ -1,0 +1,284 @@
+"""The call ledger's file: its tables, and opening it, which many processes may do at once.
+
+The call ledger: every answer in one SQLite file, shared by stages and processes, never asked twice."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sqlite3
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from c3po_utils.chat.budget import Quota, alive, budget_wait, window_wait
+from c3po_utils.chat.types import Outcome, Status
+
+APPLICATION, VERSION = 0xC3B0, 1
+TABLES = """
+CREATE TABLE IF NOT EXISTS calls (key TEXT PRIMARY KEY, scope TEXT NOT NULL, request TEXT NOT NULL,
+  status TEXT NOT NULL, reason TEXT NOT NULL, text TEXT NOT NULL, prompt_tokens INTEGER,
+  completion_tokens INTEGER, price REAL, at_most REAL, latency_s REAL, attempts INTEGER, at REAL);
+CREATE TABLE IF NOT EXISTS leases (key TEXT PRIMARY KEY, owner TEXT NOT NULL, until REAL NOT NULL,
+  lost REAL NOT NULL DEFAULT 0, reserved REAL NOT NULL DEFAULT 0);
+CREATE TABLE IF NOT EXISTS sent (ticket INTEGER PRIMARY KEY, scope TEXT NOT NULL, at REAL NOT NULL,
+  tokens INTEGER NOT NULL);
+CREATE INDEX IF NOT EXISTS sent_by_time ON sent (scope, at);
+CREATE TABLE IF NOT EXISTS batches (token TEXT PRIMARY KEY, scope TEXT NOT NULL, owner TEXT NOT NULL,
+  job TEXT, keys TEXT NOT NULL, content TEXT NOT NULL, at REAL);
+CREATE TABLE IF NOT EXISTS totals (settled REAL NOT NULL, held REAL NOT NULL);
+INSERT INTO totals SELECT 0, 0 WHERE NOT EXISTS (SELECT 1 FROM totals);
+CREATE TRIGGER IF NOT EXISTS hold AFTER INSERT ON leases BEGIN
+  UPDATE totals SET held = held + NEW.lost + NEW.reserved; END;
+CREATE TRIGGER IF NOT EXISTS rehold AFTER UPDATE ON leases BEGIN
+  UPDATE totals SET held = held + NEW.lost + NEW.reserved - OLD.lost - OLD.reserved; END;
+CREATE TRIGGER IF NOT EXISTS unhold AFTER DELETE ON leases BEGIN
+  UPDATE totals SET held = held - OLD.lost - OLD.reserved; END;
+"""
+
+
+def open_file(path: Path) -> sqlite3.Connection:
+    """A connection to the ledger at a path, made if there is none.
+
+    Raises sqlite3.DatabaseError for a file that is no ledger.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    db = sqlite3.connect(path, timeout=60, isolation_level=None, check_same_thread=False)
+    try:
+        _check(db)
+    except sqlite3.DatabaseError as error:
+        raise sqlite3.DatabaseError(f"{path}: expected a call ledger; {error}") from None
+    for _ in range(100):  # entering WAL mode does not wait for another process that does the same
+        try:
+            db.execute("PRAGMA journal_mode=WAL")
+            break
+        except sqlite3.OperationalError as error:
+            if "locked" not in str(error):
+                raise
+            time.sleep(0.05)
+    db.execute("PRAGMA synchronous=NORMAL")
+    marks = f"PRAGMA application_id={APPLICATION}; PRAGMA user_version={VERSION};"
+    db.executescript(f"BEGIN IMMEDIATE; {TABLES} {marks} COMMIT;")
+    return db
+
+
+def _check(db: sqlite3.Connection) -> None:
+    queries = ("SELECT COUNT(*) FROM sqlite_master", "PRAGMA application_id", "PRAGMA user_version")
+    db.execute("BEGIN")  # one snapshot: another process may be making the tables now
+    tables, application, version = (db.execute(query).fetchone()[0] for query in queries)
+    db.execute("COMMIT")
+    if tables and (application, version) != (APPLICATION, VERSION):
+        raise sqlite3.DatabaseError(f"found a database of application {application}, version {version}")
+
+
+COLUMNS = "status, reason, text, prompt_tokens, completion_tokens, price, at_most, latency_s, attempts"
+NEWEST = ", ".join(
+    f"{name} = excluded.{name}" for name in f"request, at, {COLUMNS}".split(", ") if name not in ("price", "at_most")
+)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One call as it ended. `price` in USD, None if unknown; `at_most` bounds what its last attempt cost."""
+
+    status: Status
+    reason: str = ""
+    text: str = ""
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    price: float | None = None
+    at_most: float | None = None
+    latency_s: float = 0.0
+    attempts: int = 1
+
+    def outcome(self, id: str) -> Outcome:
+        tokens = (self.prompt_tokens or 0, self.completion_tokens or 0)
+        return Outcome(id, self.status, self.text, self.reason, *tokens, details={"price_usd": self.price})
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Calls sent together. `job` is the server's name for them, None until it was seen to take them."""
+
+    token: str
+    owner: str
+    job: str | None
+    keys: list[str]
+
+
+class Ledger:
+    """Calls by key, leases on those in flight, and the shared rate-limit window and spending.
+
+    Thread-safe; each process opens its own. Raises sqlite3.DatabaseError for a file that is no ledger.
+    """
+
+    def __init__(self, path: Path | str):
+        self.path = Path(path)
+        self._lock = threading.RLock()
+        self._db = open_file(self.path)
+
+    @contextlib.contextmanager
+    def _write(self) -> Iterator[sqlite3.Connection]:
+        """One transaction: it outlives this process from its end on, a power failure from the next `sync`."""
+        with self._lock:
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                yield self._db
+            except BaseException:
+                self._db.execute("ROLLBACK")
+                raise
+            self._db.execute("COMMIT")
+
+    def _read(self, query: str, *values: object) -> list[tuple]:
+        with self._lock:
+            return self._db.execute(query, values).fetchall()
+
+    def sync(self) -> None:
+        """Force what is committed to the disk. (The log has no file locks that closing it would drop.)"""
+        with contextlib.suppress(FileNotFoundError), open(f"{self.path}-wal", "rb+") as log:
+            os.fsync(log.fileno())
+
+    def close(self) -> None:
+        with self._lock:
+            self._db.close()
+
+    def lookup(self, keys: Iterable[str]) -> dict[str, Entry]:
+        """The stored answers among `keys`; failed calls are none."""
+        keys, found = list(keys), {}
+        for start in range(0, len(keys), 500):
+            part = keys[start : start + 500]
+            marks = ",".join("?" * len(part))
+            query = f"SELECT key, {COLUMNS} FROM calls WHERE status != 'failed' AND key IN ({marks})"
+            found |= {key: Entry(*values) for key, *values in self._read(query, *part)}
+        return found
+
+    def claim(
+        self, key: str, owner: str, lease_s: float, since: float = float("inf"), reserved: float = 0.0
+    ) -> Entry | bool:
+        """The stored answer; else True: the call is the owner's to make; else False: another is making it.
+
+        `reserved` USD are what an attempt that needs no leave (`admit`) may cost. A failure counts as an
+        answer if it came after `since` (seconds since the epoch): whoever waited for a call that another
+        process had in flight takes its failure too.
+        """
+        now = time.time()
+        with self._write() as db:
+            row = db.execute(f"SELECT {COLUMNS}, at FROM calls WHERE key = ?", (key,)).fetchone()
+            if row and (row[0] != "failed" or row[-1] >= since):
+                return Entry(*row[:-1])
+            lease = db.execute("SELECT owner, until FROM leases WHERE key = ?", (key,)).fetchone()
+            if lease and lease[0] != owner and lease[1] > now and alive(lease[0]):
+                return False
+            db.execute(
+                "INSERT INTO leases (key, owner, until, reserved) VALUES (?, ?, ?, ?) ON CONFLICT (key)"
+                " DO UPDATE SET owner = excluded.owner, until = excluded.until, lost = lost + reserved,"
+                " reserved = excluded.reserved",
+                (key, owner, now + lease_s, reserved),
+            )
+        return True
+
+    def renew(self, keys: Iterable[str], owner: str, lease_s: float) -> None:
+        with self._write() as db:
+            rows = [(time.time() + lease_s, key, owner) for key in keys]
+            db.executemany("UPDATE leases SET until = ? WHERE key = ? AND owner = ?", rows)
+
+    def release(self, key: str, owner: str, billed: bool = False) -> None:
+        """Give a claim back unanswered; what attempts may have cost (the last if `billed`) stays counted."""
+        mine, cost = (key, owner), "lost + reserved" if billed else "lost"
+        with self._write() as db:
+            row = db.execute(f"SELECT {cost} FROM leases WHERE key = ? AND owner = ?", mine).fetchone()
+            db.execute("UPDATE totals SET settled = settled + ?", row or (0.0,))
+            db.execute("DELETE FROM leases WHERE key = ? AND owner = ?", mine)
+
+    def release_all(self, owner: str) -> None:
+        """Give back, unsent, all that a run still holds at its end: its process may live on."""
+        with self._write() as db:
+            lost = db.execute("SELECT TOTAL(lost) FROM leases WHERE owner = ?", (owner,)).fetchone()
+            db.execute("UPDATE totals SET settled = settled + ?", lost)
+            db.execute("DELETE FROM leases WHERE owner = ?", (owner,))
+
+    def admit(self, scope: str, key: str, quota: Quota, billed: bool = False) -> tuple[float, int]:
+        """Leave for one attempt: (0, its ticket), or (seconds until it is worth asking again, 0).
+
+        `billed` says that the attempt before may have been paid for. Raises BudgetReached when the
+        spending so far and this attempt's ceiling pass the budget, and no call in flight can still turn
+        out cheaper.
+        """
+        now = time.time()
+        with self._write() as db:
+            wait = max(window_wait(db, scope, quota, now), budget_wait(db, key, quota))
+            if wait > 0:
+                return wait, 0
+            lost = "lost + reserved" if billed else "lost"
+            db.execute(f"UPDATE leases SET lost = {lost}, reserved = ? WHERE key = ?", (quota.ceiling, key))
+            if not quota.paced:
+                return 0.0, 0
+            added = db.execute("INSERT INTO sent (scope, at, tokens) VALUES (?, ?, ?)", (scope, now, quota.tokens))
+            return 0.0, added.lastrowid or 0
+
+    def record(
+        self, key: str, scope: str, request: str, entry: Entry, ticket: int = 0, owner: str | None = None
+    ) -> None:
+        """Store an outcome and end its lease, in one transaction.
+
+        A call that failed before keeps that cost: prices add up. `owner` None ends anyone's lease.
+        """
+        used = (entry.prompt_tokens or 0) + (entry.completion_tokens or 0)
+        values = (*(getattr(entry, name) for name in COLUMNS.split(", ")), time.time())
+        with self._write() as db:
+            lost = db.execute("SELECT TOTAL(lost) FROM leases WHERE key = ?", (key,)).fetchone()[0]
+            db.execute(
+                f"INSERT INTO calls (key, scope, request, {COLUMNS}, at) VALUES ({','.join('?' * 13)})"
+                f" ON CONFLICT (key) DO UPDATE SET {NEWEST}, price = price + excluded.price,"
+                " at_most = at_most + excluded.at_most WHERE calls.status = 'failed'",
+                (key, scope, request, *values),
+            )
+            if lost:
+                db.execute("UPDATE calls SET at_most = at_most + ? WHERE key = ?", (lost, key))
+            db.execute("UPDATE totals SET settled = settled + ?", (lost + (entry.at_most or 0.0),))
+            db.execute("DELETE FROM leases WHERE key = ? AND (owner = ? OR ? IS NULL)", (key, owner, owner))
+            if ticket and used:
+                db.execute("UPDATE sent SET tokens = ? WHERE ticket = ?", (used, ticket))
+
+    def spent(self) -> float:
+        """USD at most, over all runs: known prices, and ceilings where an attempt's fate is unknown."""
+        return self._read("SELECT settled + held FROM totals")[0][0]
+
+    def report(self) -> list[dict]:
+        """One row a model, endpoint and status: calls, tokens, known USD, and calls without a known price."""
+        names = ("model", "status", "calls", "prompt_tokens", "completion_tokens", "usd", "unpriced")
+        query = (
+            "SELECT scope, status, COUNT(*), SUM(prompt_tokens), SUM(completion_tokens), SUM(price),"
+            " SUM(price IS NULL) FROM calls GROUP BY scope, status ORDER BY scope, status"
+        )
+        return [dict(zip(names, row, strict=True)) for row in self._read(query)]
+
+    def add_batch(self, token: str, scope: str, owner: str, keys: list[str], content: str, lease_s: float) -> None:
+        """Note a batch before it is sent, under a token that is sent with it; the keys' leases pass to it."""
+        now, values = time.time(), [(f"batch:{token}", time.time() + lease_s, key) for key in keys]
+        with self._write() as db:
+            row = (token, scope, owner, json.dumps(keys), content, now)
+            db.execute("INSERT INTO batches VALUES (?, ?, ?, NULL, ?, ?, ?)", row)
+            db.executemany("UPDATE leases SET owner = ?, until = ? WHERE key = ?", values)
+
+    def set_batch_job(self, token: str, job: str) -> None:
+        with self._write() as db:
+            db.execute("UPDATE batches SET job = ? WHERE token = ?", (job, token))
+
+    def end_batch(self, token: str) -> None:
+        """Forget a batch; the leases of what it left unanswered go."""
+        with self._write() as db:
+            db.execute("DELETE FROM batches WHERE token = ?", (token,))
+            db.execute("DELETE FROM leases WHERE owner = ?", (f"batch:{token}",))
+
+    def batches(self, scope: str) -> list[Batch]:
+        """The open batches of a scope, oldest first."""
+        rows = self._read("SELECT token, owner, job, keys FROM batches WHERE scope = ? ORDER BY at", scope)
+        return [Batch(token, owner, job, json.loads(keys)) for token, owner, job, keys in rows]
+
+    def batch_content(self, token: str) -> str:
+        """The requests of a batch as they were sent, one JSON object a line."""
+        return self._read("SELECT content FROM batches WHERE token = ?", token)[0][0]

@@ -1,0 +1,107 @@
+"""A model's name to something that answers: a local model or an OpenAI-compatible API, both behind the ledger."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from c3po_utils import chat, engine  # as rooms: their heavy parts are imported when they are used
+from c3po_utils.chat.ledger import Entry, Ledger
+from c3po_utils.chat.openai.client import open_model
+from c3po_utils.chat.types import ChatModel, Estimate, Outcome, Request, Sampling, likely_tokens
+from c3po_utils.runs import files
+
+
+class DryRun:
+    """A stand-in that asks nobody: it answers like `model` from the ledger, and else with a made-up text.
+
+    `total` is what asking would take. The made-up text is as long as an answer can be, so that
+    a later question which quotes it is not underrated.
+    """
+
+    def __init__(self, model: ChatModel, made_up: Callable[[Request], str] | None = None):
+        self.model, self.name = model, model.name
+        self.supports_schema = getattr(model, "supports_schema", False)
+        self.total, self._made_up = Estimate(), made_up
+
+    def complete(self, requests: Sequence[Request], sampling: Sampling, *, desc: str = "") -> Iterator[Outcome]:
+        self.total += self.model.estimate(requests, sampling)
+        stored = self.model.stored(requests, sampling)
+        for request in requests:
+            text = self._made_up(request) if self._made_up else "word " * sampling.max_new_tokens
+            yield stored.get(request.id) or Outcome(request.id, "ok", text)
+
+
+class RememberedChat:
+    """A local model whose answers are kept in the ledger: a rerun asks only for what is missing.
+
+    The key is what decides the answer: model, messages, sampling parameters with their seed, and the replicate.
+    """
+
+    def __init__(self, model: ChatModel, ledger: Ledger):
+        self.model, self.ledger, self.name, self.scope = model, ledger, model.name, model.name
+
+    def _key(self, request: Request, sampling: Sampling) -> str:
+        return files.content_hash([self.name, list(request.messages), asdict(sampling), request.id, request.replicate])
+
+    def stored(self, requests: Sequence[Request], sampling: Sampling) -> dict[str, Outcome]:
+        """The outcomes that are in the ledger, by request id."""
+        keys = {request.id: self._key(request, sampling) for request in requests}
+        known = self.ledger.lookup(keys.values())
+        return {id: known[key].outcome(id) for id, key in keys.items() if key in known}
+
+    def estimate(self, requests: Sequence[Request], sampling: Sampling) -> Estimate:
+        """A dry run: what `complete` would ask, without asking. A local model is free of charge."""
+        stored = self.stored(requests, sampling)
+        missing = [request for request in requests if request.id not in stored]
+        tokens = sum(likely_tokens(request.size, len(request.messages)) for request in missing)
+        return Estimate(len(missing), len(stored), tokens, len(missing) * sampling.max_new_tokens)
+
+    def complete(self, requests: Sequence[Request], sampling: Sampling, *, desc: str = "") -> Iterator[Outcome]:
+        stored = self.stored(requests, sampling)
+        yield from stored.values()
+        missing = {request.id: request for request in requests if request.id not in stored}
+        for outcome in self.model.complete(list(missing.values()), sampling, desc=desc) if missing else ():
+            entry = Entry(
+                outcome.status, outcome.reason, outcome.text, outcome.prompt_tokens, outcome.completion_tokens,
+                price=0.0, at_most=0.0,
+            )  # fmt: skip
+            request = missing[outcome.id]
+            body = json.dumps({"messages": request.messages, **asdict(sampling)}, ensure_ascii=False)
+            self.ledger.record(self._key(request, sampling), self.name, body, entry)
+            yield outcome
+
+
+class _Waiting:
+    """A local model that is loaded when it is first asked: what is stored, or estimated, needs no weights."""
+
+    def __init__(self, name: str, **limits: float):
+        engine.models.resolve(name)  # a name that cannot be meant is an error now
+        self.name, self._limits = name, limits
+
+    @cached_property
+    def _chat(self) -> ChatModel:
+        model, tokenizer = engine.shared_model(self.name), engine.load_tokenizer(self.name)
+        return chat.local.LocalChat(model, tokenizer, name=self.name, **self._limits)
+
+    def complete(self, requests: Sequence[Request], sampling: Sampling, *, desc: str = "") -> Iterator[Outcome]:
+        return self._chat.complete(requests, sampling, desc=desc)
+
+
+def open_local(name: str, ledger: Path | str, **limits: float) -> RememberedChat:
+    """The named local model (see models.py), loaded when needed, with the ledger at a path."""
+    return RememberedChat(_Waiting(name, **limits), Ledger(ledger))
+
+
+def open_chat(name: str, ledger: Path | str, **limits: Any) -> ChatModel:
+    """`openai:MODEL[@BASE_URL]` behind its API, any other name a local model; `limits` as either takes them."""
+    return open_model(name, ledger, **limits) if name.startswith("openai:") else open_local(name, ledger, **limits)
+
+
+def remembered(model: Any, tokenizer: Any, name: str, ledger: Path | str) -> RememberedChat:
+    """A loaded model (transformers' or peft's) with the ledger at a path; `name` stands for its weights there."""
+    return RememberedChat(chat.local.LocalChat(model, tokenizer, name=name), Ledger(ledger))

@@ -1,0 +1,204 @@
+"""Making calls live: claim, be admitted, ask, retry, record; as many at a time as the server bears."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+import time
+from collections import deque
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from c3po_utils.chat.openai.client import OpenAIChat
+from c3po_utils.chat.budget import BudgetReached, Quota, new_owner
+from c3po_utils.chat.ledger import Entry
+from c3po_utils.chat.openai.calls import Call, Emit
+from c3po_utils.chat.openai.limits import Adaptive, backoff
+from c3po_utils.chat.openai.replies import Reply
+from c3po_utils.chat.openai.transport import Wire
+
+LEASE_S = 300.0  # a claim on a call holds this long without news; renewed while its process lives
+GRACE_S = 30.0  # for answers on their way when the caller stops listening
+SYNC_S = 1.0
+OTHERS_S = 0.2  # between looks at calls that another process is making
+
+
+@dataclass(eq=False)
+class Flight:
+    """A claimed call on its way."""
+
+    call: Call
+    quota: Quota
+    attempts: int = 0
+    ticket: int = 0
+    sending: bool = False
+    billed: bool = False  # the last attempt may have cost money
+    ever_billed: bool = False
+    started: float = field(default_factory=time.monotonic)
+    task: asyncio.Task | None = None
+
+
+class Run:
+    """The calls of one `complete`. `emit(ids, entry)` is called once for each, unless the run is stopped."""
+
+    def __init__(self, chat: OpenAIChat, calls: list[Call], emit: Emit, stop: threading.Event):
+        self.chat, self.calls, self.emit, self.stop = chat, calls, emit, stop
+        self.ledger, self.limits = chat.ledger, chat.limits
+        self.owner, self.since = new_owner(), time.time()
+        self.slots, self.gate = Adaptive(self.limits.max_in_flight), asyncio.Lock()
+        self.flights: set[Flight] = set()
+        self.pause_until = 0.0  # a server's Retry-After holds for everybody
+        self.halt: BudgetReached | None = None
+        self.hopeless = ""
+
+    async def go(self) -> None:
+        """Make all calls. Raises BudgetReached after what is in flight has ended and is stored."""
+        async with Wire(self.chat.endpoint, self.limits) as self.wire:
+            try:
+                async with asyncio.TaskGroup() as group:
+                    scheduler = group.create_task(self._schedule(group))
+                    watcher = asyncio.create_task(self._watch(scheduler))
+            except BaseExceptionGroup as errors:
+                raise errors.exceptions[0] from None
+            finally:
+                watcher.cancel()
+                self.ledger.release_all(self.owner)  # of tasks cancelled before their first step
+                self.ledger.sync()
+        if self.halt:
+            raise self.halt
+
+    async def _schedule(self, group: asyncio.TaskGroup) -> None:
+        waiting, busy = deque(self.calls), 0
+        while waiting and not self.halt:
+            call = waiting.popleft()
+            await self.slots.acquire()
+            quota = self._quota(call)
+            claim = self._claim(call, quota)
+            if claim is True:
+                busy, flight = 0, Flight(call, quota)
+                self.flights.add(flight)
+                flight.task = group.create_task(self._make(flight))
+                continue
+            self.slots.release()
+            if isinstance(claim, Entry):
+                busy = 0
+                self.emit(call.ids, claim)
+                continue
+            waiting.append(call)
+            busy += 1
+            if busy >= len(waiting):  # all that is left is being asked by others
+                busy = 0
+                await asyncio.sleep(OTHERS_S)
+
+    def _claim(self, call: Call, quota: Quota) -> Entry | bool:
+        if self.hopeless:
+            return Entry("failed", f"not asked, for another call failed for good: {self.hopeless}", attempts=0)
+        return self.ledger.claim(call.key, self.owner, LEASE_S, self.since, quota.ceiling * quota.free)
+
+    def _quota(self, call: Call) -> Quota:
+        limits = self.limits
+        return Quota(
+            tokens=call.likely_prompt + call.most_answer,
+            ceiling=self.chat.ceiling(call),
+            requests_per_minute=limits.requests_per_minute,
+            tokens_per_minute=limits.tokens_per_minute,
+            budget_usd=limits.budget_usd,
+        )
+
+    async def _watch(self, scheduler: asyncio.Task) -> None:
+        """Each second, put outcomes on the disk; each minute, renew leases. Once the caller stops listening,
+        end what is not on the wire, and soon the rest."""
+        renewed = synced = time.monotonic()
+        while not self.stop.is_set():
+            await asyncio.sleep(0.1)
+            if time.monotonic() - synced > SYNC_S:
+                await asyncio.to_thread(self.ledger.sync)
+                synced = time.monotonic()
+            if time.monotonic() - renewed > LEASE_S / 4:
+                renewed = time.monotonic()
+                self.ledger.renew([flight.call.key for flight in self.flights], self.owner, LEASE_S)
+        scheduler.cancel()
+        for flight in self.flights:
+            if not flight.sending:
+                flight.task.cancel()
+        await asyncio.sleep(GRACE_S)
+        for flight in self.flights:
+            flight.task.cancel()
+
+    async def _make(self, flight: Flight) -> None:
+        call = flight.call
+        try:
+            reply = await self._attempts(flight)
+        except BudgetReached as error:
+            self.halt = self.halt or error
+            self.ledger.release(call.key, self.owner, flight.billed)
+        except asyncio.CancelledError:
+            self.ledger.release(call.key, self.owner, flight.billed or flight.sending)
+            raise
+        else:
+            entry = self._entry(flight, reply)
+            body = self.wire.clean(json.dumps(call.body, ensure_ascii=False))
+            self.ledger.record(call.key, self.chat.scope, body, entry, flight.ticket, self.owner)
+            self.emit(call.ids, entry)
+        finally:
+            self.flights.discard(flight)
+            self.slots.release()
+
+    async def _attempts(self, flight: Flight) -> Reply:
+        """The one retry layer: at most `max_attempts`, and `max_wait_s` besides the limiter's queue."""
+        limits, most = self.limits, self.limits.tokens_per_minute
+        if most and flight.quota.tokens > most:
+            return Reply("failed", reason=f"needs {flight.quota.tokens} tokens, over tokens_per_minute = {most}")
+        deadline = time.monotonic() + limits.max_wait_s
+        while True:
+            deadline += await self._admitted(flight)
+            reply = await self._attempt(flight)
+            if not reply.heals or self.stop.is_set():
+                return reply
+            pause = backoff(flight.attempts, limits, reply.asked_s)
+            if flight.attempts >= limits.max_attempts:
+                return replace(reply, reason=f"{reply.reason} (after {flight.attempts} attempts)")
+            if time.monotonic() + pause > deadline:
+                return replace(reply, reason=f"{reply.reason} (waiting {pause:.0f} s more would pass max_wait_s)")
+            if reply.asked_s:
+                self.pause_until = max(self.pause_until, time.monotonic() + reply.asked_s)
+            await asyncio.sleep(pause)
+
+    async def _admitted(self, flight: Flight) -> float:
+        """Wait for the rate limits and the budget; returns the seconds that took. Raises BudgetReached."""
+        start = time.monotonic()
+        if flight.quota.free and not flight.attempts and start >= self.pause_until:
+            return 0.0  # its claim has reserved what it may cost
+        async with self.gate:
+            while True:
+                wait = self.pause_until - time.monotonic()
+                if wait <= 0:
+                    wait, flight.ticket = self.ledger.admit(
+                        self.chat.scope, flight.call.key, flight.quota, flight.billed
+                    )
+                if wait <= 0:
+                    return time.monotonic() - start
+                await asyncio.sleep(min(wait, 5.0))
+
+    async def _attempt(self, flight: Flight) -> Reply:
+        flight.attempts += 1
+        flight.sending, sent_at = True, time.monotonic()
+        reply = await self.wire.ask(flight.call.body)
+        flight.sending, flight.billed = False, reply.billed
+        flight.ever_billed |= reply.billed
+        if reply.overload:
+            self.slots.overloaded(sent_at)
+        elif reply.status != "failed":
+            self.slots.succeeded()
+        if reply.hopeless:
+            self.hopeless = reply.reason
+        if reply.unsupported:
+            self.chat.supports_schema = False
+        return reply
+
+    def _entry(self, flight: Flight, reply: Reply) -> Entry:
+        latency = round(time.monotonic() - flight.started, 3)
+        entry = self.chat.entry(flight.call, reply, latency, flight.attempts)
+        return replace(entry, price=None) if reply.status == "failed" and flight.ever_billed else entry

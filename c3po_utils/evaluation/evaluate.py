@@ -1,0 +1,198 @@
+"""A method's answers to the test prompts, scored against the baseline's (section 4 of the paper)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from c3po_utils import chat, engine, training  # as rooms: their heavy parts are imported when they are used
+from c3po_utils.evaluation.judge import Judge, judge_rows, open_judge, verdict_counts
+from c3po_utils.feedback import Feedback, check, find_feedback
+from c3po_utils.runs import LEDGER, Stage, done_stages, files
+from c3po_utils.sampling import SampleSettings, answers, load_rows, rows_hash, stored_settings
+from c3po_utils.training import BASE_RESAMPLED, adapter_folder, adapter_hash
+
+ANSWERS = "answers.jsonl"
+Answered = tuple[Sequence[dict], dict]  # rows with a column of answers, and the columns that tell their scores apart
+
+
+def eval_stage(run: Path | str, feedback_id: str, method: str, judge: Judge | None = None) -> Stage:
+    """The folder of one method's scores, done when they came from these samples, this adapter and this judge."""
+    inputs: dict[str, Any] = {"rows": rows_hash(run, feedback_id)}
+    if method not in training.methods.PROMPTED:
+        inputs["adapter"] = adapter_hash(adapter_folder(run, feedback_id, method))
+    if judge:
+        inputs["judge"] = judge.identity
+    return Stage(Path(run) / "eval" / feedback_id / method, {"method": method, **inputs}, ANSWERS)
+
+
+@contextmanager
+def model_for(run: Path | str, feedback_id: str, method: str, settings: SampleSettings) -> Iterator[chat.ChatModel]:
+    """pi_0 (method `base_resampled`) or pi_0 with the method's adapter merged into it, behind the run's ledger."""
+    ledger = Path(run) / LEDGER
+    if method == BASE_RESAMPLED:
+        yield chat.open_chat(settings.completion_model or settings.model, ledger)
+        return
+    folder = adapter_folder(run, feedback_id, method)
+    name = f"{settings.model}+{adapter_hash(folder)}"
+    with training.merged(engine.shared_model(settings.model), folder) as tuned:
+        yield chat.remembered(tuned, engine.load_tokenizer(settings.model), name, ledger)
+
+
+def fill_answers(
+    run: Path | str, feedback_id: str, method: str, rows: Sequence[dict], settings: SampleSettings
+) -> None:
+    """Make sure that the rows have a column named after the method.
+
+    `base_resampled` is a second, independent sample of the untouched model: what it scores is the noise floor.
+    `revised` is what the trained methods aim at: y+ in scope and the baseline's answer elsewhere. In-context answers
+    were sampled with the data.
+    """
+    if method == "revised":
+        for row in rows:
+            if row["split"] != "in_scope":
+                row.update(revised=row["baseline"], revised_status=row["baseline_status"])
+    elif method == BASE_RESAMPLED or method not in training.methods.PROMPTED:
+        with model_for(run, feedback_id, method, settings) as model:
+            answers.add_answers(model, rows, settings, method)
+
+
+def score_rows(rows: Sequence[dict], feedback: Feedback, method: str, judge: Judge | None = None) -> list[dict]:
+    """One row per prompt: texts, whether answer and baseline pass the metric, and h = passes(y) - passes(y_0).
+
+    A prompt without an answer (its status says why) has no score; it is counted as missing, not dropped. A judge's
+    score takes the metric's place (judge.judge_rows); without a metric and a judge no row has one.
+    """
+    scored = [_score_row(row, feedback, method) for row in rows]
+    return judge_rows(judge, scored, feedback) if judge else scored
+
+
+def _score_row(row: dict, feedback: Feedback, method: str) -> dict:
+    answer, baseline = row[method], row["baseline"]
+    checkable = feedback.metric and answer and baseline
+    passes = check(feedback.metric, answer, baseline) if checkable else None
+    baseline_passes = check(feedback.metric, baseline, baseline) if checkable else None
+    return {
+        "prompt_id": row["id"], "feedback": feedback.id, "method": method, "split": row["split"],
+        "category": row["category"], "prompt": row["prompt"], "baseline": baseline, "answer": answer,
+        "status": row[f"{method}_status"], "passes": passes, "baseline_passes": baseline_passes,
+        "score": None if passes is None else int(passes) - int(baseline_passes), "scored_by": "metric",
+    }  # fmt: skip
+
+
+def refuse_unscored(feedback: Feedback, judge: Judge | None) -> None:
+    """Raise ValueError for a feedback that nothing can score: it has no metric, and there is no judge."""
+    if feedback.metric is None and judge is None:
+        raise ValueError(
+            f"feedback {feedback.id!r} has no metric to score answers by, so it needs a judge: set judge_model, for"
+            " example to 'openai:gpt-4.1', 'openai:MODEL@http://127.0.0.1:8000/v1' or a local model"
+        )
+
+
+def stored_scores(
+    stage: Stage,
+    feedbacks: Sequence[Feedback],
+    method: str,
+    judge: Judge | None,
+    answered: Callable[[], Iterable[Answered]],
+) -> list[dict]:
+    """Every answer scored by every feedback, stored with counts in the manifest; read back if that was done.
+
+    Raises:
+        ValueError: a feedback without a metric, and no judge.
+    """
+    for feedback in feedbacks:
+        refuse_unscored(feedback, judge)
+    if stage.done:
+        return files.read_jsonl(stage.path(ANSWERS))
+    with stage:
+        scored = [
+            row | place
+            for rows, place in answered()
+            for feedback in feedbacks
+            for row in score_rows(rows, feedback, method, judge)
+        ]
+        if judge:
+            stage.notes["verdicts"] = verdict_counts(scored)
+        files.write_jsonl(stage.path(ANSWERS), scored)
+        stage.notes["missing"] = sum(row["score"] is None for row in scored)
+    return scored
+
+
+def evaluate_method(run: Path | str, feedback: Feedback, method: str, judge: Judge | None = None) -> list[dict]:
+    """Answer, score and store one method on the test prompts; see `stored_scores`."""
+    refuse_unscored(feedback, judge)
+    stage = eval_stage(run, feedback.id, method, judge)
+    stored = _stored_answers(stage)
+
+    def answered() -> Iterator[Answered]:
+        rows = load_rows(run, feedback.id, "test")
+        if stored:  # by another judge: no need of the model that answered
+            rows = [row | stored[row["id"]] for row in rows]
+        else:
+            fill_answers(run, feedback.id, method, rows, stored_settings(run, feedback.id))
+        yield rows, {}
+
+    return stored_scores(stage, [feedback], method, judge, answered)
+
+
+def _stored_answers(stage: Stage) -> dict[str, dict]:
+    """By prompt id, the answers of a finished evaluation that differs in nothing but the judge; none without one."""
+    if stage.done or not stage.manifest or not stage.changes().keys() <= {"judge"}:
+        return {}
+    method = stage.identity["method"]
+    stored = files.read_jsonl(stage.path(ANSWERS))
+    return {row["prompt_id"]: {method: row["answer"], f"{method}_status": row["status"]} for row in stored}
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One feedback's evaluation in a run: what is looked for, and who scores (None: the metric)."""
+
+    run: Path
+    record: Feedback
+    judge: Judge | None
+
+    @property
+    def scored_by(self) -> str:
+        return self.judge.name if self.judge else "the metric"
+
+    def answers(self, methods: Sequence[str]) -> pd.DataFrame:
+        """The tidy answers table of scores.py: a row per method and test prompt; asked for and scored where new."""
+        rows = [row for method in methods for row in evaluate_method(self.run, self.record, method, self.judge)]
+        return pd.DataFrame(rows)
+
+
+def open_evaluation(
+    run: Path | str,
+    feedback: str,
+    judge_model: str = "",
+    judge_helpfulness: bool = False,
+    limits: dict[str, Any] | None = None,
+) -> Evaluation:
+    """The evaluation of one feedback, `id` or `path/to/set.yaml#id`; the judge as in `open_judge`."""
+    return Evaluation(Path(run), find_feedback(feedback), open_judge(run, judge_model, judge_helpfulness, limits))
+
+
+def collect(*runs: Path | str) -> pd.DataFrame:
+    """All stored evaluations of single feedbacks in the runs, as one tidy answers table (scores.py).
+
+    Raises:
+        FileNotFoundError: no run has a finished evaluation.
+    """
+    found = [
+        files.read_jsonl(folder / ANSWERS)
+        for run in runs
+        for folder, manifest in done_stages(run, "eval")
+        if "two_feedbacks" not in manifest["identity"]
+    ]
+    if not found:
+        raise FileNotFoundError(
+            f"no finished evaluation below {[str(run) for run in runs]}: run notebooks/03_evaluate.ipynb first"
+        )
+    return pd.DataFrame([row for rows in found for row in rows])

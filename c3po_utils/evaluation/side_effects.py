@@ -1,0 +1,140 @@
+"""Side effects of training: is the model, where the feedback does not apply, still the model that it was?
+
+Scores look at one property of an answer, so an adapter that has fallen apart can score as harmless: one word over and
+over does not show the effect either. Length, repetition and perplexity say so at a glance.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from contextlib import nullcontext
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from peft import PeftModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from c3po_utils.engine import load_tokenizer, shared_model
+from c3po_utils.evaluation.evaluate import eval_stage
+from c3po_utils.evaluation.implicit_reward import answer_logps
+from c3po_utils.runs import files
+from c3po_utils.sampling import load_rows, stored_settings
+from c3po_utils.training import BASE_RESAMPLED, adapter_folder, data, merged, trained_methods
+
+STORED = "perplexity.json"  # beside a method's answers
+WORD = re.compile(r"\w+|[^\w\s]")
+LIMITS = {  # beyond them, look at the answers: the adapter may have collapsed
+    "length_elsewhere": (0.5, 2.0),
+    "repetition_change": (-1.0, 0.15),
+    "empty": (0.0, 0.05),
+    "perplexity_factor": (0.0, 2.0),
+}
+
+
+def words(text: str) -> list[str]:
+    """Words in lower case, and each punctuation mark by itself."""
+    return WORD.findall(text.lower())
+
+
+def repetition_rate(text: str, n: int = 4) -> float:
+    """The share of the text's n-grams of words that occurred in it before (seq-rep-n, Welleck et al. 2020).
+
+    0 where nothing repeats and for texts of fewer than n words; near 1 where one phrase goes on and on.
+    """
+    found = words(text)
+    grams = [tuple(found[i : i + n]) for i in range(len(found) - n + 1)]
+    return 1 - len(set(grams)) / len(grams) if grams else 0.0
+
+
+def perplexity(
+    model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, rows: Sequence[dict], system: str = ""
+) -> float:
+    """exp of the mean negative log-likelihood, per token, of the rows' baseline answers.
+
+    Args:
+        rows: sampled rows with a `baseline`, of general prompts (see sample.py); those without an answer are left out.
+        system: the system prompt that the answers were sampled with.
+    """
+    examples = [
+        data.encode(
+            tokenizer, row["id"], row["prompt"], row["baseline"], ended=row["baseline_status"] == "ok", system=system
+        )
+        for row in rows
+        if row["baseline"]
+    ]
+    return math.exp(-np.concatenate(answer_logps(model, examples)).mean())
+
+
+def perplexities(run: Path | str, feedback_id: str, methods: Sequence[str]) -> pd.DataFrame:
+    """`method`, `perplexity` of pi_0's answers to the general test prompts, for pi_0 and every trained method.
+
+    `base_resampled` is pi_0 itself. Stored with the evaluation that it belongs to, and read back from there.
+    """
+    rows = [
+        {"method": method, "perplexity": _stored_perplexity(run, feedback_id, method)}
+        for method in (BASE_RESAMPLED, *trained_methods(methods))
+    ]
+    return pd.DataFrame(rows).assign(feedback=feedback_id)
+
+
+def _stored_perplexity(run: Path | str, feedback_id: str, method: str) -> float:
+    stage = eval_stage(run, feedback_id, method)
+    path = stage.path(STORED)
+    known = files.read_json(path) if path.exists() else {}
+    if known.get("identity") == stage.identity:
+        return known["perplexity"]
+    settings = stored_settings(run, feedback_id)
+    base = shared_model(settings.model)
+    rows = [row for row in load_rows(run, feedback_id, "test") if row["split"] == "out_of_scope"]
+    with (
+        nullcontext(base)
+        if method == BASE_RESAMPLED
+        else merged(base, adapter_folder(run, feedback_id, method)) as model
+    ):
+        value = perplexity(model, load_tokenizer(settings.model), rows, settings.system_prompt)
+    files.write_json(path, {"identity": stage.identity, "perplexity": value})
+    return value
+
+
+def side_effects(answers: pd.DataFrame, perplexities: pd.DataFrame | None = None) -> pd.DataFrame:
+    """A row per feedback and method, with `beyond`: the columns that are outside their LIMITS.
+
+    Lengths are all answers' words over all baselines' words, in scope, where the feedback may ask for a change, and
+    elsewhere; repetition is the mean `repetition_rate`, its change that against the baselines.
+
+    Args:
+        answers: the tidy answers table (see scores.py).
+        perplexities: from `perplexities`, of one or more feedbacks.
+    """
+    rows = answers.assign(inside=answers["split"] == "in_scope")
+    for name in ("answer", "baseline"):
+        texts = rows[name].fillna("")
+        rows[f"{name}_words"] = texts.map(lambda text: len(words(text)))
+        rows[f"{name}_repetition"] = texts.map(repetition_rate)
+    rows["empty"] = rows["answer"].fillna("") == ""
+    table = pd.DataFrame([_measured(*key, own) for key, own in rows.groupby(["feedback", "method"], sort=False)])
+    if perplexities is not None:
+        table = table.merge(perplexities, on=["feedback", "method"], how="left")
+        base = perplexities[perplexities["method"] == BASE_RESAMPLED].set_index("feedback")["perplexity"]
+        table["perplexity_factor"] = table["perplexity"] / table["feedback"].map(base)
+    return table.assign(beyond=[_outside(row) for _, row in table.iterrows()])
+
+
+def _measured(feedback: str, method: str, rows: pd.DataFrame) -> dict:
+    inside, outside = rows[rows["inside"]], rows[~rows["inside"]]
+    return {
+        "feedback": feedback,
+        "method": method,
+        "length_in_scope": inside["answer_words"].sum() / max(inside["baseline_words"].sum(), 1),
+        "length_elsewhere": outside["answer_words"].sum() / max(outside["baseline_words"].sum(), 1),
+        "repetition": rows["answer_repetition"].mean(),
+        "repetition_change": (rows["answer_repetition"] - rows["baseline_repetition"]).mean(),
+        "empty": rows["empty"].mean(),
+    }
+
+
+def _outside(row: pd.Series) -> list[str]:
+    return [name for name, (low, high) in LIMITS.items() if name in row and (row[name] < low or row[name] > high)]

@@ -1,0 +1,188 @@
+"""Two feedbacks in one model (figure 7): their adapters added, or one adapter trained on the rows of both.
+
+Two feedbacks go by the name `a+b`. Their jointly trained adapters lie in train/a+b/<method>, made as any other; sums of
+adapters are made when they are needed. Answers are scored by both feedbacks, on the test prompts of both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+import pandas as pd
+
+from c3po_utils import chat, engine, training  # as rooms: their heavy parts are imported when they are used
+from c3po_utils.evaluation.evaluate import ANSWERS, Answered, model_for, stored_scores
+from c3po_utils.evaluation.judge import Judge
+from c3po_utils.evaluation.scores import application_share, applied
+from c3po_utils.feedback import Feedback, check, find_feedback, records
+from c3po_utils.runs import LEDGER, Stage, done_stages, files
+from c3po_utils.sampling import SampleSettings, answers, load_rows, rows_hash, stored_settings
+from c3po_utils.training import BASE_RESAMPLED, adapter_folder, adapter_hash
+
+How = Literal["add", "joint"]
+SUFFIX = {"add": "@added", "joint": "@joint"}  # of the method's name, in folders and tables
+SETTING = {"add": "added", "joint": "joint"}  # figure 7's panels, after `single`
+
+
+def joint_id(ids: Sequence[str]) -> str:
+    """`a+b`, which sampling.members takes apart."""
+    return "+".join(ids)
+
+
+def joint_name(names: Sequence[str]) -> str:
+    """What 02_train takes as `feedback` to train on all of these: `a+b`, or `path/to/set.yaml#a+b`."""
+    place = "".join(names[0].rpartition("#")[:2])
+    return place + joint_id([records.feedback_id(name) for name in names])
+
+
+def two_feedbacks_stage(
+    run: Path | str, ids: Sequence[str], method: str, how: How, judge: Judge | None = None
+) -> Stage:
+    """The folder of the answers and scores, done when they came from these samples, adapters and judge.
+
+    Raises:
+        ValueError: another `how`, or fewer than two feedbacks.
+        FileNotFoundError: an adapter is not there; says how it is trained.
+    """
+    if how not in SUFFIX or len(set(ids)) < 2:
+        raise ValueError(f"expected different feedbacks and how in {list(SUFFIX)}; found {list(ids)} and {how!r}")
+    together = joint_id(ids)
+    adapters = ids if how == "add" else [together]
+    identity = {
+        "two_feedbacks": together,
+        "method": method,
+        "how": how,
+        "rows": {id: rows_hash(run, id) for id in ids},
+        "adapters": {id: adapter_hash(adapter_folder(run, id, method)) for id in adapters},
+        **({"judge": judge.identity} if judge else {}),
+    }
+    return Stage(Path(run) / "eval" / together / (method + SUFFIX[how]), identity, ANSWERS)
+
+
+@contextmanager
+def _answering(stage: Stage, run: Path, settings: SampleSettings) -> Iterator[chat.ChatModel]:
+    """The model of both feedbacks behind the run's ledger."""
+    identity, ids = stage.identity, list(stage.identity["rows"])
+    if identity["how"] == "joint":
+        with model_for(run, identity["two_feedbacks"], identity["method"], settings) as model:
+            yield model
+        return
+    policy, stage.notes["difference_from_sum"] = training.adapters.load_added(
+        run, ids, identity["method"], settings.model
+    )
+    name = "+".join([settings.model, *identity["adapters"].values()])
+    yield chat.remembered(policy.merge_and_unload(), engine.load_tokenizer(settings.model), name, run / LEDGER)
+
+
+@dataclass(frozen=True)
+class TwoFeedbacks:
+    """Two feedbacks in one model of a run: `add` their adapters of one method, or one that was trained `joint`ly."""
+
+    run: Path
+    records: Sequence[Feedback]
+    method: str
+    how: How
+    judge: Judge | None = None
+
+    @cached_property
+    def stage(self) -> Stage:
+        ids = [record.id for record in self.records]
+        return two_feedbacks_stage(self.run, ids, self.method, self.how, self.judge)
+
+    def answers(self) -> list[dict]:
+        """The test prompts of both feedbacks answered by the model of both, each answer scored by each feedback.
+
+        Rows are those of evaluate.score_rows with `prompts_of`, the feedback whose test prompt it is (general prompts
+        are in each feedback's test set), `two_feedbacks`, and `setting`; see evaluate.stored_scores.
+        """
+        return stored_scores(self.stage, self.records, self.method, self.judge, self._answered)
+
+    def _answered(self) -> Iterator[Answered]:
+        ids = [record.id for record in self.records]
+        settings = stored_settings(self.run, joint_id(ids))
+        with _answering(self.stage, self.run, settings) as model:
+            for id in ids:
+                rows = load_rows(self.run, id, "test")
+                answers.add_answers(model, rows, settings, self.method)
+                yield rows, {"prompts_of": id, "two_feedbacks": joint_id(ids), "setting": SETTING[self.how]}
+
+
+def open_two_feedbacks(
+    run: Path | str, feedbacks: Sequence[str], method: str, how: How, judge: Judge | None = None
+) -> TwoFeedbacks:
+    """Two feedbacks, each `id` or `path/to/set.yaml#id`, in one model of a run."""
+    return TwoFeedbacks(Path(run), [find_feedback(name) for name in feedbacks], method, how, judge)
+
+
+def collect_two_feedbacks(*runs: Path | str) -> pd.DataFrame:
+    """All such answers stored in the runs, as `TwoFeedbacks.answers` returns them; no rows where there are none."""
+    return pd.DataFrame([row for run in runs for row in _stored(run)])
+
+
+def _stored(run: Path | str) -> Iterator[dict]:
+    for folder, manifest in done_stages(run, "eval"):
+        if "two_feedbacks" in manifest["identity"]:
+            yield from files.read_jsonl(folder / ANSWERS)
+
+
+def side_by_side(singles: pd.DataFrame, mixed: pd.DataFrame) -> pd.DataFrame:
+    """The answers table of scores.py for single feedbacks and for pairs, on the same prompts, told apart by `setting`.
+
+    A feedback stands in it once for each of its pairs, named `a (a+b)`: the pair is what is averaged over.
+
+    Args:
+        singles: every finished evaluation of single feedbacks (evaluate.collect).
+        mixed: those of pairs (collect_two_feedbacks).
+    """
+    own = mixed[mixed["prompts_of"] == mixed["feedback"]]
+    pairs = own[["feedback", "two_feedbacks"]].drop_duplicates()
+    kept = singles[singles["method"].isin([BASE_RESAMPLED, *own["method"]])]
+    both = pd.concat([kept.merge(pairs, on="feedback").assign(setting="single"), own])
+    return both.assign(feedback=both["feedback"] + " (" + both["two_feedbacks"] + ")").reset_index(drop=True)
+
+
+def setting_shares(table: pd.DataFrame) -> pd.DataFrame:
+    """Figure 7's table, from `side_by_side`: application shares by setting, each beside the same noise floor."""
+    floor = table[table["method"] == BASE_RESAMPLED]
+    parts = []
+    for setting, own in table.groupby("setting", sort=False):
+        rows = own if setting == "single" else pd.concat([own, floor[floor["feedback"].isin(own["feedback"])]])
+        parts.append(application_share(rows).assign(setting=setting))
+    return pd.concat(parts, ignore_index=True)
+
+
+def as_methods(table: pd.DataFrame) -> pd.DataFrame:
+    """`side_by_side` with the setting in the method's name (`c3po@added`), for tables and paired differences."""
+    suffix = table["setting"].map({SETTING[how]: SUFFIX[how] for how in SUFFIX}).fillna("")
+    return table.assign(method=table["method"] + suffix)
+
+
+def crossings(singles: pd.DataFrame, mixed: pd.DataFrame, feedbacks: Sequence[Feedback]) -> pd.DataFrame:
+    """How often one feedback's effect shows where the other applies, a row per feedback and other: shares of answers.
+
+    `baseline`: pi_0's answers; `single`: those of the other feedback's own adapter; `added`: the pair's model. Of a
+    feedback without a metric the first two are not known: no judge has looked at them with its eyes.
+
+    Args:
+        mixed: the rows of one pair and method (TwoFeedbacks.answers).
+    """
+    rows = []
+    for feedback in feedbacks:
+        cross = mixed[(mixed["feedback"] == feedback.id) & (mixed["prompts_of"] != feedback.id)]
+        for other, part in cross[cross["split"] == "in_scope"].groupby("prompts_of"):
+            own = singles[(singles["feedback"] == other) & singles["method"].isin(mixed["method"])]
+            own = own[own["prompt_id"].isin(part["prompt_id"])]
+            alone = own[own["answer"] != ""] if feedback.metric else own.iloc[:0]
+            single = [check(feedback.metric, row.answer, row.baseline) for row in alone.itertuples()]
+            shares = {
+                "baseline": part["baseline_passes"].astype(float).mean(),
+                "single": pd.Series(single, dtype=float).mean(),
+                "added": applied(part).mean(),
+            }
+            rows.append({"effect of": feedback.id, "on prompts of": other, **shares})
+    return pd.DataFrame(rows)

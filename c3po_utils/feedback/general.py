@@ -1,0 +1,111 @@
+"""Out-of-scope prompts: the bundled set, Open Instruction Generalist, any JSON Lines file or data set."""
+
+from __future__ import annotations
+
+import hashlib
+import heapq
+import json
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from c3po_utils.feedback.records import Prompt, load_general_prompts
+from c3po_utils.feedback.text import folded
+from c3po_utils.runs import nearest
+
+TURN = re.compile(r"<human>:\s*(.*?)\s*(?:<bot>:|<human>:|\Z)", re.DOTALL)
+
+
+def general_prompts(source: str, count: int, seed: int = 0) -> list[Prompt]:
+    """`count` prompts of a source, drawn by seed, the same for all feedbacks; of the bundled set all there are.
+
+    `source` is `bundled`, a JSON Lines file (`oig/unified_chip2.jsonl`; other columns than `text`, `prompt`
+    as `file.jsonl:column`), or `hf:DATASET[/CONFIG]:SPLIT:COLUMN`, where two slashes mean owner/name/config.
+
+    Raises:
+        FileNotFoundError: no such file. ValueError: a line that is no JSON object or lacks the column (file
+        and line are named), a source of another form, or fewer prompts than wanted.
+    """
+    if source == "bundled":
+        return load_general_prompts()
+    name, texts = _open(source)
+    chosen = _draw(texts, count, seed)
+    if len(chosen) < count:
+        raise ValueError(f"general prompts from {source!r}: expected {count}, found {len(chosen)} different ones")
+    return [Prompt(f"general/{name}-{number:04}", "out_of_scope", name, text) for number, text in enumerate(chosen, 1)]
+
+
+def _rank(text: str, seed: int) -> str:
+    return hashlib.sha256(f"{seed} {text}".encode()).hexdigest()
+
+
+def _draw(texts: Iterable[str], count: int, seed: int) -> list[str]:
+    """Different texts, in an order by hash: it depends on the seed alone, not on the file's order."""
+    ranked = ((_rank(plain, seed), text) for plain, text in _different(texts))
+    return [text for _, text in heapq.nsmallest(count, ranked)]
+
+
+def _different(texts: Iterable[str]) -> Iterator[tuple[str, str]]:
+    seen: set[int] = set()
+    for text in texts:
+        plain = folded(text)
+        if plain and hash(plain) not in seen:
+            seen.add(hash(plain))
+            yield plain, text
+
+
+def _open(source: str) -> tuple[str, Iterator[str]]:
+    if source.startswith("hf:"):
+        parts = source.removeprefix("hf:").split(":")
+        if len(parts) != 3:
+            raise ValueError(f"general prompts {source!r}: expected hf:DATASET:SPLIT:COLUMN")
+        return re.sub(r"\W+", "-", parts[0]).strip("-").lower(), _data_set(*parts)
+    match = re.fullmatch(r"(?P<path>.+\.jsonl)(?::(?P<column>[^:/]+))?", source)
+    if not match:
+        raise ValueError(
+            f"general prompts {source!r}: expected bundled, FILE.jsonl[:COLUMN] or hf:DATASET:SPLIT:COLUMN"
+        )
+    path = Path(match["path"]).expanduser()
+    if not path.is_file():
+        raise FileNotFoundError(f"general prompts: no file {path}")
+    return re.sub(r"\W+", "-", path.stem).strip("-").lower(), _json_lines(path, match["column"])
+
+
+def _json_lines(path: Path, column: str | None) -> Iterator[str]:
+    with open(path, encoding="utf-8") as file:
+        for number, line in enumerate(file, 1):
+            if line.strip():
+                yield from _first_turn(_cell(line, column, f"{path}, line {number}"))
+
+
+def _cell(line: str, column: str | None, place: str) -> str:
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{place}: expected a JSON object, found {line[:80]!r}") from error
+    names = [column] if column else ["text", "prompt"]
+    found = next((row[name] for name in names if name in row), None) if isinstance(row, dict) else None
+    if not isinstance(found, str):
+        hint = nearest(names[0], row) if isinstance(row, dict) else "no object"
+        raise ValueError(f"{place}: expected a text in {' or '.join(names)} ({hint}), found {str(found)[:80]!r}")
+    return found
+
+
+def _first_turn(text: str) -> Iterator[str]:
+    """What the human says first in OIG's `<human>: ... <bot>: ...`, or the text itself."""
+    turn = TURN.search(text)
+    prompt = (turn[1] if turn else text).strip()
+    if prompt:
+        yield prompt
+
+
+def _data_set(name: str, split: str, column: str) -> Iterator[str]:
+    from datasets import load_dataset
+
+    named = name.count("/") == 2 and name[0] not in "./~"
+    owner_and_name, config = name.rsplit("/", 1) if named else (name, None)
+    rows = load_dataset(owner_and_name, config, split=split)
+    if column not in rows.column_names:
+        raise ValueError(f"data set {name!r} has no column {column!r} ({nearest(column, rows.column_names)})")
+    for text in rows[column]:
+        yield from _first_turn(str(text))

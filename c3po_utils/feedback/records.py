@@ -1,0 +1,220 @@
+"""Feedback records and the bundled prompts: load, validate, select. feedback/README.md has the schema."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+from pydantic import ValidationError, model_validator
+from pydantic_core import InitErrorDetails, PydanticCustomError
+
+from c3po_utils.feedback.files import FeedbackError, Record, Slug, Text, parse_json, read_yaml
+from c3po_utils.feedback.metrics import Metric, check
+from c3po_utils.runs import BUNDLED, nearest
+
+FEEDBACK_FOLDER = BUNDLED / "feedback"
+
+Split = Literal["in_scope", "near_scope", "out_of_scope"]
+SPLITS: tuple[Split, ...] = get_args(Split)
+
+
+class Demonstration(Record):
+    """A prompt in the domain, and an answer that shows the effect."""
+
+    prompt: Text
+    answer: Text
+
+
+class Feedback(Record):
+    """One sentence of feedback (`content`), where it applies (`domain`), and what it changes (`effect`)."""
+
+    id: Slug
+    content: Text
+    domain: Text
+    effect: Text
+    source: Literal["human", "model", "program"]
+    kind: Literal["style", "content"]
+    scope: Literal["global", "regional", "local"] | None = None
+    categories: tuple[Text, ...] = ()
+    metric: Metric | None = None  # without one, a language model judges
+    demonstrations: tuple[Demonstration, ...] = ()
+
+    @model_validator(mode="after")
+    def _demonstrations_show_the_effect(self) -> Feedback:
+        """Every part of the metric holds for every answer; parts that need a baseline's are left out."""
+        parts = [part for part in self.metric.parts() if not part.needs_baseline] if self.metric else []
+        failures = [
+            InitErrorDetails(
+                type=PydanticCustomError("no_effect", f"expected an answer that passes the metric {part.name!r}"),
+                loc=("demonstrations", number, "answer"),
+                input=shown.answer,
+            )
+            for number, shown in enumerate(self.demonstrations)
+            for part in parts
+            if not check(part, shown.answer, "")
+        ]
+        if failures:
+            raise ValidationError.from_exception_data("Feedback", failures)
+        return self
+
+
+class Category(Record):
+    """A kind of situation with prompts where the feedback applies, and tempting ones where it does not."""
+
+    name: Text
+    in_scope: tuple[Text, ...]
+    near_scope: tuple[Text, ...]
+
+    @property
+    def slug(self) -> str:
+        return re.sub(r"[\W_]+", "-", self.name.casefold()).strip("-")
+
+
+class PromptSet(Record):
+    """The bundled prompts of a feedback: feedback/prompts/<id>.json."""
+
+    feedback: Slug
+    categories: tuple[Category, ...]
+
+
+class GeneralPrompt(Record):
+    """A line of feedback/prompts/general.jsonl: a prompt that no feedback applies to."""
+
+    id: Slug
+    kind: Slug
+    prompt: Text
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A prompt and the id that it keeps for good: `boss_signoff/in_scope/running-late/03`, `general/017`."""
+
+    id: str
+    split: Split
+    category: str
+    text: str
+
+
+def load_feedbacks(*paths: Path | str) -> list[Feedback]:
+    """The records of YAML files, each a list below the top key `feedbacks`, in the order given.
+
+    Raises FeedbackError with every problem of every file: file, line, key, what was expected, what was found.
+    An id that is given twice is a problem that names both places.
+    """
+    records: list[Feedback] = []
+    problems: list[str] = []
+    places: dict[str, str] = {}
+    for path in paths:
+        found, wrong = read_yaml(Path(path), "feedbacks", Feedback)
+        problems += wrong
+        for record, place in found:
+            if record.id in places:
+                problems.append(f"{place}, id: expected a new id, found {record.id!r} of {places[record.id]}")
+            places.setdefault(record.id, place)
+            records.append(record)
+    if problems:
+        raise FeedbackError(problems)
+    return records
+
+
+def feedback_set(name: str | Path) -> Path:
+    """The file of a set: `embedded` is feedback/embedded.yaml, and the path of a YAML file is itself.
+
+    Raises FeedbackError, with the nearest name, when there is no such file.
+    """
+    is_path = isinstance(name, Path) or "/" in name or name.endswith((".yaml", ".yml"))
+    path = Path(name).expanduser() if is_path else FEEDBACK_FOLDER / f"{name}.yaml"
+    if not path.is_file():
+        sets = [file.stem for file in FEEDBACK_FOLDER.glob("*.yaml")]
+        raise FeedbackError([f"no feedback set {str(name)!r}: expected the file {path} ({nearest(path.stem, sets)})"])
+    return path
+
+
+def select(
+    feedbacks: Sequence[Feedback],
+    ids: str | Sequence[str] | None = None,
+    content_prefix: str = "",
+    category: str = "",
+) -> list[Feedback]:
+    """The feedbacks that meet every condition given, in the order of `ids` or else as they came.
+
+    `content_prefix` is how the content begins, `category` one of the categories; case does not matter. Raises
+    FeedbackError, with the nearest names, for an unknown id and when nothing is selected.
+    """
+    known = {feedback.id: feedback for feedback in feedbacks}
+    wanted = dict.fromkeys(known if ids is None else [ids] if isinstance(ids, str) else ids)
+    if unknown := [id for id in wanted if id not in known]:
+        raise FeedbackError(f"no feedback has the id {id!r} ({nearest(id, known)})" for id in unknown)
+    prefix, label = _folded(content_prefix), _folded(category)
+    chosen = [known[id] for id in wanted if _folded(known[id].content).startswith(prefix)]
+    chosen = [one for one in chosen if not label or label in map(_folded, one.categories)]
+    if not chosen:
+        raise FeedbackError([_nothing_selected([known[id] for id in wanted], content_prefix, category)])
+    return chosen
+
+
+def _nothing_selected(feedbacks: Sequence[Feedback], content_prefix: str, category: str) -> str:
+    message = f"none of {len(feedbacks)} feedbacks is selected"
+    if content_prefix:
+        beginnings = {feedback.content[: len(content_prefix)] for feedback in feedbacks}
+        message += f"; content_prefix {content_prefix!r} ({nearest(content_prefix, beginnings)})"
+    if category:
+        categories = {name for feedback in feedbacks for name in feedback.categories}
+        message += f"; category {category!r} ({nearest(category, categories)})"
+    return message
+
+
+def feedback_id(name: str) -> str:
+    """The id in `id` or `path/to/set.yaml#id`."""
+    return name.rpartition("#")[2]
+
+
+def find_feedback(name: str) -> Feedback:
+    """The record of this id among the sets in feedback/, or, for `path/to/set.yaml#id`, in that file."""
+    path, _, id = name.rpartition("#")
+    return select(load_feedbacks(*([path] if path else sorted(FEEDBACK_FOLDER.glob("*.yaml")))), ids=id)[0]
+
+
+def load_prompts(feedback_id: str, folder: Path | str = FEEDBACK_FOLDER / "prompts") -> list[Prompt]:
+    """The bundled in-scope, then near-scope, prompts of a feedback.
+
+    Raises FeedbackError for a feedback without bundled prompts, and for a malformed file, naming its keys.
+    """
+    path = Path(folder) / f"{feedback_id}.json"
+    if not path.is_file():
+        bundled = [file.stem for file in path.parent.glob("*.json")]
+        raise FeedbackError([f"no prompts for {feedback_id!r}: expected {path} ({nearest(feedback_id, bundled)})"])
+    prompts = parse_json(path.read_text(encoding="utf-8"), PromptSet, path)
+    if prompts.feedback != feedback_id:
+        raise FeedbackError([f"{path}, feedback: expected {feedback_id!r}, found {prompts.feedback!r}"])
+    _refuse_repeated((category.slug for category in prompts.categories), f"{path}, categories, name")
+    return [
+        Prompt(f"{feedback_id}/{split}/{category.slug}/{number:02}", split, category.name, text)
+        for split in ("in_scope", "near_scope")
+        for category in prompts.categories
+        for number, text in enumerate(getattr(category, split), 1)
+    ]
+
+
+def load_general_prompts(path: Path | str = FEEDBACK_FOLDER / "prompts" / "general.jsonl") -> list[Prompt]:
+    """The out-of-scope prompts, the same for every feedback. Raises FeedbackError with file, line and key."""
+    with open(path, encoding="utf-8") as file:
+        lines = [line.rstrip("\n") for line in file]
+    rows = [parse_json(line, GeneralPrompt, Path(path), number) for number, line in enumerate(lines, 1)]
+    _refuse_repeated((row.id for row in rows), f"{path}, id")
+    return [Prompt(f"general/{r.id.removeprefix('general-')}", "out_of_scope", r.kind, r.prompt) for r in rows]
+
+
+def _folded(text: str) -> str:
+    return " ".join(text.split()).casefold()
+
+
+def _refuse_repeated(names: Iterable[str], place: str) -> None:
+    seen: set[str] = set()
+    for name in names:
+        if name in seen:
+            raise FeedbackError([f"{place}: expected each once, found {name!r} again"])
+        seen.add(name)

@@ -1,0 +1,130 @@
+"""How text is read: one spelling, whole words, sentences, list items, phone numbers, names nearly right."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from functools import lru_cache
+
+_SPELLING = str.maketrans(
+    dict.fromkeys("\u2018\u2019\u201a\u201b\u02bc", "'")
+    | dict.fromkeys("\u201c\u201d\u201e\u201f", '"')
+    | dict.fromkeys("\u2010\u2011", "-")
+    | dict.fromkeys("\u00a0\u202f\u205f\u3000", " ")
+    | dict.fromkeys(map(chr, range(0x2000, 0x200B)), " ")
+    | dict.fromkeys("\u2028\u2029\u0085", "\n")
+    | dict.fromkeys("\ufe0e\ufe0f\u200b\u2060\ufeff\u00ad")  # variation selectors, invisible marks: gone
+)
+
+# A letter or digit of a script with spaces between words (not Thai, Lao, Burmese, Khmer, Chinese, Japanese).
+_WORD = r"[^\W_\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]"
+
+PHONE_NUMBER = re.compile(
+    r"""(?<![\w/+-]) (?<!\d[.,]) (?:
+      \+\d (?:[ ().-]{0,2}\d){7,14}                                      # +44 20 7946 0958
+    | (?:1[ .–-]?)? \(?[2-9]\d\d (?:\)?[ .–-]{1,2}|\)) \d{3} [ .–-] \d{4}  # (555) 123-4567, 1-800-555-0199
+    | 1?[2-9]\d\d[2-9]\d{6}                                              # 5552345678
+    | 1-8\d\d- (?=[\d-]*[A-Z]) [\dA-Z] (?:-?[\dA-Z]){6,}                 # 1-800-FLOWERS
+    | 555[–-]\d{4}                                                       # 555-0199
+    | (?![01 .-]{9}) \(?0\d (?:[ ()/.-]{0,2}\d){7,10}                    # 020 7946 0958, 01 23 45 67 89
+    ) (?!\w|[.,:/-]\d)""",
+    re.VERBOSE,
+)
+BULLET = re.compile(r"^[ \t>]*[-*+•‣◦▪▫●○■□–·✓✔✅➢➤🔹🔸][ \t]+(?=.*[^\W_])", re.MULTILINE)
+NUMBER = re.compile(r"^[ \t>#*_]*\(?\d{1,3}(?:[.)]|\u20e3)(?=[ \t*_]+.*[^\W_])", re.MULTILINE)
+FINAL_QUESTION = re.compile(r"(?>.*[?？؟])(?:[^\w.…。]|_)*\Z", re.DOTALL)  # the last mark, or none
+OPENING = re.compile(r"[\s\"'`*_#>(\[]*")  # what may stand before an answer's first word
+
+_LETTER_OR_DIGIT = re.compile(r"[^\W_]")
+_FENCED = re.compile(r"^[ \t]*```.*?(?:^[ \t]*```|\Z)", re.MULTILINE | re.DOTALL)
+_SENTENCE_END = re.compile(r"[.!?…]+(?![\w,;:/-])|[。！？]+|\n\s*\n")
+_TITLE = re.compile(  # what a dot may follow without ending a sentence
+    r"\b(?:[A-HJ-Z]|(?i:mr|mrs|ms|dr|prof|st|mt|jr|sr|gen|capt|sgt|lt|rev|vs|cf|fig|approx|e\.g|i\.e))\Z"
+)
+_ABBREVIATION = re.compile(r"\b(?i:etc|a\.m|p\.m|u\.s|no)\Z")  # the same, if no capital comes next
+
+
+def one_spelling(text: str) -> str:
+    """`text` in NFC with straight quotes, plain spaces and hyphens, `\\n` for every line break."""
+    text = text.replace("\r\n", "\n")
+    return text if text.isascii() else unicodedata.normalize("NFC", text.translate(_SPELLING))
+
+
+@lru_cache(maxsize=4096)
+def normalise(text: str) -> str:
+    """`text` in one spelling, without white space at its ends."""
+    return one_spelling(text).strip()
+
+
+def cleaned(text: str) -> str:
+    """`text`, normalised, up to its last letter or digit: no punctuation, quotes or emoji at its end."""
+    last = re.match(r".*[^\W_]", normalise(text), re.DOTALL)
+    return last.group() if last else ""
+
+
+@lru_cache(maxsize=4096)
+def whole_words(text: str, case_sensitive: bool) -> re.Pattern:
+    """A pattern for `text`: "lol" is not in "lollipop", but "&" is in "R&D"; a space is any white space."""
+    text = normalise(text)
+    before = f"(?<!{_WORD})" if re.match(_WORD, text[0]) else ""
+    after = f"(?!{_WORD})" if re.match(_WORD, text[-1]) else ""
+    words = r"\s+".join(map(re.escape, text.split()))
+    return re.compile(before + words + after, 0 if case_sensitive else re.IGNORECASE)
+
+
+@lru_cache(maxsize=4096)
+def _folded(text: str) -> str:
+    return normalise(text).casefold()
+
+
+def occurs(text: str, answer: str, case_sensitive: bool) -> bool:
+    """Whether the normalised `answer` has `text` as whole words."""
+    if _folded(text).split()[0] not in _folded(answer):  # by far the most common case, and ten times as fast
+        return False
+    return whole_words(text, case_sensitive).search(answer) is not None
+
+
+def ends_with(answer: str, text: str, case_sensitive: bool) -> bool:
+    """Whether the normalised `answer` has `text` as its last words."""
+    words = normalise(text).split()
+    last_words = " ".join(answer.rsplit(maxsplit=len(words))[-len(words) :])
+    place = len(last_words) - len(" ".join(words))
+    return whole_words(text, case_sensitive).match(last_words, place) is not None
+
+
+@lru_cache(maxsize=1024)
+def compile_regex(regex: str) -> re.Pattern:
+    """The pattern, its literal quotes and spaces in the one spelling that answers have; raises re.error."""
+    return re.compile(one_spelling(regex))
+
+
+def count_items(marker: re.Pattern, text: str) -> int:
+    """Lines that start with the marker, BULLET or NUMBER, outside fenced code."""
+    return len(marker.findall(_FENCED.sub("", text) if "```" in text else text))
+
+
+def _ends_sentence(text: str, end: re.Match) -> bool:
+    if end.group() != ".":
+        return True
+    start, stop = max(0, end.start() - 7), end.start()
+    follows = text[end.end() : end.end() + 2].strip()
+    abbreviated = _ABBREVIATION.search(text, start, stop) and (follows.islower() or follows.isdigit())
+    return not (follows and (abbreviated or _TITLE.search(text, start, stop)))
+
+
+def count_sentences(text: str) -> int:
+    """Stretches with a letter or digit, up to . ! ? … or the end of a paragraph, a list item or the text."""
+    text = NUMBER.sub("\n\n", BULLET.sub("\n\n", text))
+    ends = [end.end() for end in _SENTENCE_END.finditer(text) if _ends_sentence(text, end)]
+    parts = zip([0, *ends], [*ends, len(text)], strict=True)
+    return sum(1 for start, end in parts if _LETTER_OR_DIGIT.search(text, start, end))
+
+
+def count_words(text: str) -> int:
+    """Stretches between white space that hold a letter or digit: "well-known" is one, "&" is none."""
+    return len(re.findall(r"[^\W_]\S*", text))
+
+
+def folded(text: str) -> str:
+    """Letters and digits in one spelling, words apart by a space: what two texts are compared by."""
+    return " ".join(re.findall(r"\w+", unicodedata.normalize("NFKC", text).casefold()))

@@ -1,0 +1,27 @@
+"""Figures: from scores to tables, plots and answer cards, in one style.
+
+In: tidy tables of scores. Out: Axes, styled tables for notebooks, and files that come out the same byte for byte.
+"""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submodules=[
+        "answer_card",
+        "curves",
+        "elements",
+        "outcomes",
+        "paper_figures",
+        "reward_map",
+        "style",
+        "sweeps",
+        "tables",
+        "text_layout",
+    ],
+    submod_attrs={
+        "style": ["save"],
+        "tables": ["reading_table", "table2"],
+        "curves": ["figure_bandit", "training_curves"],
+    },
+)

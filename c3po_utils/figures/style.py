@@ -1,0 +1,155 @@
+"""One look for every figure: type, a fixed colour, marker and hatch per method, and files that reproduce."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import zlib
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import matplotlib.pyplot as plt
+import numpy as np
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+
+from c3po_utils.runs import files
+from c3po_utils.training import BASE_RESAMPLED, registered
+
+COLUMN, TEXT = 3.4, 6.8  # widths in inches: one column, and the whole text
+
+
+class Look(NamedTuple):
+    """How a method is shown everywhere; hatches tell bars apart in grey, markers dots."""
+
+    name: str
+    color: str
+    marker: str
+    hatch: str
+
+
+# Colours after Okabe and Ito; within a family (prompted, SCD, DPO, C3PO) they differ in lightness.
+LOOKS = {
+    "base": Look("Base", "#D9D9D9", "8", ""),
+    "base_resampled": Look("Base (resampled)", "#5A5A5A", "H", ""),
+    "in_context": Look("In-Context", "#E69F00", "s", "////"),
+    "in_context_cot": Look("In-Context + CoT", "#F5E663", "D", "\\\\\\\\"),
+    "revised": Look("Revised", "#8A8A8A", "*", "||||"),
+    "scd": Look("SCD", "#7CC4EE", "^", "...."),
+    "scd_negatives": Look("SCD + Negatives", "#0072B2", "v", "xxxx"),
+    "dpo": Look("DPO", "#D55E00", "P", "----"),
+    "dpo_negatives": Look("DPO + Negatives", "#8C2D04", "X", "++++"),
+    "dpo_after_scd": Look("DPO after SCD", "#F4A582", "p", "//.."),
+    "c3po": Look("C3PO", "#009E73", "o", ""),
+    "c3po_nll": Look("C3PO + NLL", "#00463A", "h", "oo"),
+    "c3po_kl": Look("C3PO-KL", "#E199C4", "<", "\\\\\\\\...."),
+    "c3po_no_near": Look("C3PO without near", "#62C9AC", ">", "xx"),
+    "c3po_no_out": Look("C3PO without out", "#7A3E83", "d", "||"),
+    "c3po_after_scd_negatives": Look("C3PO after SCD + Neg.", "#332288", "^", "**"),
+}
+# Lines by family, so that they can be told apart in grey.
+DASHES = {"c3po": "-", "in_context": (0, (4, 1.5)), "scd": (0, (1, 1.2)), "dpo": (0, (5, 1, 1, 1))}
+REFERENCES = ("base", BASE_RESAMPLED, "revised")  # not contestants: the untouched model, its noise, the teacher
+
+
+def look(method: str) -> Look:
+    """A known method's look, or one that depends on nothing but the name: a variant's in a shade of its method's."""
+    if method in LOOKS:
+        return LOOKS[method]
+    code = zlib.crc32(method.encode())
+    marker, hatch = "osD^vPXph<>d"[code // 72 % 12], ("", "//", "..", "xx", "--")[code // 864 % 5]
+    if known := LOOKS.get(registered(method)):
+        shade = sns.blend_palette(["#222222", known.color, "#FFFFFF"], 9).as_hex()[3 + code % 4]
+        label = method.partition("@")[2].replace(",", ", ")
+        return Look(f"{known.name}, {label}", shade, marker, hatch)
+    color = sns.husl_palette(24, h=0.03, s=0.75, l=0.4 + 0.12 * (code // 24 % 3)).as_hex()[code % 24]
+    return Look(method.replace("_", " "), color, marker, hatch)
+
+
+def bar(method: str) -> dict[str, str | float]:
+    """A method's bar, and its legend entry: its colour, and its hatch in white where dark ink would not show."""
+    name, color, _, hatch = look(method)
+    ink = "#333333" if np.dot(to_rgb(color), (0.299, 0.587, 0.114)) > 0.42 else "#FFFFFF"  # by luma
+    return {
+        "facecolor": color, "edgecolor": "#333333", "linewidth": 0.4, "hatch": hatch, "hatchcolor": ink, "label": name
+    }  # fmt: skip
+
+
+def dash(method: str) -> str | tuple:
+    """A method's line style: its family's, or solid."""
+    return next((line for family, line in DASHES.items() if method.startswith(family)), "-")
+
+
+def ordered(methods: Iterable[str]) -> list[str]:
+    """Distinct methods, the known ones first in the order of `LOOKS`, with their variants after them."""
+    places = {name: place for place, name in enumerate(LOOKS)}
+    return sorted(dict.fromkeys(methods), key=lambda name: (places.get(registered(name), len(LOOKS)), "@" in name))
+
+
+@contextlib.contextmanager
+def style() -> Iterator[None]:
+    """The figures' settings, as a context or a decorator: small sans type, light grid, embedded fonts."""
+    settings = {
+        **sns.axes_style("whitegrid"),
+        "axes.edgecolor": "#444444",
+        "axes.labelsize": 7.5,
+        "axes.linewidth": 0.6,
+        "axes.titlesize": 8,
+        "errorbar.capsize": 1.5,
+        "figure.constrained_layout.use": True,
+        "figure.dpi": 150,
+        "font.family": "DejaVu Sans",
+        "font.size": 7.5,
+        "grid.color": "#E4E4E4",
+        "grid.linewidth": 0.5,
+        "hatch.linewidth": 0.4,
+        "legend.fontsize": 6.8,
+        "legend.title_fontsize": 6.3,
+        "legend.frameon": False,
+        "lines.linewidth": 1.0,
+        "pdf.fonttype": 42,
+        "ps.fonttype": 42,
+        "xtick.labelsize": 7,
+        "ytick.labelsize": 7,
+    }
+    with plt.rc_context(settings):
+        yield
+
+
+def legend_below(figure: Figure, handles: list, note: str) -> None:
+    """A legend under the panels, titled with what the intervals are; the figure grows by its height."""
+    columns = _columns([handle.get_label() for handle in handles], figure.get_figwidth())
+    figure.set_figheight(figure.get_figheight() + 0.28 + 0.14 * -(-len(handles) // columns))
+    figure.legend(
+        handles=handles, loc="outside lower center", ncols=columns, title=note,
+        columnspacing=1.2, handletextpad=0.5, handlelength=1.6, labelspacing=0.35,
+    )  # fmt: skip
+
+
+def _columns(labels: list[str], width: float) -> int:
+    """The fewest rows' worth of columns that fit into `width` inches."""
+    for rows in range(1, len(labels)):
+        columns = [labels[start : start + rows] for start in range(0, len(labels), rows)]
+        if sum(0.38 + 0.052 * max(map(len, column)) for column in columns) <= width:
+            return len(columns)
+    return 1
+
+
+def save(drawn: Figure | Axes | np.ndarray, folder: Path | str, name: str) -> list[Path]:
+    """Write `name`.png (200 dpi) and `name`.pdf whole and atomically; equal figures give equal bytes.
+
+    Nothing is clipped, fonts are embedded (type 42), and no date or version is written.
+    """
+    first = drawn.flat[0] if isinstance(drawn, np.ndarray) else drawn
+    figure = first if isinstance(first, Figure) else first.figure
+    metadata = {"png": {"Software": None}, "pdf": {"CreationDate": None, "Creator": None, "Producer": None}}
+    paths = []
+    with style():
+        for kind, entries in metadata.items():
+            buffer = io.BytesIO()
+            figure.savefig(buffer, format=kind, dpi=200, bbox_inches="tight", pad_inches=0.03, metadata=entries)
+            paths.append(files.write_atomic(Path(folder) / f"{name}.{kind}", buffer.getvalue()))
+    return paths

@@ -1,0 +1,251 @@
+"""Table 2 to read: cells with their uncertainty, the paper's numbers beside ours, the best in bold."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+from IPython.display import Markdown
+from matplotlib.axes import Axes
+from numpy.typing import NDArray
+from pandas.io.formats.style import Styler
+
+from c3po_utils.evaluation import SCORES, calibration, interval_note, judge, scores
+from c3po_utils.feedback import SPLITS
+from c3po_utils.figures.style import REFERENCES, look, ordered, save
+from c3po_utils.runs import BUNDLED, Stage, done_stages, files, stage
+
+PAPER_CSV = BUNDLED / "results" / "paper" / "table2.csv"
+ARROWS = {"S_in": "↑", "S_near": "↓", "S_general": "↓", "S_out": "↓", "S_overall": "↑"}
+Uncertainty = Literal["interval", "se"]
+
+
+def paper_table2(path: Path | str = PAPER_CSV) -> pd.DataFrame:
+    """The paper's Table 2: means and standard errors over 100 feedbacks, by our method names."""
+    return pd.read_csv(path)
+
+
+def cell(row: pd.Series, score: str, uncertainty: Uncertainty) -> str:
+    """`0.56 [0.50, 0.61]` with bounds or `0.56 ± .03` with a standard error; bare where there is none."""
+    if pd.isna(row.get(score)):
+        return "–"
+    text, low, error = readable_number(row[score]), row.get(f"{score}_lo"), row.get(f"{score}_se")
+    if uncertainty == "interval" and pd.notna(low):
+        text += f" [{readable_number(low)}, {readable_number(row[f'{score}_hi'])}]"
+    elif uncertainty == "se" and pd.notna(error):
+        text += " ± " + readable_number(error).removeprefix("0")
+    return text
+
+
+def readable_number(value: float) -> str:
+    """Two decimals, a real minus sign, and no negative zero."""
+    return f"{round(value, 2) + 0.0:.2f}".replace("-", "−")
+
+
+def _cells(
+    method_scores: pd.DataFrame, paper: pd.DataFrame | None, scores: Sequence[str], uncertainty: Uncertainty
+) -> pd.DataFrame:
+    """The table's texts, a row per method under its display name."""
+    rows = method_scores.set_index("method").loc[ordered(method_scores["method"])]
+    table = pd.DataFrame({"method": [look(method).name for method in rows.index]}, index=rows.index)
+    for score in scores:
+        table[f"{score} {ARROWS[score]}"] = [cell(row, score, uncertainty) for _, row in rows.iterrows()]
+        if paper is not None and score in paper:
+            published = paper.set_index("method").reindex(rows.index)
+            table[f"{score}, paper"] = [cell(row, score, "se") for _, row in published.iterrows()]
+    return table
+
+
+def _best(method_scores: pd.DataFrame, score: str) -> list[str]:
+    """The contestants (not base nor revised) with the best score as printed; none when there is only one."""
+    column = method_scores.set_index("method")[score].drop(list(REFERENCES), errors="ignore").dropna().round(2)
+    if len(column) < 2:
+        return []
+    return list(column.index[column == (column.max() if ARROWS[score] == "↑" else column.min())])
+
+
+def table2(
+    method_scores: pd.DataFrame,
+    paper: pd.DataFrame | None = None,
+    scores: Sequence[str] = SCORES,
+    uncertainty: Uncertainty = "interval",
+) -> Styler:
+    """Table 2 for a notebook; the caption says what the uncertainty is."""
+    table = _cells(method_scores, paper, scores, uncertainty)
+    bold = {(best, f"{score} {ARROWS[score]}") for score in scores for best in _best(method_scores, score)}
+    styles = pd.DataFrame(
+        [["font-weight: bold" * ((row, column) in bold) for column in table] for row in table.index],
+        table.index, table.columns,
+    )  # fmt: skip
+    return (
+        table.style.apply(lambda _: styles, axis=None).hide(axis="index").set_caption(_note(method_scores, uncertainty))
+    )
+
+
+def _note(method_scores: pd.DataFrame, uncertainty: Uncertainty) -> str:
+    return interval_note(method_scores) if uncertainty == "interval" else "± standard error over feedbacks"
+
+
+def table2_markdown(
+    method_scores: pd.DataFrame,
+    paper: pd.DataFrame | None = None,
+    scores: Sequence[str] = SCORES,
+    uncertainty: Uncertainty = "interval",
+) -> str:
+    """Table 2 for a README, with a line below it that says what the uncertainty is."""
+    table = _cells(method_scores, paper, scores, uncertainty)
+    for score in scores:
+        column, best = f"{score} {ARROWS[score]}", _best(method_scores, score)
+        table.loc[best, column] = "**" + table.loc[best, column] + "**"
+    return f"{table.to_markdown(index=False)}\n\n{_note(method_scores, uncertainty).capitalize()}.\n"
+
+
+def differences_table(differences: pd.DataFrame, scores: Sequence[str] = SCORES) -> Styler:
+    """scores.paired_differences for a notebook: `0.31 [0.10, 0.52]` above `p = 0.03`, bold where adjusted p < 0.05."""
+    rows = [row for _, row in differences.iterrows()]
+    table = pd.DataFrame({"less": [look(row["reference"]).name for row in rows]})
+    for score in scores:
+        table[score] = [f"{cell(row, score, 'interval')}\n{_p_value(row[f'{score}_p_holm'])}" for row in rows]
+    bold = (differences[[f"{score}_p_holm" for score in scores]] < 0.05).to_numpy()
+    styles = pd.DataFrame(np.where(bold, "font-weight: bold", ""), table.index, list(scores))
+    names = [look(method).name for method in differences["method"].unique()]
+    caption = f"{', '.join(names)}, less each other method; 95% intervals; p adjusted over the methods (Holm)"
+    style = table.style.apply(lambda _: styles, axis=None, subset=list(scores)).hide(axis="index")
+    return style.set_properties(**{"white-space": "pre"}).set_caption(caption)
+
+
+def _p_value(p: float) -> str:
+    return "" if pd.isna(p) else "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
+
+
+def means_table(means: pd.DataFrame, columns: Sequence[str] = SPLITS) -> Styler:
+    """scores.split_means for a notebook."""
+    rows = means.set_index("method").loc[ordered(means["method"])]
+    table = pd.DataFrame({"method": [look(method).name for method in rows.index]}, index=rows.index)
+    for column in columns:
+        table[column] = [cell(row, column, "interval") for _, row in rows.iterrows()]
+    return table.style.hide(axis="index").set_caption(interval_note(means))
+
+
+def bounds_table(bounds: pd.DataFrame, scores: Sequence[str] = SCORES) -> Styler:
+    """scores.missing_bounds for a notebook: `worst … best`, one number where nothing is missing."""
+    rows = bounds.set_index("method").loc[ordered(bounds["method"])]
+    table = pd.DataFrame({"method": [look(method).name for method in rows.index]}, index=rows.index)
+    for score in scores:
+        ends = zip(rows[f"{score}_worst"].map(readable_number), rows[f"{score}_best"].map(readable_number), strict=True)
+        table[f"{score} {ARROWS[score]}"] = [worst if worst == best else f"{worst} … {best}" for worst, best in ends]
+    table["missing"] = [f"{missing} of {n}" for missing, n in zip(rows["n_missing"], rows["n_prompts"], strict=True)]
+    caption = "Had every missing score been the worst, or the best, it could be"
+    return table.style.hide(axis="index").set_caption(caption)
+
+
+def reading_table(rows: pd.DataFrame, caption: str = "") -> Styler:
+    """Rows with texts, for a notebook: from the left and with their line breaks, so that they can be read."""
+    style = rows.style.format(precision=2, na_rep="–").hide(axis="index").set_caption(caption)
+    left = [("text-align", "left")]
+    looks = [{"selector": "th", "props": left}, {"selector": "caption", "props": [*left, ("font-weight", "bold")]}]
+    cells = {"text-align": "left", "vertical-align": "top", "white-space": "pre-wrap"}
+    return style.set_properties(**cells).set_table_styles(looks)
+
+
+def judge_section(answers: pd.DataFrame) -> Iterator[Markdown | Styler]:
+    """What to look at before a judge's scores are believed; nothing where the metric scored."""
+    columns = ["method", "split", "prompt", "baseline", "answer", "score", "metric_score"]
+    if not set(columns) <= set(answers):
+        return
+    yield Markdown(TRUST)
+    yield calibration_table(calibration.calibration(answers))
+    if answers["metric_score"].notna().any():
+        yield calibration.confusion_table(answers).style.set_caption("verdicts of the metric and of the judge")
+        yield reading_table(calibration.disagreements(answers)[columns].head(4), "where metric and judge differ most")
+    reasons = {f"score_{order}_reasons": f"reasons, {order.replace('_', ' ')}" for order in judge.ORDERS}
+    flipped = calibration.flips(answers)[[*columns[:5], *reasons]].head(4).rename(columns=reasons)
+    yield reading_table(flipped, "where the judge contradicted itself when the order changed")
+    table = table2(scores.feedback_scores(calibration.equal_lengths(answers)))
+    yield table.set_caption("the scores that the judge would have given at equal lengths")
+    if "helpful" in answers:
+        table = means_table(scores.split_means(answers, "helpful"))
+        yield table.set_caption("helpfulness, from −1 (the baseline's answer helps more) to 1")
+
+
+def calibration_table(found: pd.DataFrame) -> Styler:
+    """A calibration for a notebook, with what is to be warned of in bold."""
+    style = found.style.format(precision=2, na_rep="–").hide(axis="index")
+    style = style.set_caption("95% intervals; n: pairs, or verdicts, counted")
+    return style.set_properties(["check", "warning"], **{"text-align": "left"}).set_properties(
+        ["warning"], **{"font-weight": "bold"}
+    )
+
+
+TRUST = """## Can the judge be trusted?
+It saw each pair in both orders, and the score is the mean. On a checkable feedback its scores are held against the
+metric; among the metric's ties, where neither answer gained the effect, it should not care which one is longer. Read
+the pairs below before you believe any number."""
+HEADERS = {
+    "length_in_scope": "length in scope, × baseline",
+    "length_elsewhere": "length elsewhere, × baseline",
+    "repetition": "repeated 4-grams",
+    "repetition_change": "their change",
+    "empty": "empty answers",
+    "perplexity": "perplexity of pi_0's answers",
+    "perplexity_factor": "× pi_0's",
+}
+
+
+def side_effects_table(table: pd.DataFrame) -> Styler:
+    """The table to read, with what is outside its limits marked."""
+    shown = [name for name in HEADERS if name in table]
+    rows = table.set_index("method").loc[ordered(table["method"])]
+    marks = np.array([["background-color: #f6c5bf; font-weight: bold" * (name in row) for name in shown]
+                      for row in rows["beyond"]])  # fmt: skip
+    readable = rows[shown].set_axis([look(method).name for method in rows.index]).rename(columns=HEADERS)
+    styles = pd.DataFrame(marks, range(len(readable)), readable.columns)
+    return (
+        readable.rename_axis("method")
+        .reset_index()
+        .style.apply(lambda _: styles.reindex(columns=["method", *readable.columns], fill_value=""), axis=None)
+        .format(readable_number, na_rep="–", subset=[*readable.columns])
+        .hide(axis="index")
+        .set_caption("marked: beyond the limits; read some answers, the adapter may have collapsed")
+    )
+
+
+def figures_stage(runs: Sequence[Path | str], output: Path | str) -> Stage:
+    """The folder of tables and figures, done when it was made from these evaluations."""
+    evaluations = {
+        stage.shown(folder): manifest["identity"] for run in runs for folder, manifest in done_stages(run, "eval")
+    }
+    return Stage(output, {"evaluations": evaluations})
+
+
+def store_results(
+    runs: Sequence[Path | str],
+    folder: Path,
+    by_method: pd.DataFrame,
+    by_feedback: pd.DataFrame,
+    uncertainty: Uncertainty,
+    swept: dict[str, pd.DataFrame],
+    card: str,
+    drawn: dict[str, Axes | NDArray],
+) -> None:
+    """Everything that 05_figures made, with a manifest: tables as CSV and Markdown, figures as PNG and PDF."""
+    with figures_stage(runs, folder):
+        store_tables(by_method, by_feedback, folder, uncertainty)
+        files.write_atomic(folder / "fig5.html", card)
+        for name, table in swept.items():
+            files.write_atomic(folder / f"sweep_{name}.csv", table.to_csv(index=False, float_format="%.6g"))
+        for name, axes in drawn.items():
+            save(axes, folder, name)
+
+
+def store_tables(
+    by_method: pd.DataFrame, by_feedback: pd.DataFrame, folder: Path | str, uncertainty: Uncertainty
+) -> None:
+    """`table2.csv` and `table2.md` (a row per method), `scores.csv` (a row per feedback and method)."""
+    folder = Path(folder)
+    files.write_atomic(folder / "table2.csv", by_method.to_csv(index=False, float_format="%.4f"))
+    files.write_atomic(folder / "table2.md", table2_markdown(by_method, uncertainty=uncertainty))
+    files.write_atomic(folder / "scores.csv", by_feedback.to_csv(index=False, float_format="%.4f"))

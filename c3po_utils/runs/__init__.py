@@ -1,0 +1,17 @@
+"""Runs: when and where. The floor below all rooms; what stands on top of them all is `runs.batch`.
+
+In: folders, parameters, a run's YAML. Out: stage folders whose manifest alone says when they are done, files that are
+whole or not there, parameters that are checked, and errors that name the nearest valid name.
+The command `python -m c3po_utils.runs.batch RUN.yaml` runs the notebooks; it is no part of this door.
+"""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submodules=["files", "parameters", "stage"],
+    submod_attrs={
+        "stage": ["BUNDLED", "LEDGER", "Stage", "done_stages", "print_header", "run_folder"],
+        "parameters": ["nearest"],
+    },
+)

@@ -1,0 +1,65 @@
+"""papermill, made to refuse wrong parameters before a kernel starts.
+
+papermill loads this module by its entry point `papermill.engine` (see pyproject.toml), and `CheckedEngine` becomes
+its default engine. It acts on notebooks whose metadata say `{"c3po": {"checked_parameters": true}}`, as ours do;
+any other notebook runs as before.
+"""
+
+from __future__ import annotations
+
+import os
+import uuid
+from typing import ClassVar
+from weakref import WeakSet
+
+from jupyter_client import AsyncKernelManager
+from jupyter_core.paths import jupyter_runtime_dir
+from jupyter_core.utils import ensure_dir_exists
+from papermill.engines import NBClientEngine, papermill_engines
+from traitlets import Unicode
+
+from c3po_utils.runs.parameters import resolve
+
+
+class LocalKernelManager(AsyncKernelManager):
+    """Kernels on files instead of TCP ports: parallel starts cannot race for a port, and no one else can listen.
+
+    Each kernel has files of its own; jupyter_client's default is one name for all kernels of a working folder.
+    """
+
+    transport = Unicode("ipc")
+    started: ClassVar[WeakSet[LocalKernelManager]] = WeakSet()
+
+    async def _async_post_start_kernel(self, **kwargs) -> None:
+        self.started.add(self)
+        await super()._async_post_start_kernel(**kwargs)
+
+    @classmethod
+    def kill_all(cls) -> None:
+        """End this process's kernels at once, from any thread; those who wait for them find them dead."""
+        for manager in list(cls.started):
+            process = getattr(manager.provisioner, "process", None)
+            if process:
+                process.kill()
+
+    def _ip_default(self) -> str:
+        ensure_dir_exists(jupyter_runtime_dir(), mode=0o700)
+        return os.path.join(jupyter_runtime_dir(), f"kernel-{uuid.uuid4().hex[:12]}-ipc")
+
+    async def _async_interrupt_kernel(self) -> None:
+        """Nothing: jupyter_client calls this before a shutdown, and an idle kernel logs the interrupt as an error."""
+
+
+class CheckedEngine(NBClientEngine):
+    """papermill's own engine behind a check of the parameters that were passed."""
+
+    @classmethod
+    def execute_managed_notebook(cls, nb_man, kernel_name, **kwargs):
+        notebook = nb_man.nb
+        if notebook.metadata.get("c3po", {}).get("checked_parameters"):
+            resolve(notebook, dict(notebook.metadata.papermill.get("parameters", {})))
+            kwargs.setdefault("kernel_manager_class", LocalKernelManager)
+        return super().execute_managed_notebook(nb_man, kernel_name, **kwargs)
+
+
+papermill_engines.register(None, CheckedEngine)

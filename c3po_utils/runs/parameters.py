@@ -1,0 +1,87 @@
+"""Notebook parameters: read from the tagged cell and checked (papermill_engine.py does so for every execution)."""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+from pydantic import TypeAdapter, ValidationError
+
+if TYPE_CHECKING:
+    import nbformat
+
+
+def nearest(found: object, valid: Iterable[str]) -> str:
+    """`did you mean 'x'?`, or all valid names when none is near."""
+    names = {name.casefold(): name for name in sorted(valid)}
+    close = difflib.get_close_matches(str(found).casefold(), names, n=1)
+    return f"did you mean {names[close[0]]!r}?" if close else "valid: " + ", ".join(names.values())
+
+
+class ParameterError(ValueError):
+    """A parameter that the notebook does not have, or a value of another type."""
+
+
+def declared(notebook: nbformat.NotebookNode) -> dict[str, tuple[Any, Any]]:
+    """{name: (type, default)} of the cell tagged `parameters`: lines `name: type = literal  # help`."""
+    cells = [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])]
+    if len(cells) != 1:
+        raise ParameterError(f"expected one cell tagged 'parameters', found {len(cells)}")
+    found = {}
+    for statement in ast.parse(cells[0].source).body:
+        if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):
+            kind = eval(ast.unparse(statement.annotation), {"__builtins__": {}}, _TYPES)
+            found[statement.target.id] = (kind, ast.literal_eval(statement.value))
+    return found
+
+
+_TYPES = {"str": str, "int": int, "float": float, "bool": bool, "list": list, "dict": dict}
+
+
+def resolve(notebook: nbformat.NotebookNode | Path | str, given: dict[str, Any]) -> dict[str, Any]:
+    """The notebook's parameters with the given values in place of defaults.
+
+    Raises:
+        ParameterError: unknown name (with the nearest valid one) or a value of the wrong type.
+    """
+    if not isinstance(notebook, dict):
+        import nbformat  # takes a second, which those who only check options need not wait
+
+        notebook = nbformat.read(notebook, as_version=4)
+    parameters = declared(notebook)
+    defaults = {name: default for name, (_, default) in parameters.items()}
+    return {**defaults, **checked(given, {name: kind for name, (kind, _) in parameters.items()})}
+
+
+def checked(given: dict[str, Any], kinds: dict[str, Any], what: str = "parameter") -> dict[str, Any]:
+    """The values given, by name, if `kinds` has each name and each value is of its type, as JSON has types.
+
+    Raises:
+        ParameterError: unknown name (with the nearest valid one) or a value of the wrong type.
+    """
+    values = {}
+    for name, value in given.items():
+        if name not in kinds:
+            raise ParameterError(f"unknown {what} {name!r} ({nearest(name, kinds)})")
+        try:
+            values[name] = TypeAdapter(kinds[name]).validate_json(json.dumps(value), strict=kinds[name] is not float)
+        except (ValidationError, TypeError):
+            kind = getattr(kinds[name], "__name__", kinds[name])
+            raise ParameterError(f"{what} {name!r}: expected {kind}, found {value!r}") from None
+    return values
+
+
+def read_overrides(overrides: Iterable[str]) -> dict[str, Any]:
+    """`key=value` of a command line, the values in YAML. Raises SystemExit for anything else."""
+    values = {}
+    for override in overrides:
+        key, separator, value = override.partition("=")
+        if not separator:
+            raise SystemExit(f"override {override!r}: expected key=value")
+        values[key] = yaml.safe_load(value)
+    return values

@@ -1,0 +1,204 @@
+"""Lists from a model until they are long enough: ask for what is missing, drop repeats, report the rest."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from pydantic import Field
+
+from c3po_utils.chat import ChatModel, Sampling, request, structured_output, types
+from c3po_utils.feedback import Text, folded
+
+# What is there already, for any of the above.
+AVOID = """
+
+These are there already; give none of them again, nor one that resembles them:
+{listed}"""
+
+SHOWN = 60  # items that a model is asked not to repeat, at most
+
+
+class Listing(structured_output.Form):
+    """A list that was thought about, drafted and revised."""
+
+    thoughts: str = Field("", description="your thoughts")
+    draft: tuple[str, ...] = Field((), description="an entry of your draft")
+    review: str = Field("", description="what has to be changed in the draft")
+    items: tuple[Text, ...] = Field(description="an entry of the revised list")
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How hard to try. `at_once` items are asked for in a call; a call whose answer is unusable is tried
+    `tries` times; `spare_rounds` more rounds than needed replace repeats and failures. Two texts whose
+    character trigrams overlap (Jaccard) by `resemblance` or more count as one: written by people, as the bundled
+    prompts are, no two of a split come to more than 0.52; one word changed in a short prompt leaves about 0.8."""
+
+    at_once: int = 16
+    tries: int = 2
+    spare_rounds: int = 3
+    resemblance: float = 0.7
+    max_new_tokens: int = 4096
+    seed: int = 0
+
+    @property
+    def sampling(self) -> Sampling:
+        """The paper's settings for the strong model."""
+        return Sampling(top_k=0, max_new_tokens=self.max_new_tokens, seed=self.seed)
+
+
+@dataclass
+class Target:
+    """A list to be filled: `ask(count, avoid)` is the prompt for more; `kept` is what came of it."""
+
+    id: str
+    want: int
+    ask: Callable[[int, str], str]
+    form: type[structured_output.Form] = Listing
+    group: str = ""  # near-duplicates are looked for in the same group
+    text: Callable[[Any], str] = str
+    kept: list = field(default_factory=list)
+    at_once: int | None = None  # less than the effort's after an answer met its token limit
+
+    @property
+    def missing(self) -> int:
+        return self.want - len(self.kept)
+
+    def prompt(self, count: int) -> str:
+        shown = [f"- {self.text(item)}" for item in self.kept[-SHOWN:]]
+        return self.ask(count, AVOID.format(listed="\n".join(shown)) if shown else "")
+
+
+@dataclass
+class Report:
+    """What was wanted, offered and kept. offered = kept + repeats + surplus; calls = answered + rejected."""
+
+    wanted: int = 0
+    kept: int = 0
+    offered: int = 0
+    repeats: Counter = field(default_factory=Counter)  # `exact` or `near`
+    surplus: int = 0
+    calls: int = 0
+    answered: int = 0
+    rejected: Counter = field(default_factory=Counter)  # calls by kind of rejection
+    short: dict[str, int] = field(default_factory=dict)  # how many are missing, by list
+
+    @property
+    def complete(self) -> bool:
+        return not self.short
+
+    def __str__(self) -> str:
+        lines = [
+            f"{self.kept} of {self.wanted} kept, of {self.offered} offered ({self.repeats['exact']} exact and"
+            f" {self.repeats['near']} near repeats, {self.surplus} too many)",
+            f"{self.answered} of {self.calls} calls answered" + "".join(f", {n} {k}" for k, n in self.rejected.items()),
+        ]
+        return "\n".join(lines + [f"{id}: {missing} missing" for id, missing in self.short.items()])
+
+
+class Short(RuntimeError):
+    """Lists stayed short after all rounds; `report` says which. Allow it, or raise the rounds: answers are
+    stored."""
+
+    def __init__(self, report: Report):
+        super().__init__(f"not everything could be had:\n{report}")
+        self.report = report
+
+
+def _grams(text: str) -> frozenset[str]:
+    padded = f" {text} "
+    return frozenset(padded[i : i + 3] for i in range(max(len(padded) - 2, 1)))
+
+
+class Seen:
+    """The texts there are. An exact repeat is one of any group, a near one of the same group."""
+
+    def __init__(self, resemblance: float):
+        self._resemblance = resemblance
+        self._exact: set[str] = set()
+        self._grams: dict[str, list[frozenset[str]]] = {}
+
+    def repeats(self, text: str, group: str) -> str:
+        """`exact`, `near`, or nothing: then the text is added. A text without letters and digits repeats any
+        other."""
+        plain = folded(text)
+        if plain in self._exact or not plain:
+            return "exact"
+        grams, others = _grams(plain), self._grams.setdefault(group, [])
+        if any(self._near(grams, other) for other in others):
+            return "near"
+        self._exact.add(plain)
+        others.append(grams)
+        return ""
+
+    def _near(self, one: frozenset[str], other: frozenset[str]) -> bool:
+        small, large = sorted((len(one), len(other)))
+        if small < self._resemblance * large:
+            return False
+        common = len(one & other)
+        return common >= self._resemblance * (small + large - common)
+
+
+def unnumbered(items: Sequence[Any]) -> Sequence[Any]:
+    """Texts without the numbers 1, 2, 3, ... that a model put before each of them."""
+    if len(items) < 2 or not all(isinstance(item, str) for item in items):
+        return items
+    bare = [re.sub(rf"^{number}[.)]\s+(?=\S)", "", item) for number, item in enumerate(items, 1)]
+    return bare if all(len(after) < len(before) for after, before in zip(bare, items, strict=True)) else items
+
+
+def top_up(
+    model: ChatModel, targets: Sequence[Target], effort: Effort, seen: Seen, report: Report, desc: str = ""
+) -> None:
+    """Fill the targets, all of them in each round. What a round keeps depends on the answers, not on their
+    order."""
+    report.wanted += sum(target.missing for target in targets)
+    most = math.ceil(max((target.missing for target in targets), default=0) / effort.at_once) + effort.spare_rounds
+    for turn in range(most):
+        waiting = [target for target in targets if target.missing > 0]
+        if not waiting:
+            break
+        questions = [_question(target, effort, turn) for target in waiting]
+        label = f"{desc}, round {turn + 1}" * bool(desc)
+        answers = structured_output.ask_forms(
+            model, questions, waiting[0].form, effort.sampling, tries=effort.tries, desc=label
+        )
+        for target, question in zip(waiting, questions, strict=True):
+            _take(target, answers[question.id], seen, report)
+            if answers[question.id].kind == "truncated":
+                target.at_once = max((target.at_once or effort.at_once) // 2, 1)
+    report.short |= {target.id: target.missing for target in targets if target.missing > 0}
+
+
+def _question(target: Target, effort: Effort, turn: int) -> structured_output.Question:
+    prompt = target.prompt(min(target.missing, target.at_once or effort.at_once))
+    return structured_output.Question(f"{target.id}#{turn}", request("", prompt).messages, replicate=turn)
+
+
+def _take(target: Target, answer: structured_output.Answer, seen: Seen, report: Report) -> None:
+    rejections = sum(answer.rejections.values())
+    report.calls += rejections + (answer.value is not None)
+    report.answered += answer.value is not None
+    report.rejected.update(answer.rejections)
+    for item in unnumbered(answer.value.items) if answer.value else ():
+        report.offered += 1
+        if not target.missing:
+            report.surplus += 1
+        elif repeat := seen.repeats(target.text(item), target.group):
+            report.repeats[repeat] += 1
+        else:
+            target.kept.append(item)
+            report.kept += 1
+
+
+def made_up(request: types.Request, keys: Sequence[str] = (), count: int = 60) -> str:
+    """An answer of `count` items unlike any others, each a text or an object of `keys`: for a dry run."""
+    digests = [hashlib.sha512(f"{request.id} {number}".encode()).hexdigest()[:90] for number in range(count)]
+    return json.dumps({"items": [{key: f"{key} {text}" for key in keys} if keys else text for text in digests]})

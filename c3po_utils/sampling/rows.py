@@ -1,0 +1,111 @@
+"""Rows: one prompt each, dealt to folds by category; where finished ones lie, and reading them back."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from pathlib import Path
+
+from c3po_utils.feedback import Feedback, Prompt
+from c3po_utils.runs import Stage, files
+from c3po_utils.sampling.settings import SampleSettings
+
+ROWS = "rows.jsonl"
+TEST_SHARE = 0.3  # of ten categories, three: intervals clustered by category need no fewer
+
+
+def deal_prompts(feedback: Feedback, prompts: Sequence[Prompt], settings: SampleSettings) -> list[dict]:
+    """Rows without answers: as many prompts of each split as wanted, each in the fold `train` or `test`.
+
+    In and near scope, whole categories go to the test fold, so that no test prompt's category is trained on.
+    Out-of-scope prompts belong to no category of the feedback; they are split one by one, alike for all feedbacks.
+
+    Raises:
+        ValueError: fewer than two categories: one to train on, one to test on.
+    """
+    names = list(dict.fromkeys(prompt.category for prompt in prompts if prompt.split != "out_of_scope"))
+    if len(names) < 2:
+        raise ValueError(f"prompts of {feedback.id!r}: expected two categories or more, found {names}")
+    chosen = random.Random(f"{settings.seed}/{feedback.id}").sample(names, min(settings.categories, len(names)))
+    tests = set(chosen[: max(1, round(TEST_SHARE * len(chosen)))])
+    rows = []
+    for split in ("in_scope", "near_scope"):
+        for name in chosen:
+            part = [prompt for prompt in prompts if prompt.category == name and prompt.split == split]
+            fold = "test" if name in tests else "train"
+            rows += [_row(feedback, prompt, fold) for prompt in part[: settings.prompts_per_category]]
+    general = [prompt for prompt in prompts if prompt.split == "out_of_scope"]
+    random.Random(settings.seed).shuffle(general)
+    general = general[: len(chosen) * settings.prompts_per_category]
+    n_test = round(TEST_SHARE * len(general))
+    return rows + [_row(feedback, prompt, "test" if i < n_test else "train") for i, prompt in enumerate(general)]
+
+
+def _row(feedback: Feedback, prompt: Prompt, fold: str) -> dict:
+    return {
+        "id": prompt.id, "feedback": feedback.id, "split": prompt.split, "category": prompt.category, "fold": fold,
+        "prompt": prompt.text,
+    }  # fmt: skip
+
+
+def _finished(run: Path | str, feedback_id: str) -> Stage:
+    stage = Stage(Path(run) / "sample" / feedback_id, {})
+    if not stage.manifest:
+        raise FileNotFoundError(
+            f"{stage.folder} has no finished sample: run notebooks/01_sample.ipynb for {feedback_id!r} first"
+        )
+    return stage
+
+
+def rows_hash(run: Path | str, feedback_id: str) -> str:
+    """The hash by which later stages know the sampled rows of one feedback."""
+    return files.content_hash(Path(run) / "sample" / feedback_id / ROWS)
+
+
+def members(feedback_id: str) -> list[str]:
+    """The feedbacks in `a+b`, which stands for several that are learned jointly; a single one's own id."""
+    return feedback_id.split("+")
+
+
+def load_rows(run: Path | str, feedback_id: str, fold: str | None = None) -> list[dict]:
+    """The sampled rows of a finished stage, of one fold or both; for `a+b` those of both feedbacks.
+
+    General prompts are common to all feedbacks: each comes once, and is trained on only if no feedback tests on it.
+
+    Raises:
+        FileNotFoundError: the stage is not done; says which notebook makes it.
+    """
+    rows = [row for id in members(feedback_id) for row in files.read_jsonl(_finished(run, id).path(ROWS))]
+    tested = {row["id"] for row in rows if row["fold"] == "test"}
+    by_id = {row["id"]: row for row in rows if row["fold"] == "test" or row["id"] not in tested}
+    return [row for row in by_id.values() if fold in (None, row["fold"])]
+
+
+def stored_settings(run: Path | str, feedback_id: str) -> SampleSettings:
+    """The settings that a finished sample was made with: the model pi_0 among them.
+
+    Raises:
+        FileNotFoundError: as in `load_rows`.
+        ValueError: the feedbacks of `a+b` were sampled from different models, or with different system prompts.
+    """
+    found = {id: SampleSettings(**_finished(run, id).manifest["identity"]["settings"]) for id in members(feedback_id)}
+    for key in ("model", "system_prompt"):
+        values = {id: getattr(settings, key) for id, settings in found.items()}
+        if len(set(values.values())) > 1:
+            raise ValueError(f"{feedback_id}: expected one {key} for all of them, found {values}")
+    return next(iter(found.values()))
+
+
+def stored_feedback(run: Path | str, feedback_id: str) -> Feedback:
+    """The record that a finished sample was made for. Errors as in `load_rows`."""
+    return Feedback.model_validate(_finished(run, feedback_id).manifest["identity"]["feedback"])
+
+
+def counts(rows: Sequence[dict]) -> dict[str, dict[str, int]]:
+    """Per answer column, how many rows ended with each status: requested is their sum."""
+    result: dict[str, dict[str, int]] = {}
+    for row in rows:
+        for column in [key for key in row if key.endswith("_status")]:
+            by_status = result.setdefault(column.removesuffix("_status"), {})
+            by_status[row[column]] = by_status.get(row[column], 0) + 1
+    return result

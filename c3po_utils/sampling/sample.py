@@ -1,0 +1,224 @@
+"""From one sentence of feedback to training data: prompts, answers by pi_0, revisions (section 3.2 of the paper).
+
+A row is one prompt. It carries its id from birth and gains a column per kind of answer (see answers.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from c3po_utils import chat  # as a room: its heavy parts are imported when they are used
+from c3po_utils.chat import ChatModel
+from c3po_utils.feedback import SPLITS, Feedback, Prompt, check, find_feedback, general, records
+from c3po_utils.runs import LEDGER, Stage, files
+from c3po_utils.sampling import rows as sampled
+from c3po_utils.sampling.answers import add_answers, add_in_context, add_in_context_cot, add_revisions
+from c3po_utils.sampling.deduplicated import Effort, made_up
+from c3po_utils.sampling.generate_prompts import Proposal, propose_prompts, write_prompts
+from c3po_utils.sampling.settings import SampleSettings
+
+PROMPTS = "prompts"  # the folder, in the stage's, of what the prompt model wrote
+
+
+@dataclass(frozen=True)
+class Models:
+    """The models of a sample. `prompt` and `category` are None where the bundled prompts are used."""
+
+    completion: ChatModel
+    prompt: ChatModel | None = None
+    category: ChatModel | None = None
+
+    @property
+    def named(self) -> dict[str, ChatModel]:
+        return {name: model for name, model in vars(self).items() if model}
+
+
+def open_models(settings: SampleSettings, ledger: Path | str, limits: dict[str, Any] | None = None) -> Models:
+    """The models that the settings name, each opened once; `limits` are for those behind an API."""
+    names = {"completion": settings.completion_model or settings.model}
+    if settings.prompt_model:
+        names |= {"prompt": settings.prompt_model, "category": settings.category_model or settings.prompt_model}
+    opened = {}
+    for name in dict.fromkeys(names.values()):
+        opened[name] = chat.open_chat(name, ledger, **(limits or {}) if name.startswith("openai:") else {})
+    return Models(**{field: opened[name] for field, name in names.items()})
+
+
+def find_prompts(name: str, settings: SampleSettings) -> list[Prompt]:
+    """The prompts that are there already: of `prompts/<id>.json` beside the feedback's file, and the general ones.
+
+    Those in and near scope are left out where a model is to write them.
+    """
+    path, _, id = name.rpartition("#")
+    folder = (Path(path).parent if path else records.FEEDBACK_FOLDER) / "prompts"
+    scoped = [] if settings.prompt_model else records.load_prompts(id, folder)
+    wanted = settings.categories * settings.prompts_per_category
+    return [*scoped, *general.general_prompts(settings.general_prompts, wanted, settings.seed)]
+
+
+def sample_stage(run: Path | str, feedback: Feedback, prompts: Sequence[Prompt], settings: SampleSettings) -> Stage:
+    """The folder of a feedback's sampled data, done when made from these settings, record and given prompts."""
+    identity = {
+        "settings": asdict(settings),
+        "feedback": feedback.model_dump(mode="json"),
+        "prompts": files.content_hash([asdict(prompt) for prompt in prompts]),
+    }
+    return Stage(Path(run) / "sample" / feedback.id, identity, sampled.ROWS)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One feedback's sample on its way: what is to be learned, how it is sampled, by whom, and where it goes.
+
+    `given`: the prompts that are there already. The models are opened when they are first needed.
+    """
+
+    run: Path
+    record: Feedback
+    settings: SampleSettings
+    given: Sequence[Prompt]
+    limits: dict[str, Any]
+
+    @cached_property
+    def stage(self) -> Stage:
+        return sample_stage(self.run, self.record, self.given, self.settings)
+
+    @cached_property
+    def models(self) -> Models:
+        return open_models(self.settings, self.run / LEDGER, self.limits)
+
+    def estimate(self) -> pd.DataFrame:
+        """What it still takes, at most, by model: calls, those stored already, tokens, USD. Nothing is asked.
+
+        The whole pipeline is played with stand-ins, which answer from the ledger where they can.
+        """
+        listing = partial(made_up, count=self._effort.at_once)
+        dry = {
+            name: chat.DryRun(model, None if name == "completion" else listing)
+            for name, model in self.models.named.items()
+        }
+        if not self.stage.done:
+            models = Models(**dry)
+            proposed = self._propose(models).prompts if models.prompt else []
+            rows = sampled.deal_prompts(self.record, [*proposed, *self.given], self.settings)
+            fill_rows(models.completion, rows, self.record, self.settings)
+        table = {name: {"model": model.name, **vars(model.total)} for name, model in dry.items()}
+        return pd.DataFrame(table).T.rename(columns=lambda name: name.replace("_", " "))
+
+    @cached_property
+    def prompts(self) -> list[Prompt]:
+        """The given prompts and those that the prompt model writes, which are kept in the stage's folder.
+
+        Raises:
+            Short: not all prompts could be had, and `allow_short` is False.
+        """
+        if not self.settings.prompt_model:
+            return list(self.given)
+        folder = self.stage.path(PROMPTS)
+        if not self.stage.done:
+            proposal = self._propose(self.models, progress=True)
+            write_prompts(folder, self.record.id, proposal)
+            self.stage.notes["prompts"] = str(proposal.report).splitlines()
+            print(proposal.report)
+        return [*records.load_prompts(self.record.id, folder), *self.given]
+
+    def deal(self) -> list[dict]:
+        """Rows without answers; see rows.deal_prompts."""
+        return sampled.deal_prompts(self.record, self.prompts, self.settings)
+
+    def fill(self) -> list[dict]:
+        """Every column of every row, stored in the stage's folder with counts in its manifest; read back if done.
+
+        Raises:
+            RuntimeError: calls to a model behind an API failed, and `allow_short` is False. The next run asks them
+                again.
+        """
+        if self.stage.done:
+            return files.read_jsonl(self.stage.path(sampled.ROWS))
+        with self.stage:
+            rows = fill_rows(self.models.completion, self.deal(), self.record, self.settings)
+            if self.settings.completion_model and not self.settings.allow_short:
+                _refuse_failed(rows)
+            files.write_jsonl(self.stage.path(sampled.ROWS), rows)
+            self.stage.notes["counts"] = sampled.counts(rows)
+        return rows
+
+    def adherence(self) -> pd.DataFrame:
+        """Share of test answers that pass the feedback's metric, by answer column and split; NaN without any."""
+        columns = ("baseline", "in_context", "in_context_cot", "revised")
+        tests = [row for row in self.fill() if row["fold"] == "test"]
+        shares = {
+            column: {
+                split: _mean(
+                    [
+                        check(self.record.metric, row[column], row["baseline"])
+                        for row in tests
+                        if self.record.metric and row["split"] == split and row.get(column)
+                    ]
+                )
+                for split in SPLITS
+            }
+            for column in columns
+        }
+        return pd.DataFrame(shares).T
+
+    def spending(self) -> pd.DataFrame:
+        """What its models were asked in this run, by any stage: calls by status, tokens, USD where known."""
+        scopes = {model.scope for model in self.models.named.values()}
+        rows = [row for row in self.models.completion.ledger.report() if row["model"] in scopes]
+        return pd.DataFrame(rows).rename(columns=lambda name: name.replace("_", " "))
+
+    @property
+    def _effort(self) -> Effort:
+        return Effort(**{"seed": self.settings.seed, **self.settings.effort})
+
+    def _propose(self, models: Models, progress: bool = False) -> Proposal:
+        return propose_prompts(
+            self.record, models.prompt, category_model=models.category, categories=self.settings.categories,
+            per_category=self.settings.prompts_per_category, effort=self._effort,
+            allow_short=self.settings.allow_short, progress=progress,
+        )  # fmt: skip
+
+
+def open_sample(
+    run: Path | str, feedback: str, settings: SampleSettings, limits: dict[str, Any] | None = None
+) -> Sample:
+    """The sample of one feedback, `id` or `path/to/set.yaml#id`, in a run's folder. `limits` are of openai: models.
+
+    Raises:
+        FeedbackError: no such feedback, or no prompts for it. ValueError: general prompts that cannot be had.
+    """
+    return Sample(Path(run), find_feedback(feedback), settings, find_prompts(feedback, settings), limits or {})
+
+
+def fill_rows(model: ChatModel, rows: list[dict], feedback: Feedback, settings: SampleSettings) -> list[dict]:
+    """The rows with every answer that they need: revisions in scope, in-context answers for the test fold."""
+    tests = [row for row in rows if row["fold"] == "test"]
+    elsewhere = "train" if settings.revise_elsewhere else None
+    revised = [row for row in rows if row["split"] == "in_scope" or row["fold"] == elsewhere]
+    add_answers(model, rows, settings)
+    add_revisions(model, revised, feedback, settings)
+    add_in_context(model, tests, feedback, settings)
+    add_in_context_cot(model, tests, feedback, settings)
+    return rows
+
+
+def _refuse_failed(rows: Sequence[dict]) -> None:
+    failed = [(row, key) for row in rows for key in row if key.endswith("_status") and row[key] == "failed"]
+    if failed:
+        row, key = failed[0]
+        raise RuntimeError(
+            f"{len(failed)} answers could not be had, the first ({key.removesuffix('_status')} of {row['id']}) because:"
+            f" {row.get(key.replace('_status', '_reason'), 'its tries failed')}. All others are stored: run again to"
+            " ask for these, or go on without them by the option allow_short"
+        )
+
+
+def _mean(values: Sequence[bool]) -> float:
+    return sum(values) / len(values) if values else float("nan")

@@ -1,0 +1,65 @@
+"""What decides sampled data besides the feedback itself: models, amounts, how answers are drawn."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any, get_type_hints
+
+from c3po_utils.chat import Sampling
+from c3po_utils.runs import parameters
+from c3po_utils.sampling.deduplicated import Effort
+
+STRATEGIES = ("demonstrate", "revise")
+
+
+@dataclass(frozen=True)
+class SampleSettings:
+    """What decides the sampled data besides the feedback itself.
+
+    Raises:
+        ValueError: a value that cannot be meant.
+    """
+
+    model: str  # pi_0
+    strategy: str = "demonstrate"  # how y+ is made: `demonstrate` (few-shot) or `revise` (the paper's)
+    best_of: int = 8  # tries per y+; the first that passes the feedback's metric is kept
+    categories: int = 10
+    prompts_per_category: int = 6
+    system_prompt: str = "You are a helpful assistant. Reply in one or two short sentences."  # in every conversation
+    max_new_tokens: int = 96  # answers are cut here
+    seed: int = 0  # of the split and of all sampling
+    category_model: str = ""  # proposes categories: "" is the prompt model
+    prompt_model: str = ""  # writes the prompts: "" takes the bundled ones
+    completion_model: str = ""  # answers and revises: "" is pi_0, here
+    general_prompts: str = "bundled"  # out of scope: `FILE.jsonl[:COLUMN]`, `hf:DATASET:SPLIT:COLUMN`
+    allow_short: bool = False  # go on with fewer prompts or answers than asked for
+    revise_elsewhere: bool = False  # revise near and out rows of the training fold, too: dpo_negatives rejects these
+    effort: dict[str, Any] = field(default_factory=dict)  # of the prompt model: what differs from topup.Effort
+
+    def __post_init__(self) -> None:
+        if self.strategy not in STRATEGIES:
+            raise ValueError(f"strategy: expected one of {STRATEGIES}, found {self.strategy!r}")
+        if self.best_of < 1 or self.categories < 2 or self.prompts_per_category < 1:
+            raise ValueError(f"expected best_of >= 1, categories >= 2, prompts_per_category >= 1; found {self}")
+
+    @classmethod
+    def of(cls, options: dict[str, Any], **given: Any) -> SampleSettings:
+        """The settings of a notebook's parameters, the rarely changed ones in `options`.
+
+        Raises:
+            ParameterError: an option that there is not (with the nearest that is), or of another type.
+        """
+        kinds = {name: kind for name, kind in get_type_hints(cls).items() if name not in given}
+        settings = cls(**given, **parameters.checked(options, kinds, "option"))
+        parameters.checked(settings.effort, get_type_hints(Effort), "effort")
+        return settings
+
+    @property
+    def sampling(self) -> Sampling:
+        """The paper's settings for pi_0."""
+        return Sampling(max_new_tokens=self.max_new_tokens, seed=self.seed)
+
+    @property
+    def demonstrating(self) -> Sampling:
+        """Wider sampling for best-of-n: tries must differ for the first passing one to be likely."""
+        return replace(self.sampling, temperature=0.9, top_p=0.9)

@@ -1,0 +1,29 @@
+"""Training: from rows to an adapter.
+
+In: sampled rows and a method, which is a setting of one objective (eq. 5, in loss.py). Out: a LoRA adapter that proves
+on loading to be the one that was trained, and the sum of several.
+"""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submodules=[
+        "adapters",
+        "bandit",
+        "data",
+        "finetune",
+        "loss",
+        "methods",
+        "objective",
+        "references",
+        "stage",
+        "trainer",
+    ],
+    submod_attrs={
+        "methods": ["BASE_RESAMPLED", "registered", "trained_methods"],
+        "stage": ["TrainSettings", "adapter_folder", "adapter_hash"],
+        "finetune": ["Training"],
+        "adapters": ["merged"],
+    },
+)

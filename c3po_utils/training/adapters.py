@@ -1,0 +1,204 @@
+"""LoRA adapters: their configuration, and files that prove on loading to be the adapter that was trained.
+
+Adding LoRA adapters exactly, so that feedbacks that were learned apart act together."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel
+from peft.tuners.lora import LoraLayer
+from peft.tuners.tuners_utils import cast_adapter_dtype
+from safetensors.torch import load_file, save_file
+from transformers import PreTrainedModel
+
+from c3po_utils.engine import load_model
+from c3po_utils.training.stage import WEIGHTS, adapter_folder
+
+PROBE = "probe.safetensors"
+PROBE_IDS = list(range(5, 37))
+
+
+def lora_config(r: int = 64, alpha: int = 128, dropout: float = 0.05, **kwargs: Any) -> LoraConfig:
+    """The paper's adapter: every linear layer but the head."""
+    return LoraConfig(
+        r=r,
+        lora_alpha=alpha,
+        lora_dropout=dropout,
+        target_modules="all-linear",
+        task_type="CAUSAL_LM",
+        **kwargs,
+    )
+
+
+@torch.no_grad()
+def _probe_logits(model: PreTrainedModel) -> torch.Tensor:
+    return model(torch.tensor([PROBE_IDS], device=model.device)).logits[0, -1].float().cpu()
+
+
+def save_adapter(model: PeftModel, folder: Path) -> None:
+    """Store the adapter as safetensors with a probe: the logits that it gives for a fixed input."""
+    model.save_pretrained(folder)
+    (folder / "README.md").unlink(missing_ok=True)  # peft's empty model card
+    save_file({"logits": _probe_logits(model)}, str(folder / PROBE))
+
+
+def load_adapter(
+    model: PreTrainedModel | PeftModel,
+    folder: Path | str,
+    *,
+    name: str = "default",
+    tolerance: float = 0.05,
+    trainable: bool = False,
+) -> PeftModel:
+    """The model with a stored adapter, checked to be the one that was trained.
+
+    A model that has adapters already keeps them; the one that is loaded becomes the active one.
+
+    Raises:
+        ValueError: the model has an adapter of this name.
+        RuntimeError: a tensor is missing or has another name, or the probe's logits differ from those stored,
+            as when the adapter meets another base model.
+    """
+    folder = Path(folder)
+    stored = set(load_file(folder / WEIGHTS))
+    if isinstance(model, PeftModel):
+        if name in model.peft_config:
+            raise ValueError(f"{folder}: the model has an adapter named {name!r} already; expected a new name")
+        policy = model
+        policy.load_adapter(folder, name, is_trainable=trainable)
+        policy.set_adapter(name)
+    else:
+        policy = PeftModel.from_pretrained(model, folder, adapter_name=name, is_trainable=trainable)
+    expected = {key.replace(f".{name}.", ".") for key in policy.state_dict() if "lora_" in key and f".{name}." in key}
+    if stored != expected:
+        missing, extra = sorted(expected - stored)[:3], sorted(stored - expected)[:3]
+        raise RuntimeError(f"{folder}: adapter tensors do not match the model; missing {missing}, unknown {extra}")
+    policy.eval()
+    wanted = load_file(folder / PROBE)["logits"]
+    difference = (_probe_logits(policy) - wanted).abs().max() / wanted.abs().max()
+    if not difference <= tolerance:
+        raise RuntimeError(
+            f"{folder}: the loaded adapter does not give the logits it gave after training "
+            f"(relative difference {difference:.2g}, at most {tolerance}): another base model, or a damaged file"
+        )
+    return policy
+
+
+@contextmanager
+def merged(model: PreTrainedModel, folder: Path | str) -> Iterator[PreTrainedModel]:
+    """The model with a stored adapter merged into its weights; afterwards it is as it was, bit for bit.
+
+    Merged, an adapter costs nothing while answering, and one loaded model serves all adapters of a process. The
+    weights that adapters touch are in memory twice meanwhile. Errors as in `load_adapter`.
+    """
+    policy = load_adapter(model, folder)
+    layers = [layer.get_base_layer() for layer in policy.modules() if isinstance(layer, LoraLayer)]
+    kept = [(parameter, parameter.data) for layer in layers for parameter in layer.parameters()]
+    for parameter, values in kept:
+        parameter.data = values.clone()  # peft adds to it in place; taking it off again would leave rounding errors
+    try:
+        yield policy.merge_and_unload()
+    finally:
+        for parameter, values in kept:
+            parameter.data = values
+
+
+EXACT = 1e-5  # the largest difference from the sum of both changes, relative to the largest change
+PLAIN = {  # what an adapter's configuration must say for its change to a weight to be scaling * B @ A
+    "use_rslora": (False, "rsLoRA scales by the square root of the rank, and the ranks add up"),
+    "use_dora": (False, "DoRA's magnitudes do not add up"),
+    "lora_bias": (False, "peft leaves the biases out of the sum"),
+    "bias": ("none", "peft leaves the trained biases out of the sum"),
+    "modules_to_save": (None, "modules that were trained whole do not add up"),
+    "trainable_token_indices": (None, "trained embeddings do not add up"),
+}
+
+
+def check_addable(configs: dict[str, LoraConfig]) -> None:
+    """Raise ValueError for an adapter that peft would add wrongly without a word."""
+    for name, config in configs.items():
+        for key, (expected, reason) in PLAIN.items():
+            if (found := getattr(config, key)) != expected:
+                raise ValueError(f"adapter {name!r}: {key} is {found!r}, expected {expected!r}: {reason}")
+
+
+def add_adapters(
+    policy: PeftModel, names: Sequence[str], name: str = "sum", weights: Sequence[float] | None = None
+) -> float:
+    """Add LoRA adapters into a new one, which becomes active: its change to each weight is the sum of theirs.
+
+    peft's `cat` writes their factors side by side, [B_1 B_2] [A_1; A_2] = B_1 A_1 + B_2 A_2, so the ranks add up and
+    nothing is lost; its `linear` and `svd` only approximate.
+
+    Args:
+        weights: of the adapters; 1 each, if left out.
+
+    Returns:
+        The largest difference between the new change and the sum, relative to the largest entry of the sum.
+
+    Raises:
+        ValueError: unknown or repeated names, a name that is taken (peft would keep the old adapter without a word), or
+            adapters that peft adds wrongly: rsLoRA, DoRA, LoRA with biases.
+        RuntimeError: the difference is above 1e-5.
+    """
+    weights = [1.0] * len(names) if weights is None else list(weights)
+    known = list(policy.peft_config)
+    if len(set(names)) < len(names) or not set(names) <= set(known):
+        raise ValueError(f"adapters {list(names)}: expected different ones of {known}")
+    if name in known:
+        raise ValueError(f"the model has an adapter named {name!r} already; expected a new name for the sum")
+    check_addable({other: policy.peft_config[other] for other in names})
+    with _full_precision(policy, name):
+        policy.add_weighted_adapter(list(names), weights, name, combination_type="cat")
+    policy.set_adapter(name)
+    difference = _difference(policy, dict(zip(names, weights, strict=True)), name)
+    if not difference <= EXACT:
+        raise RuntimeError(
+            f"{name!r} is not the sum of {list(names)}: it differs by {difference:.2g} of its largest entry"
+        )
+    return difference
+
+
+@contextlib.contextmanager
+def _full_precision(policy: PeftModel, name: str) -> Iterator[None]:
+    """Hold the new adapter in float32, as peft holds all others; `add_weighted_adapter` has the base model's type."""
+    tuner, inject = policy.base_model, policy.base_model.inject_adapter
+
+    def inject_and_cast(*args: Any, **kwargs: Any) -> None:
+        inject(*args, **kwargs)
+        cast_adapter_dtype(tuner.model, name)
+
+    tuner.inject_adapter = inject_and_cast
+    try:
+        yield
+    finally:
+        del tuner.inject_adapter
+
+
+@torch.no_grad()
+def _difference(policy: PeftModel, weights: dict[str, float], name: str) -> float:
+    largest = 0.0
+    for module in policy.modules():
+        if isinstance(module, LoraLayer) and name in module.scaling:
+            wanted = sum(weight * module.get_delta_weight(n) for n, weight in weights.items() if n in module.scaling)
+            difference = (module.get_delta_weight(name) - wanted).abs().max() / wanted.abs().max().clamp_min(1e-30)
+            largest = max(largest, difference.item())
+    return largest
+
+
+def load_added(run: Path | str, ids: Sequence[str], method: str, model: str) -> tuple[PeftModel, float]:
+    """pi_0 with the sum of the feedbacks' adapters of one method, and what `add_adapters` returns: how exact it is.
+
+    Args:
+        model: the name of pi_0, as in models.py.
+    """
+    policy: Any = load_model(model)
+    for id in ids:
+        policy = load_adapter(policy, adapter_folder(run, id, method), name=id)
+    return policy, add_adapters(policy, ids)

@@ -1,0 +1,231 @@
+"""From sampled rows to token ids: chat template, completion masks, and the checks before any training."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from jinja2.exceptions import TemplateError
+from transformers import PreTrainedTokenizerBase
+
+from c3po_utils.chat import request
+from c3po_utils.training.methods import SEGMENTS
+
+PAIR = {"chosen": "revised", "rejected": "baseline"}  # segment: column
+REVERSED = {"chosen": "baseline", "rejected": "revised"}
+
+
+@dataclass(frozen=True)
+class Example:
+    """One prompt and one completion as token ids. `ended` says whether the completion closes with the EOS token."""
+
+    id: str
+    prompt_ids: list[int]
+    completion_ids: list[int]
+    ended: bool
+
+    def __len__(self) -> int:
+        return len(self.prompt_ids) + len(self.completion_ids)
+
+
+class DataError(ValueError):
+    """Rows that cannot be trained on: too many dropped or truncated, or a template that does not round-trip."""
+
+
+def messages_for(prompt: str, system: str = "", turns: Iterable[tuple[str, str]] = ()) -> list[dict[str, str]]:
+    """The conversation before an answer, after an optional system prompt and (user, assistant) example turns."""
+    return list(request("", prompt, system=system, turns=turns).messages)
+
+
+def render(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, str]], **kwargs: Any) -> str:
+    """The conversation through the model's own chat template.
+
+    Some templates refuse a system message or pass over it (Mistral's, Gemma's): it then opens the first user turn.
+    """
+    first, *rest = messages
+    if first["role"] != "system":
+        return tokenizer.apply_chat_template(list(messages), tokenize=False, **kwargs)
+    try:
+        text = tokenizer.apply_chat_template(list(messages), tokenize=False, **kwargs)
+    except TemplateError:
+        text = ""
+    if first["content"].strip() in text:
+        return text
+    joined = {**rest[0], "content": f"{first['content']}\n\n{rest[0]['content']}"}
+    return tokenizer.apply_chat_template([joined, *rest[1:]], tokenize=False, **kwargs)
+
+
+def encode(
+    tokenizer: PreTrainedTokenizerBase,
+    id: str,
+    prompt: str,
+    answer: str,
+    *,
+    ended: bool = True,
+    system: str = "",
+    turns: Iterable[tuple[str, str]] = (),
+) -> Example:
+    """Tokens of prompt and completion through the model's own chat template.
+
+    The completion is what the template adds to the prompt, up to and with the end-of-turn token; for an answer
+    that was cut off (`ended` false) the end is left out, so that stopping there is not learned.
+
+    Raises:
+        DataError: the templated prompt is no prefix of the templated conversation.
+    """
+    messages, eos = messages_for(prompt, system, turns), tokenizer.eos_token_id
+
+    def ids(messages: list[dict], **kwargs: Any) -> list[int]:
+        return tokenizer(render(tokenizer, messages, **kwargs), add_special_tokens=False).input_ids
+
+    prompt_ids = ids(messages, add_generation_prompt=True)
+    full_ids = ids([*messages, {"role": "assistant", "content": answer}])
+    if full_ids[: len(prompt_ids)] != prompt_ids:
+        raise DataError(
+            f"{id}: the chat template does not round-trip: the prompt's tokens are no prefix of the conversation's; "
+            f"found {tokenizer.decode(full_ids[: len(prompt_ids)])[-60:]!r}, "
+            f"expected {tokenizer.decode(prompt_ids)[-60:]!r}"
+        )
+    completion_ids = full_ids[len(prompt_ids) :]
+    if eos not in completion_ids:
+        # Templates that end a turn without the EOS token exist; the model still needs it to learn to stop.
+        completion_ids = [*completion_ids, eos]
+    end = len(completion_ids) - 1 - completion_ids[::-1].index(eos)
+    return Example(id, prompt_ids, completion_ids[: end + 1] if ended else completion_ids[:end], ended)
+
+
+@dataclass(frozen=True)
+class Preflight:
+    """What is about to be trained on, counted."""
+
+    pairs: int
+    near_scope: int
+    out_of_scope: int
+    dropped: int  # empty, or longer than the limit
+    filtered: int  # pairs that the filter left out
+    mixed: int  # near and out rows among the in-scope rows
+    unended: int  # completions without EOS because their answer was cut off at the token limit
+    longest: int  # tokens
+
+
+def training_rows(
+    rows: Sequence[dict],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    segments: Sequence[str] = SEGMENTS,
+    near_ratio: float = 0.0,
+    out_ratio: float = 0.0,
+    system: str = "",
+    keep: Callable[[dict], bool] | None = None,
+    max_length: int = 1024,
+    max_dropped_share: float = 0.1,
+    max_prompts: int = 0,
+    seed: int = 0,
+) -> tuple[list[dict], Preflight]:
+    """One dict per training pair, with token ids for each segment that the method trains on.
+
+    Every in-scope row with a revision gives `chosen` and `rejected`; a near-scope and an out-of-scope row are
+    dealt to it, shuffled by `seed` and dealt again from the start when there are fewer of them than pairs. To train
+    on two feedbacks jointly, pass the rows of both.
+
+    Args:
+        rows: sampled rows of the training fold (see sample.py).
+        segments: which of SEGMENTS the method needs (`Method.rows` has this and the two ratios).
+        near_ratio: near-scope rows that join the in-scope rows, for each of these, with the roles reversed: their
+            baseline is `chosen`, their revision `rejected`.
+        out_ratio: likewise of out-of-scope rows.
+        keep: which in-scope rows to train on, for example those whose revision passes the metric.
+        max_length: longer examples, in tokens, are dropped.
+        max_dropped_share: more unusable rows than this share are an error.
+        max_prompts: use at most this many in-scope rows; 0: all.
+
+    Raises:
+        DataError: nothing to train on, too many rows unusable, or no revisions where roles are to be reversed.
+    """
+    by_split = {
+        split: [row for row in rows if row["split"] == split] for split in ("in_scope", "near_scope", "out_of_scope")
+    }
+    revised = [row for row in by_split["in_scope"] if row["revised"]]
+    kept = [row for row in revised if keep is None or keep(row)]
+    pair = [name for name in segments if name in PAIR]
+    dealer, encoder = random.Random(seed), _Encoder(tokenizer, system, max_length)
+    pairs = encoder.shuffled(kept, {name: PAIR[name] for name in pair}, dealer)[: max_prompts or None]
+    pools = [encoder.shuffled(by_split[name], {name: "baseline"}, dealer) for name in segments if name not in pair]
+    mixed = []
+    for name, ratio in (("near_scope", near_ratio), ("out_of_scope", out_ratio)):
+        if ratio:
+            others = encoder.shuffled(_reversible(by_split[name], pair), {n: REVERSED[n] for n in pair}, dealer)
+            mixed += [others[i % len(others)] for i in range(round(ratio * len(pairs)))]
+    encoder.check(max_dropped_share)
+    result = [
+        {key: value for part in (*(pool[i % len(pool)] for pool in pools), row) for key, value in part.items()}
+        for i, row in enumerate([*pairs, *mixed])
+    ]
+    lengths = {name: len(pool) for name, pool in zip([n for n in segments if n not in pair], pools, strict=True)}
+    return result, Preflight(
+        pairs=len(pairs),
+        near_scope=lengths.get("near_scope", 0),
+        out_of_scope=lengths.get("out_of_scope", 0),
+        dropped=encoder.dropped,
+        filtered=len(revised) - len(kept),
+        mixed=len(mixed),
+        unended=encoder.unended,
+        longest=encoder.longest,
+    )
+
+
+def _reversible(rows: Sequence[dict], pair: Sequence[str]) -> list[dict]:
+    """Rows that can join the in-scope rows with their roles reversed."""
+    if "rejected" not in pair:
+        return list(rows)
+    usable = [row for row in rows if row.get("revised") and row["revised"] != row["baseline"]]
+    if not usable:
+        raise DataError(
+            f"pairs with reversed roles need a revision that differs from the baseline: none of the {len(rows)} rows "
+            f"of {rows[0]['split'] if rows else 'this split'} has one; 01_sample makes them with the option "
+            "revise_elsewhere: true"
+        )
+    return usable
+
+
+class _Encoder:
+    """Encodes rows and counts what happens to them."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, system: str, max_length: int):
+        self.tokenizer, self.system, self.max_length = tokenizer, system, max_length
+        self.rows = self.dropped = self.unended = self.longest = 0
+
+    def shuffled(self, rows: Sequence[dict], columns: Mapping[str, str], dealer: random.Random) -> list[dict]:
+        """Token rows with the given {segment: column}, in an order that depends on ids and dealer only."""
+        found = [self._encode(row, columns) for row in sorted(rows, key=lambda row: row["id"])]
+        usable = [row for row in found if row]
+        self.rows, self.dropped = self.rows + len(rows), self.dropped + len(rows) - len(usable)
+        if not usable:
+            raise DataError(f"{' and '.join(columns)}: no usable rows among {len(rows)}")
+        dealer.shuffle(usable)
+        return usable
+
+    def _encode(self, row: dict, columns: Mapping[str, str]) -> dict[str, Any] | None:
+        token_row = {"id": row["id"]}
+        for name, column in columns.items():
+            if not row[column]:
+                return None
+            ended = row[f"{column}_status"] == "ok"
+            example = encode(self.tokenizer, row["id"], row["prompt"], row[column], ended=ended, system=self.system)
+            if len(example.completion_ids) < 2 or len(example) > self.max_length:
+                return None
+            token_row |= {
+                f"{name}_id": row["id"], f"{name}_prompt_ids": example.prompt_ids, f"{name}_ids": example.completion_ids
+            }  # fmt: skip
+            self.unended += not example.ended
+            self.longest = max(self.longest, len(example))
+        return token_row
+
+    def check(self, max_dropped_share: float) -> None:
+        if self.dropped > max_dropped_share * self.rows:
+            raise DataError(
+                f"{self.dropped} of {self.rows} rows are empty or longer than max_length={self.max_length} tokens; "
+                f"at most a share of {max_dropped_share} may be (max_dropped_share)"
+            )

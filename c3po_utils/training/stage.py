@@ -1,0 +1,79 @@
+"""Where an adapter lies and what decides it: settings, and the stage folder. Imports no library of models."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from c3po_utils.runs import Stage, files
+from c3po_utils.sampling import members, rows_hash, stored_settings
+from c3po_utils.training.methods import Method, get_method, registered
+
+WEIGHTS = "adapter_model.safetensors"
+
+
+def adapter_folder(run: Path | str, feedback_id: str, method: str) -> Path:
+    return Path(run) / "train" / feedback_id / method
+
+
+def adapter_hash(folder: Path) -> str:
+    """The hash by which later stages know an adapter.
+
+    Raises:
+        FileNotFoundError: it is not trained yet; says how it is.
+    """
+    if not (folder / WEIGHTS).exists():
+        raise FileNotFoundError(
+            f"{folder} has no adapter: run notebooks/02_train.ipynb with feedback={folder.parent.name!r} and"
+            f" method={folder.name!r} first"
+        )
+    return files.content_hash(folder / WEIGHTS)
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """What decides an adapter besides the rows it is trained on.
+
+    `method_settings` are fields of `Method` that differ; given by method (`{"c3po": {"beta": 0.03}}`) those of this
+    method hold, so that a notebook's default for one method is none for another.
+    """
+
+    method: str
+    learning_rate: float
+    epochs: float
+    batch_size: int
+    seed: int
+    lora: dict[str, Any] = field(default_factory=dict)  # arguments of lora_config that differ
+    method_settings: dict[str, Any] = field(default_factory=dict)
+    training_arguments: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        given = self.method_settings
+        if given and all(isinstance(settings, dict) for settings in given.values()):
+            object.__setattr__(self, "method_settings", given.get(registered(self.method), {}))
+
+    @property
+    def objective(self) -> Method:
+        return get_method(self.method, **self.method_settings)
+
+
+def train_stage(run: Path | str, feedback_id: str, settings: TrainSettings) -> Stage:
+    """The folder of one adapter, done when it was trained with these settings on these rows.
+
+    For `a+b` it is trained on the rows of both feedbacks.
+    """
+    run, objective = Path(run), settings.objective
+    rows = {id: rows_hash(run, id) for id in members(feedback_id)}
+    sampled_with = {id: asdict(stored_settings(run, id)) for id in rows}
+    joint = len(rows) > 1
+    identity = {
+        "settings": asdict(settings),
+        # Only what differs from the defaults, so that a setting added to Method later renames no finished run.
+        "objective": objective.differences,
+        "rows": rows if joint else rows[feedback_id],
+        "sampled_with": sampled_with if joint else sampled_with[feedback_id],
+    }
+    if objective.start:
+        identity["start"] = adapter_hash(adapter_folder(run, feedback_id, objective.start))
+    return Stage(run / "train" / feedback_id / settings.method, identity, WEIGHTS)

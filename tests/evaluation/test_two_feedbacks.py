@@ -1,0 +1,293 @@
+"""Two feedbacks in one model: sums of adapters are exact or refused, joint rows are those of both, both are scored."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import matplotlib.pyplot as plt
+import nbformat
+import pandas as pd
+import pytest
+import torch
+import yaml
+
+from c3po_utils.engine.models import load_model
+from c3po_utils.evaluation import evaluate, two_feedbacks
+from c3po_utils.evaluation.evaluate import collect, evaluate_method, open_judge
+from c3po_utils.evaluation.two_feedbacks import TwoFeedbacks
+from c3po_utils.feedback.records import Feedback
+from c3po_utils.figures import paper_figures
+from c3po_utils.runs.batch import execute
+from c3po_utils.runs.files import content_hash
+from c3po_utils.runs.jobs import RunConfig, two_feedbacks_job, two_feedbacks_runs
+from c3po_utils.sampling.rows import load_rows, stored_settings
+from c3po_utils.training import Training
+from c3po_utils.training.adapters import add_adapters, load_adapter, load_added
+from c3po_utils.training.stage import TrainSettings, train_stage
+from tests.servers import Reply, scripted
+from tests.stored_run import random_adapter, store_adapter, store_sample
+
+SETTINGS = TrainSettings("c3po", 1e-3, 1.0, 2, 0)
+
+
+@pytest.fixture(scope="module")
+def tiny(tiny_folder) -> str:
+    return str(tiny_folder)
+
+
+def two_adapters(tiny: str, **second):
+    """A model with adapters `one` and `two` of unequal ranks and scalings."""
+    return random_adapter(tiny, "two", 2, random_adapter(tiny, "one", 1), **{"r": 5, "alpha": 4} | second)
+
+
+def merged_changes(tiny: str, name: str) -> dict[str, torch.Tensor]:
+    """What merging one adapter alone changes in each weight."""
+    before = load_model(tiny, dtype=torch.float32).state_dict()
+    policy = two_adapters(tiny)
+    policy.set_adapter(name)
+    after = policy.merge_and_unload().state_dict()
+    return {key: after[key] - before[key] for key in before}
+
+
+def test_the_sum_of_adapters_is_the_sum_of_their_changes(tiny):
+    before = load_model(tiny, dtype=torch.float32).state_dict()
+    one, other = merged_changes(tiny, "one"), merged_changes(tiny, "two")
+    policy = two_adapters(tiny)
+    assert add_adapters(policy, ["one", "two"], weights=[1.0, 0.5]) < 1e-6
+    assert policy.active_adapter == "sum"
+    assert policy.peft_config["sum"].r == 8
+    after = policy.merge_and_unload().state_dict()
+    changed = 0
+    for key in before:
+        torch.testing.assert_close(after[key] - before[key], one[key] + 0.5 * other[key], atol=1e-5, rtol=1e-5)
+        changed += bool((one[key].abs().max() > 0.1) & (other[key].abs().max() > 0.1))
+    assert changed == 14  # seven linear layers in each of two blocks
+
+
+@pytest.mark.parametrize(
+    ("lora", "message"),
+    [
+        ({"use_rslora": True}, "adapter 'two': use_rslora is True, expected False: rsLoRA scales"),
+        ({"use_dora": True}, "use_dora is True"),
+        ({"lora_bias": True}, "lora_bias is True"),
+        ({"modules_to_save": ["lm_head"]}, "modules_to_save is .*lm_head"),
+    ],
+)
+def test_adapters_that_peft_adds_wrongly_are_refused(tiny, lora, message):
+    with pytest.raises(ValueError, match=message):
+        add_adapters(two_adapters(tiny, **lora), ["one", "two"])
+
+
+def test_trained_biases_are_refused(tiny):
+    policy = random_adapter(tiny, "two", 2, random_adapter(tiny, "one", 1, bias="lora_only"))
+    with pytest.raises(ValueError, match="adapter 'one': bias is 'lora_only', expected 'none'"):
+        add_adapters(policy, ["one", "two"])
+
+
+@pytest.mark.parametrize(
+    ("names", "name", "message"),
+    [
+        (["one", "two"], "two", "an adapter named 'two' already"),
+        (["one", "three"], "sum", r"\['one', 'three'\]: expected different ones of \['one', 'two'\]"),
+        (["one", "one"], "sum", "expected different ones"),
+    ],
+)
+def test_names_that_peft_would_pass_over_are_refused(tiny, names, name, message):
+    with pytest.raises(ValueError, match=message):
+        add_adapters(two_adapters(tiny), names, name)
+
+
+def test_a_sum_that_is_not_exact_is_an_error(tiny, monkeypatch):
+    policy = two_adapters(tiny)
+    approximate = policy.add_weighted_adapter
+    monkeypatch.setattr(
+        policy, "add_weighted_adapter", lambda *a, combination_type: approximate(*a, combination_type="svd")
+    )
+    with pytest.raises(RuntimeError, match="'sum' is not the sum of"):
+        add_adapters(policy, ["one", "two"])
+
+
+def test_a_model_keeps_its_adapters_when_another_is_loaded(tiny, tmp_path):
+    for seed, id in enumerate(("one", "two")):
+        store_adapter(tmp_path, id, "c3po", tiny, seed, r=3 + seed)
+    policy, difference = load_added(tmp_path, ["one", "two"], "c3po", tiny)
+    assert set(policy.peft_config) == {"one", "two", "sum"}
+    assert difference < 1e-5
+    with pytest.raises(ValueError, match="an adapter named 'one' already"):
+        load_adapter(policy, tmp_path / "train/one/c3po", name="one")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, tiny):
+    """Two sampled feedbacks, and adapters of both and of the pair."""
+    run = tmp_path_factory.mktemp("pairs")
+    store_sample(run, "short", tiny)
+    store_sample(run, "shouted", tiny, general_tests={"general/0"})
+    for seed, id in enumerate(("short", "shouted", "short+shouted")):
+        store_adapter(run, id, "c3po", tiny, seed)
+    return run
+
+
+def feedback(id: str, metric: dict) -> Feedback:
+    return Feedback(id=id, content="c", domain="d", effect="e", source="human", kind="style", metric=metric)
+
+
+SHORT = feedback("short", {"name": "words_at_most", "value": 3})
+SHOUTED = feedback("shouted", {"name": "upper_share", "value": 0.8})
+
+
+def test_joint_rows_are_those_of_both_feedbacks(run):
+    training = Training(run, "short+shouted", SETTINGS)
+    rows, preflight = training.rows, training.preflight
+    assert {row["id"].split("/")[0] for row in rows} == {"short", "shouted"}
+    assert {row["near_scope_id"].split("/")[0] for row in rows} == {"short", "shouted"}
+    assert (preflight.pairs, preflight.near_scope) == (8, 8)
+    # one feedback trains on general/1, the other tests on it
+    assert {row["id"] for row in load_rows(run, "shouted", "train") if "general" in row["id"]} >= {"general/1"}
+    assert {row["out_of_scope_id"] for row in rows} == {"general/2", "general/3"}
+    assert preflight.out_of_scope == 2
+
+
+def test_a_joint_stage_knows_the_rows_of_both_and_a_single_one_is_what_it_was(run):
+    hashes = {id: content_hash(run / "sample" / id / "rows.jsonl") for id in ("short", "shouted")}
+    joint = train_stage(run, "short+shouted", SETTINGS)
+    assert joint.identity["rows"] == hashes
+    assert joint.folder == run / "train" / "short+shouted" / "c3po"
+    single = train_stage(run, "short", SETTINGS).identity
+    assert single["rows"] == hashes["short"]
+    assert single["sampled_with"]["system_prompt"] == "Be brief."
+
+
+def test_a_joint_adapter_is_trained_as_any_other(run):
+    settings = TrainSettings("scd", 1e-3, 1.0, 4, 0, lora={"r": 2})
+    training = Training(run, "short+shouted", settings)
+    assert len(training.fit()) == 2  # eight pairs, four a step
+    assert train_stage(run, "short+shouted", settings).done
+    assert (training.stage.folder / "adapter_model.safetensors").exists()
+
+
+def test_feedbacks_of_different_models_cannot_be_joined(tmp_path):
+    store_sample(tmp_path, "a", "one")
+    store_sample(tmp_path, "b", "other")
+    with pytest.raises(ValueError, match=r"a\+b: expected one model for all of them, found .*'b': 'other'"):
+        stored_settings(tmp_path, "a+b")
+
+
+def test_an_adapter_that_is_not_trained_is_asked_for(run):
+    with pytest.raises(FileNotFoundError, match=r"02_train.ipynb with feedback='short\+shouted'"):
+        two_feedbacks.two_feedbacks_stage(run, ["short", "shouted"], "dpo", "joint")
+    for ids, how in ((["short"], "add"), (["short", "shouted"], "mean")):
+        with pytest.raises(ValueError, match=r"expected different feedbacks and how in .'add', 'joint'.; found"):
+            two_feedbacks.two_feedbacks_stage(run, ids, "c3po", how)
+    assert two_feedbacks.joint_name(["x.yaml#short", "x.yaml#shouted"]) == "x.yaml#short+shouted"
+
+
+@pytest.mark.parametrize("how", ["add", "joint"])
+def test_both_feedbacks_are_scored_on_both_test_sets(run, how, monkeypatch):
+    rows = TwoFeedbacks(run, [SHORT, SHOUTED], "c3po", how).answers()
+    tests = {id: {row["id"] for row in load_rows(run, id, "test")} for id in ("short", "shouted")}
+    for scored in tests:
+        for id in tests:
+            found = [row for row in rows if (row["feedback"], row["prompts_of"]) == (scored, id)]
+            assert {row["prompt_id"] for row in found} == tests[id]
+    stage = two_feedbacks.two_feedbacks_stage(run, ["short", "shouted"], "c3po", how)
+    assert stage.folder.parent == run / "eval" / "short+shouted"
+    assert stage.manifest.get("difference_from_sum", 0.0) < 1e-5
+    monkeypatch.setattr(evaluate, "score_rows", lambda *_: pytest.fail("scored again"))
+    assert TwoFeedbacks(run, [SHORT, SHOUTED], "c3po", how).answers() == rows
+
+
+def answer_wins(asked) -> Reply:
+    """The verdict of a judge who likes whatever is not the baseline."""
+    _, second = asked.prompt.split("<second_answer>")
+    return Reply(
+        json.dumps({"reasons": "not the old one", "verdict": 1 if re.search(r"It is (price|chat)\.", second) else 5})
+    )
+
+
+def test_without_a_metric_a_judge_scores_pairs(run):
+    kind, loud = (one.model_copy(update={"metric": None}) for one in (SHORT, SHOUTED))
+    with pytest.raises(ValueError, match="'short' has no metric"):
+        TwoFeedbacks(run, [kind, loud], "c3po", "add").answers()
+    with scripted(answer_wins) as server:
+        judge = open_judge(run, f"openai:m@{server.url}")
+        rows = TwoFeedbacks(run, [kind, loud], "c3po", "add", judge).answers()
+    assert {row["score"] for row in rows if row["answer"]} == {1}
+    stage = two_feedbacks.two_feedbacks_stage(run, ["short", "shouted"], "c3po", "add", judge)
+    assert stage.done
+    assert not two_feedbacks.two_feedbacks_stage(run, ["short", "shouted"], "c3po", "add").done
+    mixed = pd.DataFrame(rows)
+    found = two_feedbacks.crossings(mixed.assign(feedback=mixed["prompts_of"]), mixed, [kind, loud])
+    assert found["added"].to_list() == [1.0, 1.0]
+    assert found[["baseline", "single"]].isna().all(axis=None)
+
+
+def test_figure_7_compares_the_same_prompts(run):
+    for one in (SHORT, SHOUTED):
+        for method in ("base_resampled", "c3po"):
+            evaluate_method(run, one, method)
+    for how in ("add", "joint"):
+        TwoFeedbacks(run, [SHORT, SHOUTED], "c3po", how).answers()
+    singles, mixed = collect(run), two_feedbacks.collect_two_feedbacks(run)
+    assert "setting" not in singles
+    table = two_feedbacks.side_by_side(singles, mixed)
+    prompts = (
+        table[table.method == "c3po"]
+        .groupby("setting")[["feedback", "prompt_id"]]
+        .apply(lambda rows: sorted(zip(rows.feedback, rows.prompt_id, strict=True)))
+    )
+    assert prompts["single"] == prompts["added"] == prompts["joint"]
+    assert set(table.feedback) == {"short (short+shouted)", "shouted (short+shouted)"}
+    shares = two_feedbacks.setting_shares(table)
+    assert shares.groupby("setting").method.unique().map(set).to_list() == [{"base_resampled", "c3po"}] * 3
+    own = mixed[(mixed.setting == "added") & (mixed.feedback == mixed.prompts_of) & (mixed.split == "in_scope")]
+    mean = own.groupby("feedback").passes.mean().mean()
+    drawn = shares[(shares.setting == "added") & (shares.method == "c3po") & (shares.split == "in_scope")]
+    assert drawn.share.item() == pytest.approx(mean)
+    assert len(paper_figures.fig7(shares)) == 3
+    plt.close("all")
+    assert set(two_feedbacks.as_methods(table).method) == {"base_resampled", "c3po", "c3po@added", "c3po@joint"}
+
+
+def test_the_runner_goes_through_the_pairs():
+    config = RunConfig(
+        run="results/x", methods=["revised", "scd", "c3po"], two_feedbacks=[["cs_question", "boss_signoff"]]
+    )
+    names = ["cs_question", "boss_signoff"]
+    assert two_feedbacks_runs(config) == [(names, "scd", "add"), (names, "c3po", "add")]
+    both = config.model_copy(update={"two_feedbacks_methods": ["c3po"], "two_feedbacks_how": ["add", "joint"]})
+    assert two_feedbacks_runs(both) == [(names, "c3po", "add"), (names, "c3po", "joint")]
+    for pair, message in ((["cs_question", "bos_signoff"], "did you mean 'boss_signoff'"), (["scd"] * 2, "valid: ")):
+        with pytest.raises(ValueError, match=rf"is no feedback of this run \({message}"):
+            two_feedbacks_runs(config.model_copy(update={"two_feedbacks": [pair]}))
+    with pytest.raises(ValueError, match="expected two different feedbacks"):
+        two_feedbacks_runs(config.model_copy(update={"two_feedbacks": [["cs_question"] * 2]}))
+
+
+def test_the_notebook_tells_of_a_pair(run, tmp_path):
+    records = [record.model_dump(mode="json", exclude_none=True) for record in (SHORT, SHOUTED)]
+    (tmp_path / "own.yaml").write_text(yaml.safe_dump({"feedbacks": records}))
+    for one in (SHORT, SHOUTED):
+        evaluate_method(run, one, "c3po")
+    names = [f"{tmp_path / 'own.yaml'}#{id}" for id in ("short", "shouted")]
+    job = two_feedbacks_job(RunConfig(run=str(run), methods=["c3po"]), run, names, "c3po", "add")
+    execute(job)
+    assert job.done
+    outputs = [out for cell in nbformat.read(job.output, as_version=4).cells for out in cell.get("outputs", [])]
+    tables = [out["data"]["text/html"] for out in outputs if "text/html" in out.get("data", {})]
+    assert len(tables) == 6  # scores of each feedback, crossings, an answer card for each, differences
+    assert "C3PO, added" in tables[0]
+    assert "difference_from_sum" in "".join(out.get("text", "") for out in outputs)
+
+
+def test_crossings_count_one_effect_where_the_other_applies(run):
+
+    rows = TwoFeedbacks(run, [SHORT, SHOUTED], "c3po", "add").answers()
+    mixed = pd.DataFrame(rows)
+    inside = mixed[(mixed.feedback == "short") & (mixed.prompts_of == "shouted") & (mixed.split == "in_scope")]
+    singles = inside.assign(feedback="shouted", answer=["one two three", "one two three four"])
+    found = two_feedbacks.crossings(singles, mixed, [SHORT, SHOUTED]).set_index("effect of")
+    assert found.loc["short", "single"] == 0.5
+    assert found.loc["short", "baseline"] == 1.0  # "It is price."
+    assert found.loc["short", "added"] == inside.passes.mean()

@@ -1,0 +1,194 @@
+"""Sampling: rows keep their ids, folds keep categories apart, revisions are the first that pass."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+
+from c3po_utils.chat.ledger import Ledger
+from c3po_utils.chat.local import LocalChat
+from c3po_utils.chat.open import RememberedChat
+from c3po_utils.chat.types import Outcome, ask
+from c3po_utils.engine.models import load_model, load_tokenizer
+from c3po_utils.feedback import find_feedback
+from c3po_utils.sampling import answers, sample
+from c3po_utils.sampling import rows as rows_module
+from c3po_utils.sampling.sample import find_prompts
+from c3po_utils.sampling.settings import SampleSettings
+
+SETTINGS = SampleSettings("scripted", "demonstrate", 4, 5, 4, "Be brief.", 32, 0)
+
+
+class Scripted:
+    """Answers from a function of the request; keeps what it was asked."""
+
+    name = "scripted"
+
+    def __init__(self, answer):
+        self.answer, self.asked = answer, []
+
+    def complete(self, requests, sampling, *, desc=""):
+        for one in reversed(requests):
+            self.asked.append(one)
+            result = self.answer(one)
+            yield result if isinstance(result, Outcome) else Outcome(one.id, "ok", result)
+
+
+@pytest.fixture(scope="module")
+def feedback():
+    return find_feedback("boss_signoff")
+
+
+@pytest.fixture(scope="module")
+def prompts():
+    return find_prompts("boss_signoff", SETTINGS)
+
+
+def in_scope(feedback, prompts):
+    rows = [row for row in rows_module.deal_prompts(feedback, prompts, SETTINGS) if row["split"] == "in_scope"]
+    for row in rows:
+        row.update(baseline="Dear boss, no.", baseline_status="ok")
+    return rows
+
+
+def test_folds_share_no_category_and_seeds_fix_them(feedback, prompts):
+    rows = rows_module.deal_prompts(feedback, prompts, SETTINGS)
+    assert Counter((row["split"], row["fold"]) for row in rows) == {
+        ("in_scope", "train"): 12,
+        ("in_scope", "test"): 8,
+        ("near_scope", "train"): 12,
+        ("near_scope", "test"): 8,
+        ("out_of_scope", "train"): 14,
+        ("out_of_scope", "test"): 6,
+    }
+    scoped = [row for row in rows if row["split"] != "out_of_scope"]
+    by_fold = {fold: {row["category"] for row in scoped if row["fold"] == fold} for fold in ("train", "test")}
+    assert not by_fold["train"] & by_fold["test"]
+    assert rows == rows_module.deal_prompts(feedback, prompts, SETTINGS)
+    assert len({row["id"] for row in rows}) == len(rows)
+    text = {prompt.id: prompt.text for prompt in prompts}
+    assert all(row["prompt"] == text[row["id"]] for row in rows)
+
+
+def test_answers_are_matched_by_id_not_by_order(feedback, prompts):
+    rows = rows_module.deal_prompts(feedback, prompts, SETTINGS)
+    answers.add_answers(Scripted(lambda one: "echo: " + one.messages[-1]["content"]), rows, SETTINGS)
+    assert all(row["baseline"] == "echo: " + row["prompt"] for row in rows)
+
+
+def test_failed_calls_leave_no_text(feedback, prompts):
+    rows = rows_module.deal_prompts(feedback, prompts, SETTINGS)
+    model = Scripted(lambda one: Outcome(one.id, "failed", reason="boom") if "general" in one.id else "fine")
+    answers.add_answers(model, rows, SETTINGS)
+    failed = [row for row in rows if row["baseline_status"] == "failed"]
+    assert {row["split"] for row in failed} == {"out_of_scope"}
+    assert {row["baseline"] for row in failed} == {""}
+    assert rows_module.counts(rows) == {"baseline": {"ok": 40, "failed": 20}}
+
+
+def test_the_first_passing_try_is_kept(feedback, prompts):
+    rows = in_scope(feedback, prompts)
+    good, never = rows[0]["id"], rows[1]["id"]
+
+    def answer(one):
+        if one.id.startswith(never):
+            return "Best regards"
+        passes = one.replicate == 2 or not one.id.startswith(good)
+        return f"Try {one.replicate}. Onward and upward, Sam" if passes else "Best regards"
+
+    model = Scripted(answer)
+    answers.add_revisions(model, rows, feedback, SETTINGS)
+    by_id = {row["id"]: row for row in rows}
+    assert (by_id[good]["revised"], by_id[good]["revised_tries"]) == ("Try 2. Onward and upward, Sam", 3)
+    assert (by_id[never]["revised"], by_id[never]["revised_status"]) == ("", "rejected")
+    assert all(row["revised_tries"] == 1 for id, row in by_id.items() if id not in (good, never))
+    asked = Counter(one.id.split("#")[0] for one in model.asked)
+    assert (asked[good], asked[never], asked[rows[2]["id"]]) == (4, 4, 1)
+
+
+def test_training_rows_elsewhere_are_revised_where_that_is_asked_for(feedback, prompts):
+    model = Scripted(lambda one: "Onward and upward, Sam" if "revised" in one.id else "No.")
+    counted = {}
+    for wanted in (False, True):
+        rows = rows_module.deal_prompts(feedback, prompts, SETTINGS)
+        sample.fill_rows(model, rows, feedback, replace(SETTINGS, revise_elsewhere=wanted))
+        counted[wanted] = Counter((row["split"], row["fold"]) for row in rows if row.get("revised"))
+    assert counted[False] == {("in_scope", "train"): 12, ("in_scope", "test"): 8}
+    assert counted[True] - counted[False] == {("near_scope", "train"): 12, ("out_of_scope", "train"): 14}
+
+
+def test_truncated_answers_are_no_revisions(feedback, prompts):
+    rows = in_scope(feedback, prompts)
+    model = Scripted(lambda one: Outcome(one.id, "truncated", "Onward and upward, Sam"))
+    answers.add_revisions(model, rows, feedback, SETTINGS)
+    assert {row["revised_status"] for row in rows} == {"rejected"}
+
+
+def test_demonstrations_are_shown_as_turns(feedback, prompts):
+    model = Scripted(lambda one: "Onward and upward, Sam")
+    answers.add_revisions(model, in_scope(feedback, prompts), feedback, SETTINGS)
+    roles = [message["role"] for message in model.asked[0].messages]
+    assert roles == ["system", *["user", "assistant"] * len(feedback.demonstrations), "user"]
+
+
+def test_revise_thinks_before_it_writes(feedback, prompts):
+    rows = in_scope(feedback, prompts)[:1]
+    model = Scripted(lambda one: "I will change the end." if one.id.endswith("think") else "Onward and upward, Sam")
+    settings = SampleSettings("scripted", "revise", 1, 5, 4, "", 32, 0)
+    answers.add_revisions(model, rows, feedback, settings)
+    think, write = model.asked
+    assert rows[0]["baseline"] in think.messages[-1]["content"]
+    assert feedback.effect in think.messages[-1]["content"]
+    assert write.messages[-2] == {"role": "assistant", "content": "I will change the end."}
+    assert rows[0]["revised"] == "Onward and upward, Sam"
+
+
+def test_the_feedback_reaches_the_in_context_prompts(feedback, prompts):
+    rows = in_scope(feedback, prompts)[:2]
+    model = Scripted(lambda one: "ok")
+    answers.add_in_context(model, rows, feedback, SETTINGS)
+    answers.add_in_context_cot(model, rows, feedback, SETTINGS)
+    assert all(feedback.content in one.messages[1]["content"] for one in model.asked)
+    assert {row["in_context_cot"] for row in rows} == {"ok"}
+
+
+def test_a_model_that_leaves_requests_out_is_an_error(feedback, prompts):
+    class Deaf(Scripted):
+        def complete(self, requests, sampling, *, desc=""):
+            yield from super().complete(requests[1:], sampling)
+
+    with pytest.raises(RuntimeError, match="20 requests, 19 outcomes"):
+        answers.add_answers(Deaf(lambda one: "hi"), in_scope(feedback, prompts), SETTINGS)
+
+
+def test_settings_name_what_is_wrong():
+    with pytest.raises(ValueError, match="strategy: expected one of"):
+        SampleSettings("m", "teach", 1, 5, 4, "", 32, 0)
+    with pytest.raises(ValueError, match="best_of >= 1"):
+        SampleSettings("m", "revise", 0, 5, 4, "", 32, 0)
+
+
+def test_feedbacks_of_ones_own_come_from_any_file(tmp_path, own_feedback):
+    feedback = find_feedback(own_feedback)
+    assert feedback.id == "wordy"
+    assert sum(prompt.split == "near_scope" for prompt in find_prompts(own_feedback, SETTINGS)) == 12
+
+
+def test_a_rerun_asks_the_local_model_only_for_what_is_missing(tmp_path, tiny_folder, feedback, prompts):
+    local = LocalChat(load_model(str(tiny_folder)), load_tokenizer(str(tiny_folder)), name="tiny")
+    chat = RememberedChat(local, Ledger(tmp_path / "calls.sqlite"))
+    rows = in_scope(feedback, prompts)
+    answers.add_answers(chat, rows[:12], SETTINGS)
+    asked = []
+    complete = local.complete
+    local.complete = lambda requests, sampling, **kwargs: (
+        asked.extend(requests),
+        complete(requests, sampling, **kwargs),
+    )[1]
+    again = [dict(row) for row in rows]
+    answers.add_answers(chat, again, SETTINGS)
+    assert [one.id.split("#")[0] for one in asked] == [row["id"] for row in rows[12:]]
+    assert [row["baseline"] for row in again[:12]] == [row["baseline"] for row in rows[:12]]
+    assert ask(chat, [], SETTINGS.sampling) == {}

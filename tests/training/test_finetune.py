@@ -1,0 +1,48 @@
+"""From a run's rows to what is trained on: the settings that choose among pairs."""
+
+from __future__ import annotations
+
+import pytest
+
+from c3po_utils.runs.files import read_json, read_jsonl, write_json, write_jsonl
+from c3po_utils.runs.stage import MANIFEST
+from c3po_utils.training import Training, TrainSettings
+from tests.stored_run import store_sample
+
+
+def training(run, **of_the_method) -> Training:
+    return Training(run, "short", TrainSettings("c3po", 1e-3, 1, 2, 0, {}, of_the_method))
+
+
+@pytest.fixture
+def run(tmp_path, tiny_folder):
+    """Four pairs to train on, of which one revision is too long for the feedback's metric."""
+    store_sample(tmp_path, "short", str(tiny_folder))
+    path = tmp_path / "sample" / "short" / "rows.jsonl"
+    rows = read_jsonl(path)
+    first = next(row for row in rows if row["split"] == "in_scope" and row["fold"] == "train")
+    first["revised"] = "This one has far more words than three."
+    write_jsonl(path, rows)
+    return tmp_path
+
+
+def test_pairs_that_miss_the_effect_can_be_left_out(run):
+    assert training(run).preflight.pairs == 4
+    chosen = training(run, only_passing=True)
+    assert (len(chosen.rows), chosen.preflight.pairs, chosen.preflight.filtered) == (3, 3, 1)
+    assert all("far more words" not in chosen.tokenizer.decode(row["chosen_ids"]) for row in chosen.rows)
+
+
+def test_pairs_can_be_limited(run):
+    assert training(run, max_prompts=2).preflight.pairs == 2
+    with pytest.raises(ValueError, match="max_prompts >= 0"):
+        _ = training(run, max_prompts=-1).rows
+
+
+def test_without_a_metric_there_is_nothing_to_choose_by(run):
+    path = run / "sample" / "short" / MANIFEST
+    manifest = read_json(path)
+    manifest["identity"]["feedback"]["metric"] = None
+    write_json(path, manifest)
+    with pytest.raises(ValueError, match="'short' has no metric"):
+        _ = training(run, only_passing=True).rows
