@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.complete
 # pip's own word on whether the environment holds a lock's versions; asks no registry
 SATISFIED := $(BIN)/python -m pip install --disable-pip-version-check --no-deps --no-index --dry-run -qq
-DEMO := notebooks/params/runs/demo.yaml
+DEMO := demo
 export HF_HUB_DISABLE_PROGRESS_BARS = 1
 export TOKENIZERS_PARALLELISM = false
 
@@ -17,30 +17,32 @@ help:
 	@echo "make embedded  the embedded benchmark: all feedbacks, every method (an hour)"
 	@echo "make tuning    the trials behind the embedded benchmark's settings (an hour)"
 	@echo "make figures   rebuild tables and figures in results/ from stored scores"
-	@echo "make lab       JupyterLab on the notebooks"
+	@echo "make lab       JupyterLab, at the root of the repository"
 
-# Whatever state .venv is in: it is used if it is complete and matches the lock, and else made anew.
+# Whatever state .venv is in: it is used if it is complete and matches the lock, and else made anew. The package itself is
+# linked again when pyproject.toml has changed: its entry points are read from there.
 setup:
 	@if ! { [ -f $(STAMP) ] && $(SATISFIED) -r requirements.lock; } 2>/dev/null; then \
 	  set -e; echo "setting up $(VENV) (a few minutes)"; \
 	  $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, this is " + sys.version)'; \
 	  $(PYTHON) -m venv --clear $(VENV); \
 	  $(BIN)/python -m pip install -qq --disable-pip-version-check -r requirements.lock; \
-	  $(BIN)/python -m pip install -qq --disable-pip-version-check --no-deps --no-build-isolation --editable .; \
-	  $(BIN)/python -m ipykernel install --prefix $(VENV) --name python3 >/dev/null; \
-	  touch $(STAMP); fi
+	  $(BIN)/python -m ipykernel install --prefix $(VENV) --name python3 >/dev/null; fi
+	@if [ ! $(STAMP) -nt pyproject.toml ]; then \
+	  $(BIN)/python -m pip install -qq --disable-pip-version-check --no-deps --no-build-isolation --editable . && touch $(STAMP); fi
 
 demo: setup
 	@$(BIN)/python -m c3po_utils.runs.batch $(DEMO)
 
 embedded: setup
-	@$(BIN)/python -m c3po_utils.runs.batch notebooks/params/runs/embedded.yaml
+	@$(BIN)/python -m c3po_utils.runs.batch embedded
 
 tuning: setup
-	@$(BIN)/python -m c3po_utils.runs.batch notebooks/params/runs/tuning.yaml
+	@$(BIN)/python -m c3po_utils.runs.batch tuning
 
 lint: setup
-	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/lint-imports --no-logo >/dev/null || { $(BIN)/lint-imports --no-logo; exit 1; }
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
+	@$(BIN)/lint-imports --no-logo
 
 test: lint
 	@$(BIN)/python -m pytest

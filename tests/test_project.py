@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import os
 import re
 import statistics
 import subprocess
@@ -38,13 +39,24 @@ def test_the_lock_pins_every_line_and_every_dependency():
         assert requirement.specifier.contains(pinned[requirement.name.lower()]), text
 
 
-def test_conda_installs_the_same_lock():
-    pip = next(
+def test_conda_installs_the_same_lock(tmp_path):
+    """pip is given what conda would hand over: the list as a requirements file beside environment.yml."""
+    listed = next(
         entry["pip"]
         for entry in yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
         if isinstance(entry, dict)
     )
-    assert "-r requirements.lock" in pip
+    assert listed == ["-r requirements.lock", "-e ."]
+    handed = tmp_path / "condaenv.requirements.txt"
+    handed.write_text("\n".join(listed).replace("requirements.lock", str(ROOT / "requirements.lock")))
+    command = [sys.executable, "-m", "pip", "install", "--dry-run", "--quiet", "-r", handed]
+    offline = {
+        "PIP_NO_INDEX": "1",
+        "PIP_NO_BUILD_ISOLATION": "0",
+        "PIP_DISABLE_PIP_VERSION_CHECK": "1",
+    }  # 0: no isolation
+    done = subprocess.run(command, cwd=ROOT, env={**os.environ, **offline}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
     assert project()["requires-python"] == ">=3.11"
 
 
@@ -178,3 +190,21 @@ def test_make_targets_in_the_readme_exist():
 def test_the_readmes_table_is_the_published_one():
     table = (ROOT / "results" / "embedded" / "table2.md").read_text().strip()
     assert table in (ROOT / "README.md").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.embedded
+@pytest.mark.timeout(900)
+def test_an_installed_package_runs_from_anywhere(tmp_path):
+    """The wheel in a fresh environment, far from any checkout: it brings notebooks, feedback and parameters along."""
+    environment = tmp_path / "venv"
+    subprocess.run([sys.executable, "-m", "venv", environment], check=True)
+    pip = [environment / "bin" / "python", "-m", "pip", "--disable-pip-version-check", "-qq"]
+    subprocess.run([*pip, "install", "-r", ROOT / "requirements.lock"], check=True)
+    subprocess.run([*pip, "wheel", "--no-deps", "--wheel-dir", tmp_path, ROOT], check=True)
+    subprocess.run([*pip, "install", "--no-deps", *tmp_path.glob("*.whl")], check=True)
+    command = [environment / "bin" / "python", "-m", "c3po_utils.runs.batch", "smoke"]
+    outside = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "C3PO_ROOT")}
+    done = subprocess.run(command, cwd=tmp_path, env=outside, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "results" / "smoke" / "figures" / "table2.csv").exists()

@@ -1,6 +1,6 @@
 """The runner: notebooks over feedbacks x methods, headless, feedbacks side by side, resumable by manifest.
 
-python -m c3po_utils.runs.batch notebooks/params/runs/demo.yaml [key=value ...]
+python -m c3po_utils.runs.batch demo [key=value ...]
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
-from pathlib import Path
 
 import papermill
 from tqdm.auto import tqdm
@@ -130,7 +129,7 @@ def _cores_shared(workers: int) -> Iterator[None]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m c3po_utils.runs.batch", description=__doc__.split("\n")[0])
-    parser.add_argument("config", type=Path, help="a run's YAML, such as notebooks/params/runs/demo.yaml")
+    parser.add_argument("config", help="a run's YAML, or the name of one in notebooks/params/runs, such as demo")
     parser.add_argument("overrides", nargs="*", help="key=value, over the YAML")
     parser.add_argument("--estimate", action="store_true", help="only say what sampling would take: calls, tokens, USD")
     parser.add_argument("--figures-only", action="store_true", help="tables and figures again, from stored scores")

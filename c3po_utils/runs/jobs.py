@@ -25,6 +25,7 @@ from c3po_utils.training.stage import train_stage
 
 How = two_feedbacks.How
 NOTEBOOKS = BUNDLED / "notebooks"
+RUNS = NOTEBOOKS / "params" / "runs"
 SAMPLE, TRAIN, EVALUATE = "01_sample.ipynb", "02_train.ipynb", "03_evaluate.ipynb"
 TWO_FEEDBACKS, FIGURES = "04_two_feedbacks.ipynb", "05_figures.ipynb"
 
@@ -49,13 +50,27 @@ class RunConfig(BaseModel):
     two_feedbacks_how: list[How] = ["add"]  # `add` their adapters, train one adapter `joint`ly
 
 
-def read_config(path: Path | str) -> dict[str, Any]:
+def run_file(name: Path | str) -> Path:
+    """The YAML of a run: a path, or the name of one in notebooks/params/runs.
+
+    Raises:
+        ParameterError: there is none, with the nearest name.
+    """
+    for path in (Path(name), RUNS / f"{name}.yaml", BUNDLED / name):
+        if path.is_file():
+            return path
+    known = [path.stem for path in RUNS.glob("*.yaml")]
+    raise ParameterError(f"no run {str(name)!r}: expected a YAML file, or a name ({nearest(Path(name).stem, known)})")
+
+
+def read_config(name: Path | str) -> dict[str, Any]:
     """A run's YAML over the file that its `base` names, beside it, if it has one.
 
     Raises:
-        ParameterError: the file is a method's, for 02_train, and no run's.
+        ParameterError: no such file, or it is a method's, for 02_train, and no run's.
     """
-    values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    path = run_file(name)
+    values = yaml.safe_load(path.read_text(encoding="utf-8"))
     if "method" in values:
         raise ParameterError(
             f"{path} changes the method {values['method']!r}, and says nothing of a run: name the method in the"
@@ -63,7 +78,7 @@ def read_config(path: Path | str) -> dict[str, Any]:
             f" `papermill {TRAIN} OUT.ipynb -f {path}`"
         )
     base = values.pop("base", None)
-    return {**read_config(Path(path).parent / base), **values} if base else values
+    return {**read_config(path.parent / base), **values} if base else values
 
 
 def load_config(path: Path | str, overrides: Sequence[str] = ()) -> RunConfig:

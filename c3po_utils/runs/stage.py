@@ -1,4 +1,4 @@
-"""Run folders: atomic files, JSON Lines, and the manifest that alone says when a stage is done."""
+"""Run folders: where they lie, what their stages ran on, and the manifest that alone says when a stage is done."""
 
 from __future__ import annotations
 
@@ -16,12 +16,13 @@ from typing import Any
 
 from c3po_utils.runs.files import read_json, write_json
 
-_CHECKOUT = Path(__file__).parents[2]
-IN_CHECKOUT = (_CHECKOUT / "pyproject.toml").exists()
 # Notebooks, feedback and the paper's numbers: the checkout's own, or those that an installed package brings along.
-BUNDLED = _CHECKOUT if IN_CHECKOUT else Path(__file__).parents[1] / "bundled"
-# What relative run folders are relative to: the checkout, else where the command was started, for its kernels too.
-ROOT = _CHECKOUT if IN_CHECKOUT else Path(os.environ.setdefault("C3PO_ROOT", os.getcwd()))
+BUNDLED = Path(__file__).parents[2]
+# What relative run folders are relative to: the checkout, else where the first process was started, for kernels too.
+ROOT = BUNDLED
+if not (BUNDLED / "pyproject.toml").exists():
+    BUNDLED = Path(__file__).parents[1] / "bundled"
+    ROOT = Path(os.environ.setdefault("C3PO_ROOT", os.getcwd()))
 MANIFEST = "manifest.json"
 LEDGER = "calls.sqlite"  # in the run's folder: every answer that a model gave
 PACKAGES = ("torch", "transformers", "trl", "peft", "datasets")
@@ -126,6 +127,9 @@ class Stage:
 
     def path(self, name: str) -> Path:
         return self.folder / name
+
+    def __str__(self) -> str:
+        return shown(self.folder)
 
     def __enter__(self) -> Stage:
         self.folder.mkdir(parents=True, exist_ok=True)
