@@ -7,7 +7,7 @@ from c3po_utils.chat.openai.client import open_model
 from c3po_utils.feedback.records import Feedback, load_general_prompts
 from c3po_utils.sampling import Sample
 from c3po_utils.sampling.deduplicated import Effort
-from c3po_utils.sampling.generate_prompts import propose_prompts
+from c3po_utils.sampling.generate_prompts import generate_prompts
 from c3po_utils.sampling.settings import SampleSettings
 
 IN_FLIGHT = 8
@@ -26,10 +26,10 @@ def main(url: str, folder: str, categories: str, per_category: str) -> None:
     model = open_model(f"openai:m@{url}", Path(folder) / "calls.sqlite", max_in_flight=IN_FLIGHT, backoff_s=0.01)
     counts = {"categories": int(categories), "prompts_per_category": int(per_category)}
     settings = SampleSettings("m", strategy="revise", best_of=1, completion_model=model.name, **counts)
-    proposal = propose_prompts(
+    prompt_set, _ = generate_prompts(
         FEEDBACK, model, categories=int(categories), per_category=int(per_category), effort=EFFORT, progress=True
     )
-    given = [*proposal.prompts, *load_general_prompts()]
+    given = [*prompt_set.prompts, *load_general_prompts()]
     Sample(Path(folder), FEEDBACK, settings, given, {"max_in_flight": IN_FLIGHT, "backoff_s": 0.01}).fill()
 
 

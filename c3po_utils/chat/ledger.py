@@ -1,6 +1,4 @@
-"""The call ledger's file: its tables, and opening it, which many processes may do at once.
-
-The call ledger: every answer in one SQLite file, shared by stages and processes, never asked twice."""
+"""The call ledger: every answer in one SQLite file, shared by stages and processes, never asked twice."""
 
 from __future__ import annotations
 

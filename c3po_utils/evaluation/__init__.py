@@ -17,7 +17,6 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "reward_judge",
         "scores",
         "side_effects",
-        "token_rewards",
         "two_feedbacks",
     ],
     submod_attrs={

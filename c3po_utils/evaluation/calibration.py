@@ -1,15 +1,13 @@
 """How far a judge can be trusted: agreement with the metric, and its taste for places and for length.
 
-Everything starts from judged answers, one row per feedback, method and prompt, with `score` (the judge's, in
-[-1, 1]; NaN: no verdict), `metric_score` (the metric's h in {-1, 0, 1}, taken as gold; NaN: no metric), `answer` and
-`baseline`. Where pairs were shown in both orders, `score_answer_first` and `score_answer_second` are the two
-(judge.py); a judge without orders has neither. Pairs of equal texts tell nothing about a judge and are left out.
+Everything starts from judged answers (judge.judge_rows): `score` is the judge's, in [-1, 1] (NaN: no verdict),
+`metric_score` the metric's h in {-1, 0, 1}, taken as gold (NaN: no metric). A judge that was not asked in both orders
+has no `score_answer_first` and `score_answer_second`. Equal texts tell nothing about a judge and are left out.
 
-The same prompt comes once per method, so rows are not independent: shares have Wilson intervals with the number
-of prompts as sample size, agreement has percentile intervals of a bootstrap over prompts.
-
-
-A judge's scores without its taste for long, or short, answers."""
+The same prompt comes once per method, so rows are not independent: shares have Wilson intervals with the number of
+prompts as sample size, agreement has percentile intervals of a bootstrap over prompts. `equal_lengths` takes the taste
+for long, or short, answers out of the scores.
+"""
 
 from __future__ import annotations
 
@@ -31,6 +29,7 @@ Finding = tuple[float, float, float, int]  # value, bounds, rows behind it
 CLASSES = (-1, 0, 1)
 SEES = 0.5  # from here on a score counts as a difference: "somewhat more" in both orders
 PROMPT = ["feedback", "prompt_id"]
+CELL = ["feedback", "method", "split"]
 
 
 @dataclass(frozen=True)
@@ -86,11 +85,11 @@ def calibration(judged: pd.DataFrame, draws: int = 1000, seed: int = 0) -> pd.Da
     Without a metric there is no gold: then agreement and ties are not known, and their `n` is 0.
     """
     found = dict(_findings(asked(judged), draws, seed))
-    rows = [
-        {"check": check.what, "value": value, "low": low, "high": high, "n": n,
-         "warning": check.warning if check.flags(value, low, high) else ""}
-        for check, (value, low, high, n) in ((CHECKS[name], found[name]) for name in found)
-    ]  # fmt: skip
+    rows = []
+    for name, (value, low, high, n) in found.items():
+        check = CHECKS[name]
+        warning = check.warning if check.flags(value, low, high) else ""
+        rows.append({"check": check.what, "value": value, "low": low, "high": high, "n": n, "warning": warning})
     return pd.DataFrame(rows, index=list(found))
 
 
@@ -100,9 +99,7 @@ def asked(judged: pd.DataFrame) -> pd.DataFrame:
     rows = judged[judged["answer"].astype(bool) & judged["baseline"].astype(bool)]
     rows = rows[rows["answer"] != rows["baseline"]]
     lengths = [np.log(rows[column].str.len().astype(float)) for column in ("answer", "baseline")]
-    numbers = [
-        column for column in ("score", "metric_score", *(f"score_{order}" for order in ORDERS)) if column in rows
-    ]
+    numbers = rows.columns.intersection(["score", "metric_score", *(f"score_{order}" for order in ORDERS)])
     return rows.astype(dict.fromkeys(numbers, float)).assign(longer=lengths[0] - lengths[1])
 
 
@@ -191,9 +188,6 @@ def flips(judged: pd.DataFrame) -> pd.DataFrame:
     return rows.loc[product[product < 0].sort_values(kind="stable").index]
 
 
-CELL = ["feedback", "method", "split"]
-
-
 def equal_lengths(judged: pd.DataFrame) -> pd.DataFrame:
     """The answers with the score that the judge would have given at equal lengths.
 
@@ -202,15 +196,14 @@ def equal_lengths(judged: pd.DataFrame) -> pd.DataFrame:
         score_i = a_c + b_1 sign(r_i) + b_2 tanh(r_i / s) + b_3 h_i + e_i
 
     has an intercept a_c for each feedback, method and split c, so that only answers of one method in one place are
-    compared with each other; h is the metric's score, where there is one, so that an effect that makes answers
-    longer is not taken for a taste for length. The score at equal lengths is
+    compared with each other; h is the metric's score, where there is one, so that an effect that makes answers longer
+    is not taken for a taste for length. The score at equal lengths is
 
         score_i - b_1 sign(r_i) - b_2 tanh(r_i / s),    cut to [-1, 1].
 
-    sign() is there for judges who look at which answer is longer, tanh() for those who look at how much; a straight
-    line in the difference leaves 0.08 of such a judge's taste in the score where two thirds of the answers are
-    longer. Where the feedback is about length and has no metric, its effect goes with the taste; where every answer
-    is longer than its baseline, taste and effect cannot be told apart, and the score keeps both.
+    sign() is there for judges who look at which answer is longer, tanh() for those who look at how much. Where the
+    feedback is about length and has no metric, its effect goes with the taste; where every answer is longer than its
+    baseline, taste and effect cannot be told apart, and the score keeps both.
     """
     judged = judged.reset_index(drop=True)
     rows = asked(judged).dropna(subset="score")

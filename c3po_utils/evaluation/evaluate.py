@@ -49,9 +49,8 @@ def fill_answers(
 ) -> None:
     """Make sure that the rows have a column named after the method.
 
-    `base_resampled` is a second, independent sample of the untouched model: what it scores is the noise floor.
-    `revised` is what the trained methods aim at: y+ in scope and the baseline's answer elsewhere. In-context answers
-    were sampled with the data.
+    `base_resampled` is a second, independent sample of pi_0: what it scores is the noise floor. `revised` is what the
+    trained methods aim at: y+ in scope and the baseline elsewhere. In-context answers were sampled with the data.
     """
     if method == "revised":
         for row in rows:
@@ -75,8 +74,9 @@ def score_rows(rows: Sequence[dict], feedback: Feedback, method: str, judge: Jud
 def _score_row(row: dict, feedback: Feedback, method: str) -> dict:
     answer, baseline = row[method], row["baseline"]
     checkable = feedback.metric and answer and baseline
-    passes = check(feedback.metric, answer, baseline) if checkable else None
-    baseline_passes = check(feedback.metric, baseline, baseline) if checkable else None
+    passes, baseline_passes = (
+        check(feedback.metric, text, baseline) if checkable else None for text in (answer, baseline)
+    )
     return {
         "prompt_id": row["id"], "feedback": feedback.id, "method": method, "split": row["split"],
         "category": row["category"], "prompt": row["prompt"], "baseline": baseline, "answer": answer,
@@ -126,7 +126,6 @@ def stored_scores(
 
 def evaluate_method(run: Path | str, feedback: Feedback, method: str, judge: Judge | None = None) -> list[dict]:
     """Answer, score and store one method on the test prompts; see `stored_scores`."""
-    refuse_unscored(feedback, judge)
     stage = eval_stage(run, feedback.id, method, judge)
     stored = _stored_answers(stage)
 
@@ -164,8 +163,8 @@ class Evaluation:
 
     def answers(self, methods: Sequence[str]) -> pd.DataFrame:
         """The tidy answers table of scores.py: a row per method and test prompt; asked for and scored where new."""
-        rows = [row for method in methods for row in evaluate_method(self.run, self.record, method, self.judge)]
-        return pd.DataFrame(rows)
+        scored = (evaluate_method(self.run, self.record, method, self.judge) for method in methods)
+        return pd.DataFrame([row for rows in scored for row in rows])
 
 
 def open_evaluation(
@@ -185,14 +184,16 @@ def collect(*runs: Path | str) -> pd.DataFrame:
     Raises:
         FileNotFoundError: no run has a finished evaluation.
     """
-    found = [
-        files.read_jsonl(folder / ANSWERS)
-        for run in runs
-        for folder, manifest in done_stages(run, "eval")
-        if "two_feedbacks" not in manifest["identity"]
-    ]
-    if not found:
+    table = collected(*runs, two_feedbacks=False)
+    if table.empty:
         raise FileNotFoundError(
             f"no finished evaluation below {[str(run) for run in runs]}: run notebooks/03_evaluate.ipynb first"
         )
-    return pd.DataFrame([row for rows in found for row in rows])
+    return table
+
+
+def collected(*runs: Path | str, two_feedbacks: bool) -> pd.DataFrame:
+    """The rows of all finished evaluations of single feedbacks, or of two in one model; none where there are none."""
+    stages = (stage for run in runs for stage in done_stages(run, "eval"))
+    kept = (folder for folder, manifest in stages if ("two_feedbacks" in manifest["identity"]) == two_feedbacks)
+    return pd.DataFrame([row for folder in kept for row in files.read_jsonl(folder / ANSWERS)])

@@ -2,27 +2,37 @@
 
 r(x, y) = log pi_plus(y | x) - log pi_minus(y | x). With pi_0 alone, pi_plus is pi_0 that has the feedback in its
 prompt; after training it is the adapter, and r is what DPO multiplies by beta.
+
+`measure` compares the two (appendix C): the true reward log pi+/pi-, with pi+ the model that has the feedback's
+examples in its prompt, which wrote the revised answers (that only those were kept which pass the metric adds a constant
+per prompt), and what training learned of it, log pi_theta/pi_0. It is stored, so that it is drawn without a model.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import torch
+import pandas as pd
 from numpy.typing import NDArray
-from peft import PeftModel
 from tqdm.auto import tqdm
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from c3po_utils.engine import fused
+from c3po_utils import engine, training  # as rooms: their heavy parts are imported when they are used
 from c3po_utils.feedback import Feedback
-from c3po_utils.sampling import answers
-from c3po_utils.training import data, objective
+from c3po_utils.runs import stage
+from c3po_utils.sampling import answers, load_rows, stored_feedback, stored_settings
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 TOKENS_PER_PASS = 4096
+MEASURED = (
+    ("in_scope", "revised"), ("in_scope", "baseline"), ("near_scope", "baseline"), ("out_of_scope", "baseline"),
+)  # fmt: skip
 Context = Literal["sentence", "demonstrations"]
 
 
@@ -41,11 +51,6 @@ class AnswerReward:
     def total(self) -> float:
         """log pi_plus(y|x) / pi_minus(y|x), in nats."""
         return float(self.values.sum())
-
-    @property
-    def mean(self) -> float:
-        """The length-normalized reward, in nats per token."""
-        return float(self.values.mean())
 
 
 def adapter_rewards(
@@ -109,7 +114,7 @@ def told(
     system: str = "",
     feedback: Feedback | None = None,
     context: Context = "sentence",
-) -> list[data.Example]:
+) -> list[training.data.Example]:
     """The pairs as token ids, with the feedback in their context where one is given; see `in_context_rewards`."""
     ends = [True] * len(pairs) if ended is None else ended
     turns: list[tuple[str, str]] = []
@@ -120,40 +125,38 @@ def told(
     elif feedback:
         pairs = [(answers.in_context_prompt(prompt, feedback), answer) for prompt, answer in pairs]
     return [
-        data.encode(tokenizer, f"answer {i}", prompt, answer, ended=end, system=system, turns=turns)
+        training.data.encode(tokenizer, f"answer {i}", prompt, answer, ended=end, system=system, turns=turns)
         for i, ((prompt, answer), end) in enumerate(zip(pairs, ends, strict=True))
     ]
 
 
-@torch.no_grad()
 def answer_logps(
-    model: PreTrainedModel | PeftModel, examples: Sequence[data.Example], tokens_per_pass: int = TOKENS_PER_PASS
+    model: PreTrainedModel | PeftModel, examples: Sequence[training.data.Example]
 ) -> list[NDArray[np.float64]]:
     """log pi of every completion token of every example, (N,) each, with the trainer's forward pass.
 
     Answers to one prompt go through the model together, so that the prompt does so once.
     """
+    import torch  # here, so that what is stored can be drawn without it
+
     order = sorted(range(len(examples)), key=lambda i: examples[i].prompt_ids)
     rows = [{"chosen_prompt_ids": examples[i].prompt_ids, "chosen_ids": examples[i].completion_ids} for i in order]
-    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
     found: list[torch.Tensor] = []
-    with fused(base):
-        for batch in tqdm(objective.collate(rows, tokens_per_pass), desc="log-probs", leave=False):
-            lengths = torch.bincount(batch.sequence_N).tolist()
-            found += objective.completion_logps(base, batch.to(base.device)).double().cpu().split(lengths)
+    with torch.no_grad(), engine.fused(base):
+        for batch in tqdm(training.objective.collate(rows, TOKENS_PER_PASS), desc="log-probs", leave=False):
+            lengths = batch.sequence_N.bincount().tolist()
+            logps_N = training.objective.completion_logps(base, batch.to(base.device))
+            found += logps_N.double().cpu().split(lengths)
     return [found[place].numpy() for place in np.argsort(order)]
 
 
 def _rewards(
-    tokenizer: PreTrainedTokenizerBase,
-    examples: Sequence[data.Example],
-    plus: Sequence[NDArray[np.float64]],
-    minus: Sequence[NDArray[np.float64]],
+    tokenizer: PreTrainedTokenizerBase, examples: Sequence[training.data.Example], plus: Sequence, minus: Sequence
 ) -> list[AnswerReward]:
-    return [
-        AnswerReward(_pieces(tokenizer, example.completion_ids), a - b)
-        for example, a, b in zip(examples, plus, minus, strict=True)
-    ]
+    """The rewards from both policies' log-probabilities, an array (N,) of each for every example."""
+    tokens = [_pieces(tokenizer, example.completion_ids) for example in examples]
+    return [AnswerReward(pieces, a - b) for pieces, a, b in zip(tokens, plus, minus, strict=True)]
 
 
 def _pieces(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> list[str]:
@@ -165,3 +168,67 @@ def _pieces(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> list[str]
         pieces.append(text[len(done) :] if whole else "")
         done = text if whole else done
     return pieces
+
+
+def measure(adapter: Path | str) -> dict[str, Any]:
+    """The true and the learned reward of the test prompts' answers that `MEASURED` names.
+
+    Minutes on a CPU for 72 short answers of the embedded model, in float32.
+
+    Args:
+        adapter: the folder of a finished training stage, `<run>/train/<feedback>/<method>`; its feedback needs
+            demonstrations.
+
+    Returns:
+        JSON-serializable: what was measured; `answers`, totals in nats of every answer; `maps`, the rewards of
+        each token of a typical prompt's answers in each split (see `typical`).
+    """
+    adapter = Path(adapter)
+    run, feedback_id = adapter.parents[2], adapter.parent.name
+    settings, feedback = stored_settings(run, feedback_id), stored_feedback(run, feedback_id)
+    rows = [
+        {key: row[key] for key in ("id", "split", "prompt")}
+        | {"answer": column, "text": row[column], "ended": row[f"{column}_status"] == "ok"}
+        for split, column in MEASURED
+        for row in load_rows(run, feedback_id, "test")
+        if row["split"] == split and row[column]
+    ]
+    pairs = [(row["prompt"], row["text"]) for row in rows]
+    known = {"system": settings.system_prompt, "ended": [row["ended"] for row in rows]}
+
+    model, tokenizer = engine.load_model(settings.model, dtype="float32"), engine.load_tokenizer(settings.model)
+    true = in_context_rewards(model, tokenizer, pairs, feedback, context="demonstrations", **known)
+    learned = adapter_rewards(training.adapters.load_adapter(model, adapter), tokenizer, pairs, **known)
+    measured = list(zip(rows, true, learned, strict=True))
+    totals = [_totals(*row) for row in measured]
+    chosen = typical(totals)
+    return {
+        "model": settings.model, "feedback": feedback_id, "content": feedback.content, "method": adapter.name,
+        "adapter": training.adapter_hash(adapter), "packages": stage.packages(), "answers": totals,
+        "maps": [_map(*row, tokenizer.eos_token) for row in measured if row[0]["id"] == chosen[row[0]["split"]]],
+    }  # fmt: skip
+
+
+def _totals(row: dict, true: AnswerReward, learned: AnswerReward) -> dict:
+    kept = {key: row[key] for key in ("id", "split", "answer")}
+    return kept | {"tokens": len(true.tokens), "true": round(true.total, 2), "learned": round(learned.total, 2)}
+
+
+def _map(row: dict, true: AnswerReward, learned: AnswerReward, eos: str) -> dict:
+    kept = {key: row[key] for key in ("id", "split", "answer", "prompt")}
+    tokens = [token.replace(eos, "[end]") for token in true.tokens]
+    values = {"true": true.values, "learned": learned.values}
+    return kept | {"tokens": tokens} | {name: [round(float(x), 2) for x in found] for name, found in values.items()}
+
+
+def typical(totals: list[dict]) -> dict[str, str]:
+    """By rule, the id of one prompt per split: the one with the median learned reward.
+
+    In scope that is the margin between the revised and the baseline answer; prompts without either are left out.
+    """
+    table = pd.DataFrame(totals)
+    inside, revised = table["split"] == "in_scope", table["answer"] == "revised"
+    table["margin"] = table["learned"].where(~inside | revised, -table["learned"])
+    whole = table[~inside | table["id"].isin(table.loc[revised, "id"])]
+    ranked = whole.groupby(["split", "id"], sort=False)["margin"].sum().reset_index().sort_values(["margin", "id"])
+    return {split: ids.iloc[len(ids) // 2] for split, ids in ranked.groupby("split")["id"]}

@@ -1,37 +1,28 @@
 """Means over feedbacks with 95% intervals that respect how prompts come: in categories, within feedbacks.
 
-Every score is linear in the means of the three splits, so the work is done on sums per category (`Cells`),
-and the same few functions serve scores, shares and paired differences.
+Every score is linear in the means of the three splits, so the work is done on sums per category (`Cells`), and the
+same few functions serve scores, shares and paired differences.
 
-What the interval is about. With `FEW` or more feedbacks it is about feedbacks like these: the standard error
-is the paper's, the spread of the feedbacks' scores over sqrt(F), with F - 1 degrees of freedom. With fewer
-there is nothing to resample on top: the feedbacks are held fixed, categories within them are the units, and
-degrees of freedom follow Satterthwaite. Where categories vary no more than prompts alone would, prompts are
-the units. `interval="t"` is a t interval on the logit scale of the score's range; where all prompts agree,
-the rule of three. `interval="bootstrap"` resamples feedbacks and categories within them, percentiles widened
-to t quantiles.
+With `FEW` or more feedbacks an interval is about feedbacks like these: the standard error is the paper's, the spread of
+the feedbacks' scores over sqrt(F), with F - 1 degrees of freedom. With fewer the feedbacks are held fixed, categories
+within them are the units, and degrees of freedom follow Satterthwaite. Where categories vary no more than prompts alone
+would, prompts are the units. It is a t interval on the logit scale of the score's range; where all prompts agree, the
+rule of three.
 
-Coverage in percent, nominal 95, of 2,000 simulated data sets with 24 prompts a split in 6 categories
-(feedback means Beta-distributed and skewed: in 0.67, near 0.20, general 0.03; category correlation 0.1;
-measured by tests/test_intervals.py):
+Coverage in percent, nominal 95, of 2,000 simulated data sets with 24 prompts a split in 6 categories (feedback means
+Beta-distributed and skewed: in 0.67, near 0.20, general 0.03; category correlation 0.1; measured by
+tests/evaluation/test_intervals.py):
 
-    feedbacks  interval    S_in    near general     out overall
-      2        t           96.4    97.6    96.2    97.2    96.0
-      3        t           96.3    96.8    97.4    96.4    96.5
-      5        t           95.0    95.0    80.9    95.0    94.8
-     10        t           95.6    94.9    94.4    95.5    95.4
-     30        t           95.6    95.3    93.8    94.9    95.6
-    100        t           94.5    95.1    95.3    94.6    95.1
-      2        bootstrap   90.0    86.6    44.8    89.0    90.4
-      5        bootstrap   95.4    93.5    81.7    93.4    95.3
-     10        bootstrap   97.2    94.4    84.7    95.6    96.9
-    100        bootstrap   96.2    95.8    96.7    96.0    96.2
+    feedbacks    S_in    near general     out overall
+      2          96.4    97.6    96.2    97.2    96.0
+      3          96.3    96.8    97.4    96.4    96.5
+      5          95.0    95.0    80.9    95.0    94.8
+     10          95.6    94.9    94.4    95.5    95.4
+     30          95.6    95.3    93.8    94.9    95.6
+    100          94.5    95.1    95.3    94.6    95.1
 
-So "t" is the default: with ten feedbacks it covers what it says, where plain percentiles over feedbacks
-covered 88-90 and BCa 90-91 (all but S_general: 76 and 81). The two-level bootstrap counts the spread within
-feedbacks twice and knows nothing beyond the categories it has. S_general is the hard one: a leak as rare as
-3% that sits in a few feedbacks is often not in a sample of five, and with ten feedbacks of 56 to 70 prompts a
-split its coverage is 89-90.
+S_general is the hard one: a leak as rare as 3% that sits in a few feedbacks is often not in a sample of five, and with
+ten feedbacks of 56 to 70 prompts a split its coverage is 89-90.
 """
 
 from __future__ import annotations
@@ -43,12 +34,11 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 from scipy.special import expit, logit
-from scipy.stats import norm, t
+from scipy.stats import t
 
 from c3po_utils.feedback import SPLITS
 
 Array = NDArray[np.float64]
-Interval = Literal["t", "bootstrap"]
 
 STRATA = (slice(0, 2), slice(2, 3))  # in and near scope share categories; general prompts have their own
 FEW = 4  # feedbacks needed before they are treated as a sample of feedbacks
@@ -65,16 +55,10 @@ class Cells:
     sum_FMSC: Array
     sumsq_FMS: Array
 
-    def feedback(self, f: int) -> Cells:
-        """The cells of one feedback alone."""
-        at = slice(f, f + 1)
-        return Cells(self.feedbacks[at], self.methods, self.n_FMSC[at], self.sum_FMSC[at], self.sumsq_FMS[at])
-
 
 @dataclass(frozen=True)
 class Linear:
-    """Scores as linear functions of the splits' means: `weights_KS @ means_S + offset_K`, each within
-    `range_K2`.
+    """Scores as linear functions of the splits' means: `weights_KS @ means_S + offset_K`, each within `range_K2`.
 
     `scale` is where their t intervals are symmetric.
     """
@@ -101,10 +85,7 @@ class Spread:
 
 
 def cells(rows: pd.DataFrame) -> Cells:
-    """Sums of column `value` (NaN skipped) by feedback, method, split and category.
-
-    A row without a category is a category of its own.
-    """
+    """Sums of column `value` (NaN skipped); a row without a category is a category of its own."""
     feedback, feedbacks = pd.factorize(rows["feedback"])
     method, methods = pd.factorize(rows["method"])
     split = pd.Categorical(rows["split"], categories=SPLITS).codes.astype(np.int64)
@@ -219,44 +200,3 @@ def t_interval(estimate: Array, spread: Spread, linear: Linear) -> tuple[Array, 
     lower = np.where(agree, estimate - unseen * (estimate - low), lower)
     upper = np.where(agree, estimate + unseen * (high - estimate), upper)
     return np.where(np.isnan(estimate), np.nan, lower), np.where(np.isnan(estimate), np.nan, upper)
-
-
-def bootstrap(data: Cells, linear: Linear, draws: int = 10_000, seed: int = 0) -> Array:
-    """Two-level cluster bootstrap of the means over feedbacks, [draws, M, K]: feedbacks, then categories
-    within them.
-
-    A feedback drawn v times brings v independent resamples of its categories, which is one multinomial draw
-    of v C categories. With fewer than `FEW` feedbacks each is kept once and only categories are resampled.
-    """
-    rng, count = np.random.default_rng(seed), len(data.feedbacks)
-    times = np.ones((draws, count), int)
-    if count >= FEW:
-        times = rng.multinomial(count, np.full(count, 1 / count), draws)
-    total, weight = 0.0, 0.0
-    for f in range(count):
-        scores = linear.of(_resampled_means(data, f, times[:, f], rng))
-        total = total + times[:, f, None, None] * np.nan_to_num(scores)
-        weight = weight + times[:, f, None, None] * ~np.isnan(scores)
-    return np.where(weight > 0, total / np.maximum(weight, 1), np.nan)
-
-
-def _resampled_means(data: Cells, f: int, times: NDArray[np.int64], rng: np.random.Generator) -> Array:
-    """Means [draws, M, S] of one feedback with `times` resamples of its categories in each draw."""
-    parts = []
-    for stratum in STRATA:
-        n_MSC, sum_MSC = data.n_FMSC[f, :, stratum], data.sum_FMSC[f, :, stratum]
-        categories = max(int((n_MSC.sum((0, 1)) > 0).nonzero()[0].max(initial=-1)) + 1, 1)
-        picks = rng.multinomial(times * categories, np.full(categories, 1 / categories)).astype(float)
-        n = np.tensordot(picks, n_MSC[..., :categories], (1, 2))
-        parts.append(np.tensordot(picks, sum_MSC[..., :categories], (1, 2)) / np.where(n > 0, n, np.nan))
-    return np.concatenate(parts, -1)
-
-
-def percentile_interval(draws: Array, df: Array) -> tuple[Array, Array]:
-    """Percentiles of bootstrap draws [B, M, K], widened to t quantiles: level Phi(-t_df sqrt((df + 1) /
-    df))."""
-    level = norm.cdf(t.ppf(0.025, df) * np.sqrt((df + 1) / df))
-    bounds = np.full((2, *df.shape), np.nan)
-    for at in np.ndindex(df.shape):
-        bounds[(slice(None), *at)] = np.nanquantile(draws[(slice(None), *at)], [level[at], 1 - level[at]])
-    return bounds[0], bounds[1]

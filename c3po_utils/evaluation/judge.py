@@ -1,14 +1,14 @@
 """An LLM judge: each answer against the baseline's (section 5 of the paper), shown in both orders.
 
 A verdict is a number from 1 (the first answer by far) to 5 (the second by far), the paper's scale. Read towards the
-method's answer it is a value in [-1, 1], and a pair's score is the mean of its two orders:
+method's answer it is a value in [-1, 1], and a pair's score is the mean of its two orders, so that a judge who looks at
+the place alone gives 0 to every pair:
 
     s_first  = (3 - verdict) / 2     the method's answer was shown first, the baseline's second
     s_second = (verdict - 3) / 2     the other way round
     score    = (s_first + s_second) / 2
 
-so that a judge who looks at the place alone gives 0 to every pair. What else is wrong with a judge, calibration.py
-finds out.
+What else is wrong with a judge, calibration.py finds out.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,9 @@ class Verdict(structured_output.Form):
     verdict: int = Field(ge=MIDDLE - REACH, le=MIDDLE + REACH, description="1, 2, 3, 4 or 5")
 
 
+Answer = structured_output.Answer[Verdict]
+
+
 class Judge:
     """A judging model by name, as in `open_chat`, which also says what `limits` are and what is raised for wrong ones.
 
@@ -111,17 +115,18 @@ def judge_rows(judge: Judge, rows: Sequence[dict], feedback: Feedback) -> list[d
     questions = [
         _question(row, column, order, feedback)
         for row in rows
-        if _open_question(row)
+        if row["answer"] and row["baseline"] and row["answer"] != row["baseline"]
         for column in judge.columns
         for order in ORDERS
     ]
     answers = ask_verdicts(judge.model, questions, f"judging {rows[0]['method']}") if questions else {}
-    _refuse_many_failures(answers)
-    return [_judged(row, judge.name, judge.columns, answers) for row in rows]
-
-
-def _open_question(row: dict) -> bool:
-    return bool(row["answer"] and row["baseline"]) and row["answer"] != row["baseline"]
+    failed = [answer for answer in answers.values() if answer.kind == "failed"]
+    if len(failed) > FAILED_AT_MOST * len(answers):
+        raise RuntimeError(
+            f"{len(failed)} of {len(answers)} calls to the judge failed, the first with: {failed[0].reason}; the other"
+            " verdicts are stored: run again to ask for the rest"
+        )
+    return [_judged(row, judge, answers) for row in rows]
 
 
 def _id(row: dict, column: str, order: str) -> str:
@@ -136,35 +141,19 @@ def _question(row: dict, column: str, order: str, feedback: Feedback) -> structu
     return structured_output.Question(_id(row, column, order), request("", text).messages)
 
 
-def ask_verdicts(
-    model: ChatModel, questions: Sequence[structured_output.Question], desc: str = ""
-) -> dict[str, structured_output.Answer[Verdict]]:
+def ask_verdicts(model: ChatModel, questions: Sequence[structured_output.Question], desc: str) -> dict[str, Answer]:
     """Verdicts by question id: without chance, and once more with it where the answer could not be read."""
-    answers = structured_output.ask_forms(model, questions, Verdict, SAMPLING, tries=1, desc=desc)
-    unread = [question for question in questions if answers[question.id].value is None]
-    unread = [replace(one, id=f"{one.id}/again") for one in unread if answers[one.id].kind != "failed"]
-    again = (
-        structured_output.ask_forms(model, unread, Verdict, AGAIN, tries=1, desc=f"{desc}, again" * bool(desc))
-        if unread
-        else {}
-    )
-    return answers | {id.removesuffix("/again"): answer for id, answer in again.items()}
+    ask = partial(structured_output.ask_forms, model, form=Verdict, tries=1)
+    answers = ask(questions, sampling=SAMPLING, desc=desc)
+    unread = [one for one in questions if answers[one.id].value is None and answers[one.id].kind != "failed"]
+    again = [replace(one, id=f"{one.id}/again") for one in unread]
+    found = ask(again, sampling=AGAIN, desc=f"{desc}, again") if again else {}
+    return answers | {id.removesuffix("/again"): answer for id, answer in found.items()}
 
 
-def _refuse_many_failures(answers: dict[str, structured_output.Answer[Verdict]]) -> None:
-    failed = [answer for answer in answers.values() if answer.kind == "failed"]
-    if len(failed) > FAILED_AT_MOST * len(answers):
-        raise RuntimeError(
-            f"{len(failed)} of {len(answers)} calls to the judge failed, the first with: {failed[0].reason}; the other"
-            " verdicts are stored: run again to ask for the rest"
-        )
-
-
-def _judged(
-    row: dict, judge: str, columns: Sequence[str], answers: dict[str, structured_output.Answer[Verdict]]
-) -> dict:
-    judged = {**row, "metric_score": row["score"], "scored_by": judge}
-    for column in columns:
+def _judged(row: dict, judge: Judge, answers: dict[str, Answer]) -> dict:
+    judged = {**row, "metric_score": row["score"], "scored_by": judge.name}
+    for column in judge.columns:
         values = []
         for order in ORDERS:
             value, kind, reasons = _read(row, order, answers.get(_id(row, column, order)))
@@ -175,7 +164,7 @@ def _judged(
     return judged
 
 
-def _read(row: dict, order: str, answer: structured_output.Answer[Verdict] | None) -> tuple[float | None, str, str]:
+def _read(row: dict, order: str, answer: Answer | None) -> tuple[float | None, str, str]:
     """One order's value towards the method's answer, how the asking ended, and the reasons."""
     if answer is None:
         return (0.0, "same", "") if row["answer"] and row["answer"] == row["baseline"] else (None, "no_answer", "")

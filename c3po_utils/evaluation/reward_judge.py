@@ -1,6 +1,6 @@
-"""An embedded judge without an API: candidate and baseline compared by the implicit reward of eq. 6.
+"""An embedded judge without an API: an answer and its baseline compared by the implicit reward of eq. 6.
 
-It is calibrated on the heuristics of checkable feedbacks, and how well it agrees with them is measured by
+How well it agrees with the metrics, at thresholds that other feedbacks' metrics gave, is measured by
 
     python -m c3po_utils.evaluation.reward_judge results/embedded
 """
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from c3po_utils.engine import load_model, load_tokenizer
+from c3po_utils.engine import load_tokenizer, shared_model
 from c3po_utils.evaluation.calibration import SEES, calibration, kappa
 from c3po_utils.evaluation.evaluate import collect
 from c3po_utils.evaluation.implicit_reward import Context, answer_logps, told
@@ -39,17 +39,15 @@ def reward_margins(
     rows: Sequence[dict],
     feedback: Feedback,
     *,
-    contexts: Sequence[Context] = ("sentence",),
     system: str = "",
 ) -> dict[Context, NDArray[np.float64]]:
     """The judge's evidence: the implicit reward of each row's answer minus that of its baseline, in nats per token.
 
     Above 0, the answer looks more like one written under the feedback than the baseline does. NaN where one of the
-    two texts is missing.
+    two texts is missing. By context, how pi_plus is told of the feedback; see implicit_reward.in_context_rewards.
 
     Args:
         rows: dicts with `prompt`, `answer`, `status`, `baseline` and `baseline_status`.
-        contexts: how pi_plus is told of the feedback; see implicit_reward.in_context_rewards.
     """
     answers = [(row["prompt"], row["answer"], row["status"] == "ok") for row in rows]
     baselines = [(row["prompt"], row["baseline"], row["baseline_status"] == "ok") for row in rows]
@@ -57,7 +55,7 @@ def reward_margins(
     pairs, ended = [text[:2] for text in texts], [text[2] for text in texts]
     plain = answer_logps(model, told(tokenizer, pairs, ended, system=system))
     margins = {}
-    for context in contexts:
+    for context in get_args(Context):
         informed = answer_logps(model, told(tokenizer, pairs, ended, system=system, feedback=feedback, context=context))
         rewards = {text: float((a - b).mean()) for text, a, b in zip(texts, informed, plain, strict=True)}
         margins[context] = np.array(
@@ -82,21 +80,19 @@ def calibrate(margins: NDArray[np.float64], gold: NDArray[np.float64]) -> float:
     return float(max(tried, key=lambda threshold: np.nan_to_num(kappa(gold, scores(margins, threshold)), nan=-1)))
 
 
-def with_margins(run: Path | str, methods: Sequence[str] = METHODS) -> pd.DataFrame:
-    """A run's stored answers of these methods, with `metric_score`, margins for each context, and `shorter`."""
+def with_margins(run: Path | str) -> pd.DataFrame:
+    """A run's stored answers of `METHODS`, with `metric_score`, margins for each context, and `shorter`."""
     answers = collect(run)
-    answers = answers[answers["method"].isin(methods)]
+    answers = answers[answers["method"].isin(METHODS)]
     answers = answers.assign(metric_score=answers["metric_score"] if "metric_score" in answers else answers["score"])
-    loaded: dict[str, tuple] = {}
     parts = []
     for id, own in tqdm(answers.groupby("feedback", sort=False), desc="feedbacks"):
         settings = stored_settings(run, id)
-        if settings.model not in loaded:
-            loaded[settings.model] = load_model(settings.model), load_tokenizer(settings.model)
+        model, tokenizer = shared_model(settings.model), load_tokenizer(settings.model)
         status = {row["id"]: row["baseline_status"] for row in load_rows(run, id, "test")}
         rows = own.assign(baseline_status=own["prompt_id"].map(status)).to_dict("records")
-        asked = {"contexts": get_args(Context), "system": settings.system_prompt}
-        parts.append(own.assign(**reward_margins(*loaded[settings.model], rows, stored_feedback(run, id), **asked)))
+        margins = reward_margins(model, tokenizer, rows, stored_feedback(run, id), system=settings.system_prompt)
+        parts.append(own.assign(**margins))
     table = pd.concat(parts, ignore_index=True)
     lengths = [table[column].str.len().where(table[column] != "") for column in ("baseline", "answer")]
     return table.assign(**{YARDSTICK: np.log(lengths[0] / lengths[1])})
@@ -127,21 +123,18 @@ def agreement(answers: pd.DataFrame, draws: int = 1000) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-REPORT = """# The embedded judge beside the heuristics
+REPORT = """# The embedded judge beside the metrics
 
 Made by `{command} {run}` from {n} stored answers of {methods}.
 
 The judge compares an answer with its baseline by the implicit reward of eq. 6, with pi_0 alone:
-log pi_0(y | x, feedback) - log pi_0(y | x), in nats per token. In context `sentence` the feedback is told as in the
-in-context baseline, in `demonstrations` by its example turns. The row `shorter` is no judge but a yardstick: the
-shorter of the two texts wins.
-
-`gained`: answers that show the effect where the baseline does not. Differences above the threshold count as a gain;
-each feedback is judged at the threshold that is best for the others. 95% intervals are from a bootstrap over prompts.
+log pi_0(y | x, feedback) - log pi_0(y | x), in nats per token. The feedback is told as in the in-context baseline
+(`sentence`) or by its example turns (`demonstrations`); in the rows `shorter`, a yardstick, the shorter text wins.
+`gained`: answers that show the effect where the baseline does not. A difference above the threshold, which is the best
+for all other feedbacks, counts as a gain. Chance is an AUC of 0.5 and a kappa of 0; 95% intervals, bootstrapped over
+prompts.
 
 {table}
-
-AUC: 0.5 is chance, 1 perfect. Cohen's kappa: 0 is chance, 1 perfect.
 
 {reading}
 
@@ -150,7 +143,7 @@ be harder to judge.
 """
 
 
-def report(table: pd.DataFrame, run: str, methods: Sequence[str] = METHODS) -> str:
+def report(table: pd.DataFrame, run: str) -> str:
     """The table of `agreement` as Markdown, with what to think of it."""
     shown = table[["context", "feedback", "n", "gained"]].copy()
     for name in ("auc", "kappa"):
@@ -159,10 +152,10 @@ def report(table: pd.DataFrame, run: str, methods: Sequence[str] = METHODS) -> s
         ]
     shown["threshold"] = table["threshold"].map("{:.2f}".format).replace("nan", "–")
     contexts = table[table["context"] != YARDSTICK].groupby("context", sort=False)
-    whole = table[table["feedback"] == "all"]
+    total = table.loc[table["feedback"] == "all", "n"].iloc[0]
     return REPORT.format(
-        command=COMMAND, run=run, n=whole["n"].iloc[0], methods=", ".join(methods),
-        table=shown.to_markdown(index=False), reading="\n".join(_reading(name, part) for name, part in contexts),
+        command=COMMAND, run=run, n=total, methods=", ".join(METHODS), table=shown.to_markdown(index=False),
+        reading="\n".join(_reading(name, part) for name, part in contexts),
     )  # fmt: skip
 
 

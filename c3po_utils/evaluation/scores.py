@@ -1,8 +1,8 @@
 """From answers to scores: the paper's S_in, S_out and S_overall, with intervals and paired differences.
 
-Everything starts from the tidy answers table, one row per feedback, method and prompt, with the columns
-`COLUMNS`: `score` in [-1, 1] compares the answer with the base model's (NaN: no verdict), `passes` says whether
-it passes the metric (NaN: no metric). Per feedback and method (section 5 of the paper):
+Everything starts from the tidy answers table of evaluate.score_rows, one row per feedback, method and prompt: `score`
+in [-1, 1] compares the answer with the baseline (NaN: no verdict), `passes` says whether it passes the metric (NaN: no
+metric). Per feedback and method (section 5 of the paper):
 
     S_in      = mean score over in-scope prompts           in [-1, 1], higher is better
     S_near    = mean |score| over near-scope prompts       in [0, 1], lower is better
@@ -10,9 +10,8 @@ it passes the metric (NaN: no metric). Per feedback and method (section 5 of the
     S_out     = (S_near + S_general) / 2
     S_overall = (S_in + 1 - S_out) / 2                     in [-0.5, 1]
 
-Answers without a verdict are left out of the means and counted in `n_missing`; `missing_bounds` shows what
-they could change. A score whose split is absent is NaN. How intervals are made, and how well they cover, is
-in intervals.py.
+Answers without a verdict are left out of the means and counted in `n_missing`; `missing_bounds` shows what they could
+change. A score whose split is absent is NaN. How intervals are made, and how well they cover, is in intervals.py.
 """
 
 from __future__ import annotations
@@ -24,32 +23,15 @@ import pandas as pd
 from scipy.stats import t
 from statsmodels.stats.multitest import multipletests
 
-from c3po_utils.evaluation.intervals import (
-    FEW,
-    Array,
-    Cells,
-    Interval,
-    Linear,
-    Spread,
-    across,
-    bootstrap,
-    cells,
-    means,
-    percentile_interval,
-    standard_error,
-    t_interval,
-    within,
-)
+from c3po_utils.evaluation import intervals
+from c3po_utils.evaluation.intervals import FEW, Array, Linear, Spread
 from c3po_utils.feedback import SPLITS
 
 SCORES = ("S_in", "S_near", "S_general", "S_out", "S_overall")
-COLUMNS = (
-    "feedback", "method", "split", "category", "prompt_id", "score", "passes", "prompt", "answer", "baseline",
-)  # fmt: skip
+COLUMNS = ("feedback", "method", "split", "category", "prompt_id", "score")
 ENDS = ("share", "share_se", "share_lo", "share_hi")
 KEY = ["feedback", "split", "prompt_id"]
 WEIGHTS = np.array([[1, 0, 0], [0, 1, 0], [0, 0, 1], [0, 1 / 2, 1 / 2], [1 / 2, -1 / 4, -1 / 4]])
-
 RANGES = np.array([[-1, 1], [0, 1], [0, 1], [0, 1], [-0.5, 1]])
 PAPER = Linear(SCORES, WEIGHTS, np.array([0, 0, 0, 0, 0.5]), RANGES)
 DIFFERENCE = Linear(SCORES, WEIGHTS, np.zeros(5), np.diff(RANGES) * [-1, 1], scale="linear")
@@ -57,7 +39,7 @@ SHARE = Linear(SPLITS, np.eye(3), np.zeros(3), np.array([[0, 1]] * 3))
 SIGNED = Linear(SPLITS, np.eye(3), np.zeros(3), np.array([[-1, 1]] * 3))
 
 
-def check(answers: pd.DataFrame, columns: Sequence[str] = COLUMNS[:6]) -> pd.DataFrame:
+def check(answers: pd.DataFrame, columns: Sequence[str] = COLUMNS) -> pd.DataFrame:
     """The table itself; ValueError when columns, splits or scores are not what the scores are defined on."""
     absent = [column for column in columns if column not in answers]
     if absent:
@@ -81,20 +63,13 @@ def _values(answers: pd.DataFrame) -> pd.Series:
     return score.where(answers["split"] == "in_scope", score.abs())
 
 
-def _bounds(
-    data: Cells, estimate: Array, spread: Spread, linear: Linear, interval: Interval, draws: int, seed: int
-) -> tuple[Array, Array]:
-    """95% bounds [M, K] of means over the feedbacks in `data`."""
-    if interval == "t":
-        return t_interval(estimate, spread, linear)
-    if interval == "bootstrap":
-        return percentile_interval(bootstrap(data, linear, draws, seed), spread.df)
-    raise ValueError(f"interval: expected 't' or 'bootstrap', found {interval!r}")
-
-
 def _wide(index: pd.DataFrame, linear: Linear, columns: dict[str, Array]) -> pd.DataFrame:
-    """`index` with a column per score and suffix, e.g. S_in and S_in_lo, from arrays [rows, K] by suffix."""
-    parts = {name + suffix: values[:, k] for k, name in enumerate(linear.names) for suffix, values in columns.items()}
+    """`index` with a column per score and suffix, e.g. S_in and S_in_lo, from arrays [..., K] by suffix."""
+    parts = {
+        name + suffix: values[..., k].ravel()
+        for k, name in enumerate(linear.names)
+        for suffix, values in columns.items()
+    }
     return pd.concat([index, pd.DataFrame(parts, index=index.index)], axis=1)
 
 
@@ -104,46 +79,37 @@ def _counts(rows: pd.DataFrame, by: list[str]) -> pd.DataFrame:
     return pd.DataFrame({"n_prompts": missing.size(), "n_missing": missing.sum()}).reset_index()
 
 
-def feedback_scores(
-    answers: pd.DataFrame, interval: Interval = "t", draws: int = 10_000, seed: int = 0
-) -> pd.DataFrame:
+def feedback_scores(answers: pd.DataFrame) -> pd.DataFrame:
     """One row per feedback and method: each score with 95% bounds, `n_prompts` (asked) and `n_missing`.
 
     Bounds (`S_in_lo`, `S_in_hi`, ...) are clustered by prompt category within the feedback and say what other
     prompts for the same feedback would give.
     """
     rows = check(answers).assign(value=_values(answers))
-    data = cells(rows)
-    scores, own = PAPER.of(means(data)), within(data, PAPER)
-    lo, hi = np.empty_like(scores), np.empty_like(scores)
-    for f in range(len(data.feedbacks)):
-        spread = Spread(own.variance[f], own.df[f], own.n[f])
-        lo[f], hi[f] = _bounds(data.feedback(f), scores[f], spread, PAPER, interval, draws, seed)
+    data = intervals.cells(rows)
+    scores = PAPER.of(intervals.means(data))
+    lo, hi = intervals.t_interval(scores, intervals.within(data, PAPER), PAPER)
     index = pd.MultiIndex.from_product([data.feedbacks, data.methods], names=["feedback", "method"])
-    columns = {"": scores, "_lo": lo, "_hi": hi}
-    flat = {suffix: values.reshape(-1, len(SCORES)) for suffix, values in columns.items()}
-    table = _wide(index.to_frame(index=False), PAPER, flat)
+    table = _wide(index.to_frame(index=False), PAPER, {"": scores, "_lo": lo, "_hi": hi})
     return table.merge(_counts(rows, ["feedback", "method"]), on=["feedback", "method"])
 
 
-def method_scores(answers: pd.DataFrame, interval: Interval = "t", draws: int = 10_000, seed: int = 0) -> pd.DataFrame:
+def method_scores(answers: pd.DataFrame) -> pd.DataFrame:
     """One row per method: means over feedbacks with standard errors (`S_in_se`) and 95% bounds.
 
-    `_se` is the paper's, the spread of the feedbacks' scores over sqrt(n_feedbacks); NaN for a single
-    feedback. The bounds speak about feedbacks like these when there are at least four, else about these
-    feedbacks with other prompts; `interval_note` says which.
+    `_se` is the paper's, the spread of the feedbacks' scores over sqrt(n_feedbacks); NaN for a single feedback. The
+    bounds speak about feedbacks like these when there are at least four, else about these feedbacks with other prompts;
+    `interval_note` says which.
     """
-    return _means(check(answers).assign(value=_values(answers)), PAPER, interval, draws, seed)
+    return _means(check(answers).assign(value=_values(answers)), PAPER)
 
 
-def _means(
-    rows: pd.DataFrame, linear: Linear, interval: Interval, draws: int, seed: int, p_values: bool = False
-) -> pd.DataFrame:
-    data = cells(rows)
-    scores = linear.of(means(data))
-    mean, spread = across(scores, within(data, linear))
-    lo, hi = _bounds(data, mean, spread, linear, interval, draws, seed)
-    columns = {"": mean, "_se": standard_error(scores), "_lo": lo, "_hi": hi}
+def _means(rows: pd.DataFrame, linear: Linear, p_values: bool = False) -> pd.DataFrame:
+    data = intervals.cells(rows)
+    scores = linear.of(intervals.means(data))
+    mean, spread = intervals.across(scores, intervals.within(data, linear))
+    lo, hi = intervals.t_interval(mean, spread, linear)
+    columns = {"": mean, "_se": intervals.standard_error(scores), "_lo": lo, "_hi": hi}
     if p_values:
         columns["_p"] = _p_values(mean, spread)
     table = _wide(pd.DataFrame({"method": data.methods}), linear, columns)
@@ -160,18 +126,12 @@ def _p_values(mean: Array, spread: Spread) -> Array:
 
 
 def paired_differences(
-    answers: pd.DataFrame,
-    method: str,
-    reference_methods: Sequence[str] | None = None,
-    interval: Interval = "t",
-    draws: int = 10_000,
-    seed: int = 0,
+    answers: pd.DataFrame, method: str, reference_methods: Sequence[str] | None = None
 ) -> pd.DataFrame:
     """One row per reference: `method` minus reference on the prompts that both have a verdict for.
 
-    Each score's difference comes with bounds, the two-sided `_p` and `_p_holm`, adjusted over the references
-    within that score. The test is the paired t test over feedbacks (over categories within them below four
-    feedbacks).
+    Each score's difference comes with bounds, the two-sided `_p` of the paired t test over feedbacks (below four of
+    them over categories within them), and `_p_holm`, adjusted over the references within that score.
     """
     rows = check(answers).assign(value=_values(answers)).dropna(subset="value")
     known = list(pd.unique(rows["method"]))
@@ -184,8 +144,7 @@ def paired_differences(
     right = rows.loc[rows["method"].isin(reference_methods), [*KEY, "method", "value"]]
     pairs = left.merge(right, on=KEY, suffixes=("", "_reference"))
     pairs["value"] -= pairs["value_reference"]
-    table = _means(pairs, DIFFERENCE, interval, draws, seed, p_values=True)
-    table = table.rename(columns={"method": "reference"})
+    table = _means(pairs, DIFFERENCE, p_values=True).rename(columns={"method": "reference"})
     for name in SCORES:
         table[f"{name}_p_holm"] = _holm(table[f"{name}_p"])
     table = table.set_index("reference").reindex(reference_methods).reset_index().drop(columns="n_missing")
@@ -208,47 +167,40 @@ def missing_bounds(answers: pd.DataFrame) -> pd.DataFrame:
     inside = rows["split"] == "in_scope"
     table = {}
     for suffix, fill in {"worst": np.where(inside, -1.0, 1.0), "best": np.where(inside, 1.0, 0.0)}.items():
-        data = cells(rows.assign(value=rows["value"].where(rows["value"].notna(), fill)))
-        scores = across(PAPER.of(means(data)), within(data, PAPER))[0]
+        data = intervals.cells(rows.assign(value=rows["value"].where(rows["value"].notna(), fill)))
+        scores = intervals.across(PAPER.of(intervals.means(data)), intervals.within(data, PAPER))[0]
         table |= {f"{name}_{suffix}": scores[:, k] for k, name in enumerate(SCORES)}
     ordered = [f"{name}_{suffix}" for name in SCORES for suffix in ("worst", "best")]
     bounds = pd.DataFrame({"method": data.methods, **table})[["method", *ordered]]
     return bounds.merge(_counts(rows, ["method"]), on="method")
 
 
-def application_share(
-    answers: pd.DataFrame, interval: Interval = "t", draws: int = 10_000, seed: int = 0
-) -> pd.DataFrame:
+def application_share(answers: pd.DataFrame) -> pd.DataFrame:
     """Figure 6: the share of prompts whose answer applies the feedback, one row per method and split.
 
-    An answer applies it when it passes the metric (`passes`), or without one when its score is above 0. Shares
-    are means over feedbacks; bounds are made as the scores' are, clustered by feedback and category (no
-    Wilson interval, which would take prompts as independent).
+    An answer applies it when it passes the metric (`passes`), or without one when its score is above 0. Shares are
+    means over feedbacks; bounds are made as the scores' are, clustered by feedback and category.
     """
-    check(answers, (*COLUMNS[:6], "passes"))
-    rows = answers.assign(value=applied(answers))
-    wide = _means(rows, SHARE, interval, draws, seed)
-    counts = _counts(rows, ["method", "split"])
-    table = pd.concat([_one_share(wide, split) for split in SPLITS]).merge(counts, on=["method", "split"])
+    rows = check(answers, (*COLUMNS, "passes")).assign(value=applied(answers))
+    wide = _means(rows, SHARE)
+    shares = [
+        wide[["method", "n_feedbacks"]].assign(split=split, **{end: wide[end.replace("share", split)] for end in ENDS})
+        for split in SPLITS
+    ]
+    table = pd.concat(shares).merge(_counts(rows, ["method", "split"]), on=["method", "split"])
     return table[["method", "split", *ENDS, "n_feedbacks", "n_prompts", "n_missing"]]
 
 
 def applied(answers: pd.DataFrame) -> pd.Series:
     """1 where an answer applies the feedback, 0 where it does not, NaN where neither metric nor judge says."""
-    passes = answers["passes"].map(lambda ok: np.nan if pd.isna(ok) else float(ok)).astype(float)
+    passes = answers["passes"].astype("boolean").astype(float)
     score = answers["score"].astype(float)
     return passes.fillna((score > 0).astype(float).where(score.notna()))
 
 
-def _one_share(wide: pd.DataFrame, split: str) -> pd.DataFrame:
-    """The columns of one split under the names `ENDS`."""
-    ends = {end: wide[end.replace("share", split)] for end in ENDS}
-    return wide[["method", "n_feedbacks"]].assign(split=split, **ends)
-
-
 def split_means(answers: pd.DataFrame, column: str) -> pd.DataFrame:
     """One row per method: the mean over feedbacks of a column in [-1, 1] in each split, with t bounds."""
-    return _means(check(answers).assign(value=answers[column].astype(float)), SIGNED, "t", 0, 0)
+    return _means(check(answers).assign(value=answers[column].astype(float)), SIGNED)
 
 
 def interval_note(table: pd.DataFrame) -> str:

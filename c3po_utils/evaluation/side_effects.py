@@ -19,10 +19,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from c3po_utils.engine import load_tokenizer, shared_model
 from c3po_utils.evaluation.evaluate import eval_stage
-from c3po_utils.evaluation.implicit_reward import answer_logps
+from c3po_utils.evaluation.implicit_reward import answer_logps, told
 from c3po_utils.runs import files
 from c3po_utils.sampling import load_rows, stored_settings
-from c3po_utils.training import BASE_RESAMPLED, adapter_folder, data, merged, trained_methods
+from c3po_utils.training import BASE_RESAMPLED, adapter_folder, merged, trained_methods
 
 STORED = "perplexity.json"  # beside a method's answers
 WORD = re.compile(r"\w+|[^\w\s]")
@@ -52,19 +52,15 @@ def repetition_rate(text: str, n: int = 4) -> float:
 def perplexity(
     model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, rows: Sequence[dict], system: str = ""
 ) -> float:
-    """exp of the mean negative log-likelihood, per token, of the rows' baseline answers.
+    """exp of the mean negative log-likelihood, per token, of the rows' baselines; those without one are left out.
 
     Args:
-        rows: sampled rows with a `baseline`, of general prompts (see sample.py); those without an answer are left out.
+        rows: sampled rows of general prompts (see sampling/rows.py).
         system: the system prompt that the answers were sampled with.
     """
-    examples = [
-        data.encode(
-            tokenizer, row["id"], row["prompt"], row["baseline"], ended=row["baseline_status"] == "ok", system=system
-        )
-        for row in rows
-        if row["baseline"]
-    ]
+    answered = [row for row in rows if row["baseline"]]
+    ended = [row["baseline_status"] == "ok" for row in answered]
+    examples = told(tokenizer, [(row["prompt"], row["baseline"]) for row in answered], ended, system=system)
     return math.exp(-np.concatenate(answer_logps(model, examples)).mean())
 
 
@@ -89,11 +85,8 @@ def _stored_perplexity(run: Path | str, feedback_id: str, method: str) -> float:
     settings = stored_settings(run, feedback_id)
     base = shared_model(settings.model)
     rows = [row for row in load_rows(run, feedback_id, "test") if row["split"] == "out_of_scope"]
-    with (
-        nullcontext(base)
-        if method == BASE_RESAMPLED
-        else merged(base, adapter_folder(run, feedback_id, method)) as model
-    ):
+    pi_0 = method == BASE_RESAMPLED
+    with nullcontext(base) if pi_0 else merged(base, adapter_folder(run, feedback_id, method)) as model:
         value = perplexity(model, load_tokenizer(settings.model), rows, settings.system_prompt)
     files.write_json(path, {"identity": stage.identity, "perplexity": value})
     return value
@@ -103,11 +96,8 @@ def side_effects(answers: pd.DataFrame, perplexities: pd.DataFrame | None = None
     """A row per feedback and method, with `beyond`: the columns that are outside their LIMITS.
 
     Lengths are all answers' words over all baselines' words, in scope, where the feedback may ask for a change, and
-    elsewhere; repetition is the mean `repetition_rate`, its change that against the baselines.
-
-    Args:
-        answers: the tidy answers table (see scores.py).
-        perplexities: from `perplexities`, of one or more feedbacks.
+    elsewhere; repetition is the mean `repetition_rate`, its change that against the baselines. `answers` is the tidy
+    table of scores.py; `perplexities` may be of several feedbacks.
     """
     rows = answers.assign(inside=answers["split"] == "in_scope")
     for name in ("answer", "baseline"):

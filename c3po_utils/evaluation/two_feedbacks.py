@@ -1,7 +1,7 @@
 """Two feedbacks in one model (figure 7): their adapters added, or one adapter trained on the rows of both.
 
-Two feedbacks go by the name `a+b`. Their jointly trained adapters lie in train/a+b/<method>, made as any other; sums of
-adapters are made when they are needed. Answers are scored by both feedbacks, on the test prompts of both.
+Two feedbacks go by the name `a+b`. An adapter that was trained on both lies in train/a+b/<method>, made as any other;
+sums of adapters are made when they are needed. Answers are scored by both feedbacks, on the test prompts of both.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from typing import Literal
 import pandas as pd
 
 from c3po_utils import chat, engine, training  # as rooms: their heavy parts are imported when they are used
-from c3po_utils.evaluation.evaluate import ANSWERS, Answered, model_for, stored_scores
+from c3po_utils.evaluation.evaluate import ANSWERS, Answered, collected, model_for, stored_scores
 from c3po_utils.evaluation.judge import Judge
 from c3po_utils.evaluation.scores import application_share, applied
 from c3po_utils.feedback import Feedback, check, find_feedback, records
-from c3po_utils.runs import LEDGER, Stage, done_stages, files
+from c3po_utils.runs import LEDGER, Stage
 from c3po_utils.sampling import SampleSettings, answers, load_rows, rows_hash, stored_settings
 from c3po_utils.training import BASE_RESAMPLED, adapter_folder, adapter_hash
 
 How = Literal["add", "joint"]
-SUFFIX = {"add": "@added", "joint": "@joint"}  # of the method's name, in folders and tables
 SETTING = {"add": "added", "joint": "joint"}  # figure 7's panels, after `single`
+SUFFIX = {how: f"@{setting}" for how, setting in SETTING.items()}  # of the method's name, in folders and tables
 
 
 def joint_id(ids: Sequence[str]) -> str:
@@ -64,21 +64,6 @@ def two_feedbacks_stage(
     return Stage(Path(run) / "eval" / together / (method + SUFFIX[how]), identity, ANSWERS)
 
 
-@contextmanager
-def _answering(stage: Stage, run: Path, settings: SampleSettings) -> Iterator[chat.ChatModel]:
-    """The model of both feedbacks behind the run's ledger."""
-    identity, ids = stage.identity, list(stage.identity["rows"])
-    if identity["how"] == "joint":
-        with model_for(run, identity["two_feedbacks"], identity["method"], settings) as model:
-            yield model
-        return
-    policy, stage.notes["difference_from_sum"] = training.adapters.load_added(
-        run, ids, identity["method"], settings.model
-    )
-    name = "+".join([settings.model, *identity["adapters"].values()])
-    yield chat.remembered(policy.merge_and_unload(), engine.load_tokenizer(settings.model), name, run / LEDGER)
-
-
 @dataclass(frozen=True)
 class TwoFeedbacks:
     """Two feedbacks in one model of a run: `add` their adapters of one method, or one that was trained `joint`ly."""
@@ -89,10 +74,13 @@ class TwoFeedbacks:
     how: How
     judge: Judge | None = None
 
+    @property
+    def ids(self) -> list[str]:
+        return [record.id for record in self.records]
+
     @cached_property
     def stage(self) -> Stage:
-        ids = [record.id for record in self.records]
-        return two_feedbacks_stage(self.run, ids, self.method, self.how, self.judge)
+        return two_feedbacks_stage(self.run, self.ids, self.method, self.how, self.judge)
 
     def answers(self) -> list[dict]:
         """The test prompts of both feedbacks answered by the model of both, each answer scored by each feedback.
@@ -103,13 +91,26 @@ class TwoFeedbacks:
         return stored_scores(self.stage, self.records, self.method, self.judge, self._answered)
 
     def _answered(self) -> Iterator[Answered]:
-        ids = [record.id for record in self.records]
-        settings = stored_settings(self.run, joint_id(ids))
-        with _answering(self.stage, self.run, settings) as model:
-            for id in ids:
+        together = joint_id(self.ids)
+        settings = stored_settings(self.run, together)
+        with self._model(settings) as model:
+            for id in self.ids:
                 rows = load_rows(self.run, id, "test")
                 answers.add_answers(model, rows, settings, self.method)
-                yield rows, {"prompts_of": id, "two_feedbacks": joint_id(ids), "setting": SETTING[self.how]}
+                yield rows, {"prompts_of": id, "two_feedbacks": together, "setting": SETTING[self.how]}
+
+    @contextmanager
+    def _model(self, settings: SampleSettings) -> Iterator[chat.ChatModel]:
+        """The model of both feedbacks behind the run's ledger."""
+        if self.how == "joint":
+            with model_for(self.run, joint_id(self.ids), self.method, settings) as model:
+                yield model
+            return
+        policy, difference = training.adapters.load_added(self.run, self.ids, self.method, settings.model)
+        self.stage.notes["difference_from_sum"] = difference
+        name = "+".join([settings.model, *self.stage.identity["adapters"].values()])
+        tokenizer = engine.load_tokenizer(settings.model)
+        yield chat.remembered(policy.merge_and_unload(), tokenizer, name, self.run / LEDGER)
 
 
 def open_two_feedbacks(
@@ -121,61 +122,55 @@ def open_two_feedbacks(
 
 def collect_two_feedbacks(*runs: Path | str) -> pd.DataFrame:
     """All such answers stored in the runs, as `TwoFeedbacks.answers` returns them; no rows where there are none."""
-    return pd.DataFrame([row for run in runs for row in _stored(run)])
+    return collected(*runs, two_feedbacks=True)
 
 
-def _stored(run: Path | str) -> Iterator[dict]:
-    for folder, manifest in done_stages(run, "eval"):
-        if "two_feedbacks" in manifest["identity"]:
-            yield from files.read_jsonl(folder / ANSWERS)
+def side_by_side(singles: pd.DataFrame, together: pd.DataFrame) -> pd.DataFrame:
+    """The answers table of scores.py for each feedback alone and with another, on the same prompts, by `setting`.
 
-
-def side_by_side(singles: pd.DataFrame, mixed: pd.DataFrame) -> pd.DataFrame:
-    """The answers table of scores.py for single feedbacks and for pairs, on the same prompts, told apart by `setting`.
-
-    A feedback stands in it once for each of its pairs, named `a (a+b)`: the pair is what is averaged over.
+    A feedback stands in it once for each other that it was learned with, named `a (a+b)`; those are averaged over.
 
     Args:
         singles: every finished evaluation of single feedbacks (evaluate.collect).
-        mixed: those of pairs (collect_two_feedbacks).
+        together: those of two feedbacks (collect_two_feedbacks).
     """
-    own = mixed[mixed["prompts_of"] == mixed["feedback"]]
-    pairs = own[["feedback", "two_feedbacks"]].drop_duplicates()
+    own = together[together["prompts_of"] == together["feedback"]]
+    named = own[["feedback", "two_feedbacks"]].drop_duplicates()
     kept = singles[singles["method"].isin([BASE_RESAMPLED, *own["method"]])]
-    both = pd.concat([kept.merge(pairs, on="feedback").assign(setting="single"), own])
+    both = pd.concat([kept.merge(named, on="feedback").assign(setting="single"), own])
     return both.assign(feedback=both["feedback"] + " (" + both["two_feedbacks"] + ")").reset_index(drop=True)
 
 
 def setting_shares(table: pd.DataFrame) -> pd.DataFrame:
     """Figure 7's table, from `side_by_side`: application shares by setting, each beside the same noise floor."""
-    floor = table[table["method"] == BASE_RESAMPLED]
+    resampled = table[table["method"] == BASE_RESAMPLED]
     parts = []
     for setting, own in table.groupby("setting", sort=False):
-        rows = own if setting == "single" else pd.concat([own, floor[floor["feedback"].isin(own["feedback"])]])
+        rows = own if setting == "single" else pd.concat([own, resampled[resampled["feedback"].isin(own["feedback"])]])
         parts.append(application_share(rows).assign(setting=setting))
     return pd.concat(parts, ignore_index=True)
 
 
 def as_methods(table: pd.DataFrame) -> pd.DataFrame:
     """`side_by_side` with the setting in the method's name (`c3po@added`), for tables and paired differences."""
-    suffix = table["setting"].map({SETTING[how]: SUFFIX[how] for how in SUFFIX}).fillna("")
+    suffix = ("@" + table["setting"]).where(table["setting"] != "single", "")
     return table.assign(method=table["method"] + suffix)
 
 
-def crossings(singles: pd.DataFrame, mixed: pd.DataFrame, feedbacks: Sequence[Feedback]) -> pd.DataFrame:
+def crossings(singles: pd.DataFrame, together: pd.DataFrame, feedbacks: Sequence[Feedback]) -> pd.DataFrame:
     """How often one feedback's effect shows where the other applies, a row per feedback and other: shares of answers.
 
-    `baseline`: pi_0's answers; `single`: those of the other feedback's own adapter; `added`: the pair's model. Of a
-    feedback without a metric the first two are not known: no judge has looked at them with its eyes.
+    `baseline`: pi_0's answers; `single`: those of the other feedback's own adapter; `added`: those of the model of
+    both. Of a feedback without a metric the first two are not known: no judge has looked at them with its eyes.
 
     Args:
-        mixed: the rows of one pair and method (TwoFeedbacks.answers).
+        together: the rows of two feedbacks and one method (TwoFeedbacks.answers).
     """
     rows = []
     for feedback in feedbacks:
-        cross = mixed[(mixed["feedback"] == feedback.id) & (mixed["prompts_of"] != feedback.id)]
+        cross = together[(together["feedback"] == feedback.id) & (together["prompts_of"] != feedback.id)]
         for other, part in cross[cross["split"] == "in_scope"].groupby("prompts_of"):
-            own = singles[(singles["feedback"] == other) & singles["method"].isin(mixed["method"])]
+            own = singles[(singles["feedback"] == other) & singles["method"].isin(together["method"])]
             own = own[own["prompt_id"].isin(part["prompt_id"])]
             alone = own[own["answer"] != ""] if feedback.metric else own.iloc[:0]
             single = [check(feedback.metric, row.answer, row.baseline) for row in alone.itertuples()]

@@ -1,4 +1,4 @@
-"""Reading feedback files: YAML and JSON into records; errors name file, line, key and the nearest name."""
+"""Feedback files, YAML and JSON, to records: kinds of values, and errors that name file, line, key and nearest name."""
 
 from __future__ import annotations
 
@@ -7,11 +7,17 @@ import re
 import reprlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, get_args
+from typing import Annotated, Any, ClassVar, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from ruamel.yaml import YAML
+from ruamel.yaml.constructor import ConstructorError, RoundTripConstructor, SafeConstructor
+from ruamel.yaml.error import YAMLError
+from ruamel.yaml.nodes import ScalarNode
+from ruamel.yaml.resolver import VersionedResolver
 
+from c3po_utils.feedback import text
 from c3po_utils.runs import nearest
 
 Loc = tuple[int | str, ...]  # where a value is, as keys and list places: ("feedbacks", 0, "metric", "name")
@@ -50,35 +56,106 @@ Text = Annotated[str, BeforeValidator(_text)]
 Slug = Annotated[str, BeforeValidator(_slug)]
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML as everybody knows it, but for dates: they stay text."""
+def some(expected: str) -> BeforeValidator:
+    """A list that is not empty; one text stands for a list of it."""
+
+    def validate(value: Any) -> Any:
+        value = [value] if isinstance(value, str) else value
+        if not isinstance(value, list | tuple) or not value:
+            raise ValueError(f"expected {expected}")
+        return value
+
+    return BeforeValidator(validate)
 
 
-_Loader.add_constructor("tag:yaml.org,2002:timestamp", _Loader.construct_yaml_str)
+def _needle(value: Any) -> str:
+    if not isinstance(value, str) or not text.normalise(value):
+        raise ValueError("expected a text (in quotes: YAML has its own ideas of yes, no, 7, # and &)")
+    return value
+
+
+def _needle_with_word(value: Any) -> str:
+    if not text.cleaned(_needle(value)):
+        raise ValueError("expected a text with a letter or a digit in it, as the rest is ignored")
+    return value
+
+
+def _regex(value: str) -> str:
+    try:
+        text.compile_regex(value)
+    except re.error as error:
+        raise ValueError(f"expected a regular expression of Python's re ({error})") from error
+    return value
+
+
+TEXTS = some("a text or a list of texts")
+Texts = Annotated[tuple[Annotated[Any, BeforeValidator(_needle)], ...], TEXTS]
+TextsWithWords = Annotated[tuple[Annotated[Any, BeforeValidator(_needle_with_word)], ...], TEXTS]
+Regex = Annotated[str, Field(strict=True, min_length=1), AfterValidator(_regex)]
+Count = Annotated[int, Field(strict=True, ge=1)]
+
+
+class _Resolver(VersionedResolver):
+    """What unquoted texts are to PyYAML (YAML 1.1: `no` is false, but `y` a text), dates aside: they stay text."""
+
+    processing_version = (1, 1)
+    versioned_resolver: ClassVar = {
+        first: [(tag, regex) for tag, regex in kinds if tag != "tag:yaml.org,2002:timestamp"]
+        for first, kinds in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+
+class _Constructor(RoundTripConstructor):
+    """Values with their places, and the keys that a mapping has twice: YAML would silently keep the last."""
+
+    yaml_constructors = {None: SafeConstructor.construct_undefined} | {
+        f"tag:yaml.org,2002:{kind}": getattr(constructor, f"construct_yaml_{kind}")
+        for constructor, kinds in [(RoundTripConstructor, "map seq"), (SafeConstructor, "str int float bool null")]
+        for kind in kinds.split()
+    }
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.repeated: list[tuple[int, str]] = []  # line and problem
+
+    def construct_scalar(self, node: Any) -> str:
+        return str(super().construct_scalar(node))  # ruamel's own texts remember how they were written
+
+    def check_mapping_key(self, node: Any, key_node: Any, mapping: Any, key: Any, value: Any) -> bool:
+        if not isinstance(key_node, ScalarNode):
+            raise ConstructorError(None, None, "found unhashable key", key_node.start_mark)
+        if key in mapping:
+            problem = f"{key}: expected each key once, found it on line {mapping.lc.key(key)[0] + 1} too"
+            self.repeated.append((key_node.start_mark.line + 1, problem))
+        return True
+
+
+def _load_yaml(content: str) -> tuple[Any, list[tuple[int, str]]]:
+    """What a YAML text says, mappings and lists with their places (`lc`); and the lines where a key is repeated."""
+    loader = YAML(typ="rt", pure=True)
+    loader.Resolver, loader.Constructor = _Resolver, _Constructor
+    return loader.load(content), loader.constructor.repeated
 
 
 def read_yaml(path: Path, key: str, model: type[R]) -> tuple[list[tuple[R, str]], list[str]]:
     """The records below a top key of a YAML file, each with its place ("file, line 3"); and the problems."""
     try:
-        loader = _Loader(path.read_text(encoding="utf-8"))
-        root = loader.get_single_node()
-        problems = list(_repeated_keys(root))
-        data = loader.construct_document(root) if root else None
-    except (OSError, ValueError, yaml.YAMLError) as error:
+        data, problems = _load_yaml(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, YAMLError) as error:
         return [], [f"{path}{_yaml_problem(error)}"]
     items = data.get(key) if isinstance(data, dict) else None
     if not isinstance(items, list) or not items:
         problems.append((1, f"expected the top key {key!r} with a list of records, found {_short(data)}"))
     for other in (data.keys() - {key}) if items else ():
-        problems.append((_line(root, (other,)), f"expected no top key but {key!r}, found {other!r}"))
+        problems.append((_line(data, (other,)), f"expected no top key but {key!r}, found {other!r}"))
     records = []
     for number, item in enumerate(items if isinstance(items, list) else ()):
         try:
-            records.append((model.model_validate(item), f"{path}, line {_line(root, (key, number))}"))
+            records.append((model.model_validate(item), f"{path}, line {_line(data, (key, number))}"))
         except ValidationError as error:
             for loc, problem in _problems(error, model):
                 place = (key, number, *loc)
-                problems.append((_line(root, place), f"{_dotted(place)}: {problem}"))
+                problems.append((_line(data, place), f"{_dotted(place)}: {problem}"))
     return records, [f"{path}, line {line}: {problem}" for line, problem in sorted(problems)]
 
 
@@ -107,26 +184,6 @@ def _unrepeated(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return data
 
 
-def _repeated_keys(root: yaml.Node | None) -> Iterator[tuple[int, str]]:
-    """Line and problem of the keys that a mapping has twice: YAML would silently keep the last."""
-    nodes, seen = [root], set()
-    while nodes:
-        node = nodes.pop()
-        if not isinstance(node, yaml.CollectionNode) or id(node) in seen:
-            continue
-        seen.add(id(node))
-        if isinstance(node, yaml.SequenceNode):
-            nodes += node.value
-            continue
-        nodes += [value for _, value in node.value]
-        first: dict[str, int] = {}
-        for key, _ in node.value:
-            name, line = str(key.value), key.start_mark.line + 1
-            if name in first:
-                yield line, f"{name}: expected each key once, found it on line {first[name]} too"
-            first.setdefault(name, line)
-
-
 def _yaml_problem(error: Exception) -> str:
     mark = getattr(error, "problem_mark", None)
     if mark is None:
@@ -134,18 +191,15 @@ def _yaml_problem(error: Exception) -> str:
     return f", line {mark.line + 1}: expected YAML ({error.problem}; texts with : # & * or quotes go in quotes)"
 
 
-def _line(node: yaml.Node, loc: Loc) -> int:
+def _line(data: Any, loc: Loc) -> int:
     """The line, from 1, of the deepest part of `loc` that the document has."""
-    line = node.start_mark.line
+    line = data.lc.line if hasattr(data, "lc") else 0
     for part in loc:
-        if isinstance(node, yaml.MappingNode):
-            inner = {key.value: (key, value) for key, value in node.value}.get(str(part))
-        else:
-            items = node.value if isinstance(node, yaml.SequenceNode) else []
-            inner = (items[part],) * 2 if isinstance(part, int) and part < len(items) else None
-        if inner is None:
+        try:
+            line = (data.lc.key if isinstance(data, dict) else data.lc.item)(part)[0]
+            data = data[part]
+        except (AttributeError, KeyError, IndexError, TypeError):
             break
-        line, node = inner[0].start_mark.line, inner[1]
     return line + 1
 
 
@@ -159,6 +213,7 @@ def _short(value: Any) -> str:
     shortener = reprlib.Repr()
     shortener.maxstring = shortener.maxother = 80
     shortener.maxlevel = 2
+    shortener.repr_CommentedMap, shortener.repr_CommentedSeq = shortener.repr_dict, shortener.repr_list  # ruamel's
     return shortener.repr(value)
 
 

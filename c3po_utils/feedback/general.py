@@ -29,29 +29,21 @@ def general_prompts(source: str, count: int, seed: int = 0) -> list[Prompt]:
     if source == "bundled":
         return load_general_prompts()
     name, texts = _open(source)
-    chosen = _draw(texts, count, seed)
+    name = re.sub(r"\W+", "-", name).strip("-").lower()
+    chosen = [text for _, text in heapq.nsmallest(count, _ranked(texts, seed))]
     if len(chosen) < count:
         raise ValueError(f"general prompts from {source!r}: expected {count}, found {len(chosen)} different ones")
     return [Prompt(f"general/{name}-{number:04}", "out_of_scope", name, text) for number, text in enumerate(chosen, 1)]
 
 
-def _rank(text: str, seed: int) -> str:
-    return hashlib.sha256(f"{seed} {text}".encode()).hexdigest()
-
-
-def _draw(texts: Iterable[str], count: int, seed: int) -> list[str]:
-    """Different texts, in an order by hash: it depends on the seed alone, not on the file's order."""
-    ranked = ((_rank(plain, seed), text) for plain, text in _different(texts))
-    return [text for _, text in heapq.nsmallest(count, ranked)]
-
-
-def _different(texts: Iterable[str]) -> Iterator[tuple[str, str]]:
-    seen: set[int] = set()
+def _ranked(texts: Iterable[str], seed: int) -> Iterator[tuple[str, str]]:
+    """Different texts, each after its rank by hash, which depends on the seed and not on the file's order."""
+    seen: set[int] = set()  # hashes: millions of texts need not be kept
     for text in texts:
         plain = folded(text)
         if plain and hash(plain) not in seen:
             seen.add(hash(plain))
-            yield plain, text
+            yield hashlib.sha256(f"{seed} {plain}".encode()).hexdigest(), text
 
 
 def _open(source: str) -> tuple[str, Iterator[str]]:
@@ -59,7 +51,7 @@ def _open(source: str) -> tuple[str, Iterator[str]]:
         parts = source.removeprefix("hf:").split(":")
         if len(parts) != 3:
             raise ValueError(f"general prompts {source!r}: expected hf:DATASET:SPLIT:COLUMN")
-        return re.sub(r"\W+", "-", parts[0]).strip("-").lower(), _data_set(*parts)
+        return parts[0], _data_set(*parts)
     match = re.fullmatch(r"(?P<path>.+\.jsonl)(?::(?P<column>[^:/]+))?", source)
     if not match:
         raise ValueError(
@@ -68,35 +60,33 @@ def _open(source: str) -> tuple[str, Iterator[str]]:
     path = Path(match["path"]).expanduser()
     if not path.is_file():
         raise FileNotFoundError(f"general prompts: no file {path}")
-    return re.sub(r"\W+", "-", path.stem).strip("-").lower(), _json_lines(path, match["column"])
+    return path.stem, _json_lines(path, match["column"])
 
 
 def _json_lines(path: Path, column: str | None) -> Iterator[str]:
     with open(path, encoding="utf-8") as file:
         for number, line in enumerate(file, 1):
             if line.strip():
-                yield from _first_turn(_cell(line, column, f"{path}, line {number}"))
+                yield _first_turn(_cell(line, [column] if column else ["text", "prompt"], f"{path}, line {number}"))
 
 
-def _cell(line: str, column: str | None, place: str) -> str:
+def _cell(line: str, columns: list[str], place: str) -> str:
     try:
         row = json.loads(line)
     except json.JSONDecodeError as error:
         raise ValueError(f"{place}: expected a JSON object, found {line[:80]!r}") from error
-    names = [column] if column else ["text", "prompt"]
-    found = next((row[name] for name in names if name in row), None) if isinstance(row, dict) else None
+    cells = row if isinstance(row, dict) else {}
+    found = next((cells[name] for name in columns if name in cells), None)
     if not isinstance(found, str):
-        hint = nearest(names[0], row) if isinstance(row, dict) else "no object"
-        raise ValueError(f"{place}: expected a text in {' or '.join(names)} ({hint}), found {str(found)[:80]!r}")
+        hint = nearest(columns[0], cells) if cells is row else "no object"
+        raise ValueError(f"{place}: expected a text in {' or '.join(columns)} ({hint}), found {str(found)[:80]!r}")
     return found
 
 
-def _first_turn(text: str) -> Iterator[str]:
+def _first_turn(text: str) -> str:
     """What the human says first in OIG's `<human>: ... <bot>: ...`, or the text itself."""
     turn = TURN.search(text)
-    prompt = (turn[1] if turn else text).strip()
-    if prompt:
-        yield prompt
+    return (turn[1] if turn else text).strip()
 
 
 def _data_set(name: str, split: str, column: str) -> Iterator[str]:
@@ -107,5 +97,4 @@ def _data_set(name: str, split: str, column: str) -> Iterator[str]:
     rows = load_dataset(owner_and_name, config, split=split)
     if column not in rows.column_names:
         raise ValueError(f"data set {name!r} has no column {column!r} ({nearest(column, rows.column_names)})")
-    for text in rows[column]:
-        yield from _first_turn(str(text))
+    yield from (_first_turn(str(text)) for text in rows[column])

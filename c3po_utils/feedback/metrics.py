@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import inspect
-import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, cached_property
 from typing import Annotated, Any, get_type_hints
@@ -12,20 +11,17 @@ from typing import Annotated, Any, get_type_hints
 from lingua import Language, LanguageDetector, LanguageDetectorBuilder
 from pydantic import (
     AfterValidator,
-    BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
     StrictBool,
     StrictFloat,
-    StrictInt,
-    StrictStr,
     TypeAdapter,
     ValidationInfo,
     field_validator,
 )
 
 from c3po_utils.feedback import text
+from c3po_utils.feedback.files import Count, Record, Regex, Texts, TextsWithWords, some
 from c3po_utils.runs import nearest
 
 FEW_LETTERS = 5  # with fewer cased letters, `upper_share` says nothing ("OK.", "A+")
@@ -50,12 +46,11 @@ METRICS: dict[str, Registered] = {}
 
 
 def metric(name: str) -> Callable[[Callable[..., bool]], Callable[..., bool]]:
-    """Register a check under `name`.
+    """Register a check under `name`; ValueError for a name that is taken, or a parameter that no check gets.
 
-    The function gets the answer, normalised and never empty, and by keyword whichever of `value`, `baseline`
-    (str, normalised) and `case_sensitive` (bool) its signature names; the annotation of `value` validates the
-    value on load. Its docstring says when it is true, then, after "Value: ", what its value is.
-    Raises ValueError for a name that is taken, or a parameter that no check gets.
+    The function gets the answer, normalised and never empty, and by keyword whichever of `value`, `baseline` and
+    `case_sensitive` its signature names; the annotation of `value` validates the value on load. Its docstring says
+    when it is true, then, after "Value: ", what its value is.
     """
 
     def register(function: Callable[..., bool]) -> Callable[..., bool]:
@@ -70,14 +65,8 @@ def metric(name: str) -> Callable[[Callable[..., bool]], Callable[..., bool]]:
     return register
 
 
-class Metric(BaseModel):
-    """One check with its value, as in YAML: `{name: contains_any, value: [lol], case_sensitive: true}`.
-
-    Raises pydantic's ValidationError for an unknown name, a value of the wrong kind, or an option that the
-    metric does not take.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
+class Metric(Record):
+    """One check with its value, as in YAML: `{name: contains_any, value: [lol], case_sensitive: true}`."""
 
     name: str
     value: Any = Field(default=None, validate_default=True)
@@ -104,25 +93,19 @@ class Metric(BaseModel):
             raise ValueError(f"expected no such option for {known.name}")
         return option
 
-    def parts(self) -> Iterator[Metric]:
+    def parts(self) -> list[Metric]:
         """This metric, or the ones that an `all_of` is made of, however deep."""
-        if self.name != "all_of":
-            yield self
-        else:
-            for part in self.value:
-                yield from part.parts()
+        if self.name == "all_of":
+            return [part for one in self.value for part in one.parts()]
+        return [self]
 
     @property
     def needs_baseline(self) -> bool:
-        """Whether the check compares with the baseline answer."""
         return any("baseline" in METRICS[part.name].takes for part in self.parts())
 
 
 def check(spec: Metric, answer: str, baseline: str) -> bool:
-    """Whether `answer` satisfies the metric; `baseline` is the untuned model's answer to the same prompt.
-
-    Both are normalised first. An empty answer satisfies no metric.
-    """
+    """Whether the answer satisfies the metric beside the untuned model's `baseline`; an empty answer satisfies none."""
     answer = text.normalise(answer)
     if not answer:
         return False
@@ -146,51 +129,12 @@ def _no_value(value: Any) -> None:
         raise ValueError("expected no value")
 
 
-def _some(expected: str) -> BeforeValidator:
-    """A list that is not empty; one text stands for a list of it."""
-
-    def validate(value: Any) -> Any:
-        value = [value] if isinstance(value, str) else value
-        if not isinstance(value, list | tuple) or not value:
-            raise ValueError(f"expected {expected}")
-        return value
-
-    return BeforeValidator(validate)
-
-
-def _needle(value: Any) -> str:
-    if not isinstance(value, str) or not text.normalise(value):
-        raise ValueError("expected a text (in quotes: YAML has its own ideas of yes, no, 7, # and &)")
-    return value
-
-
-def _needle_with_word(value: Any) -> str:
-    if not text.cleaned(_needle(value)):
-        raise ValueError("expected a text with a letter or a digit in it, as the rest is ignored")
-    return value
-
-
-def _regex(value: str) -> str:
-    try:
-        text.compile_regex(value)
-    except re.error as error:
-        raise ValueError(f"expected a regular expression of Python's re ({error})") from error
-    return value
-
-
 def _language_code(value: Any) -> str:
     codes = {_code(language) for language in Language.all_spoken_ones()}
     if value not in codes:
         hint = nearest(value, codes) if isinstance(value, str) else "in quotes: YAML reads no as false"
         raise ValueError(f"expected an ISO 639-1 code in lower case, such as 'fr' ({hint})")
     return value
-
-
-TEXTS = _some("a text or a list of texts")
-Texts = Annotated[tuple[Annotated[Any, BeforeValidator(_needle)], ...], TEXTS]
-TextsWithWords = Annotated[tuple[Annotated[Any, BeforeValidator(_needle_with_word)], ...], TEXTS]
-Regex = Annotated[StrictStr, Field(min_length=1), AfterValidator(_regex)]
-Count = Annotated[StrictInt, Field(ge=1)]
 
 
 @metric("shorter_than_baseline")
@@ -350,6 +294,6 @@ def _(answer: str) -> bool:
 
 
 @metric("all_of")
-def _(answer: str, baseline: str, value: Annotated[tuple[Metric, ...], _some("a list of metrics")]) -> bool:
+def _(answer: str, baseline: str, value: Annotated[tuple[Metric, ...], some("a list of metrics")]) -> bool:
     """Every one of several metrics holds. Value: a list of metrics, each `{name: ..., value: ...}`."""
     return all(check(part, answer, baseline) for part in value)

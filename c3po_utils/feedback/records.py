@@ -13,6 +13,7 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from c3po_utils.feedback.files import FeedbackError, Record, Slug, Text, parse_json, read_yaml
 from c3po_utils.feedback.metrics import Metric, check
+from c3po_utils.feedback.text import caseless
 from c3po_utils.runs import BUNDLED, nearest
 
 FEEDBACK_FOLDER = BUNDLED / "feedback"
@@ -68,16 +69,32 @@ class Category(Record):
     in_scope: tuple[Text, ...]
     near_scope: tuple[Text, ...]
 
-    @property
-    def slug(self) -> str:
-        return re.sub(r"[\W_]+", "-", self.name.casefold()).strip("-")
+
+@dataclass(frozen=True)
+class Prompt:
+    """A prompt and the id that it keeps for good: `boss_signoff/in_scope/running-late/03`, `general/017`."""
+
+    id: str
+    split: Split
+    category: str
+    text: str
 
 
 class PromptSet(Record):
-    """The bundled prompts of a feedback: feedback/prompts/<id>.json."""
+    """The prompts of a feedback, as in feedback/prompts/<id>.json."""
 
     feedback: Slug
     categories: tuple[Category, ...]
+
+    @property
+    def prompts(self) -> list[Prompt]:
+        """Those in scope, then those near scope, by category."""
+        return [
+            Prompt(f"{self.feedback}/{split}/{slug(category.name)}/{number:02}", split, category.name, text)
+            for split in ("in_scope", "near_scope")
+            for category in self.categories
+            for number, text in enumerate(getattr(category, split), 1)
+        ]
 
 
 class GeneralPrompt(Record):
@@ -88,14 +105,9 @@ class GeneralPrompt(Record):
     prompt: Text
 
 
-@dataclass(frozen=True)
-class Prompt:
-    """A prompt and the id that it keeps for good: `boss_signoff/in_scope/running-late/03`, `general/017`."""
-
-    id: str
-    split: Split
-    category: str
-    text: str
+def slug(name: str) -> str:
+    """A category's name as ids have it: `Running late!` is `running-late`."""
+    return re.sub(r"[\W_]+", "-", name.casefold()).strip("-")
 
 
 def load_feedbacks(*paths: Path | str) -> list[Feedback]:
@@ -148,9 +160,9 @@ def select(
     wanted = dict.fromkeys(known if ids is None else [ids] if isinstance(ids, str) else ids)
     if unknown := [id for id in wanted if id not in known]:
         raise FeedbackError(f"no feedback has the id {id!r} ({nearest(id, known)})" for id in unknown)
-    prefix, label = _folded(content_prefix), _folded(category)
-    chosen = [known[id] for id in wanted if _folded(known[id].content).startswith(prefix)]
-    chosen = [one for one in chosen if not label or label in map(_folded, one.categories)]
+    prefix, label = caseless(content_prefix), caseless(category)
+    chosen = [known[id] for id in wanted if caseless(known[id].content).startswith(prefix)]
+    chosen = [one for one in chosen if not label or label in map(caseless, one.categories)]
     if not chosen:
         raise FeedbackError([_nothing_selected([known[id] for id in wanted], content_prefix, category)])
     return chosen
@@ -168,7 +180,7 @@ def _nothing_selected(feedbacks: Sequence[Feedback], content_prefix: str, catego
 
 
 def feedback_id(name: str) -> str:
-    """The id in `id` or `path/to/set.yaml#id`."""
+    """The id in `id` or `path/to/set.yaml#id`, by either of which notebooks name a feedback."""
     return name.rpartition("#")[2]
 
 
@@ -187,16 +199,11 @@ def load_prompts(feedback_id: str, folder: Path | str = FEEDBACK_FOLDER / "promp
     if not path.is_file():
         bundled = [file.stem for file in path.parent.glob("*.json")]
         raise FeedbackError([f"no prompts for {feedback_id!r}: expected {path} ({nearest(feedback_id, bundled)})"])
-    prompts = parse_json(path.read_text(encoding="utf-8"), PromptSet, path)
-    if prompts.feedback != feedback_id:
-        raise FeedbackError([f"{path}, feedback: expected {feedback_id!r}, found {prompts.feedback!r}"])
-    _refuse_repeated((category.slug for category in prompts.categories), f"{path}, categories, name")
-    return [
-        Prompt(f"{feedback_id}/{split}/{category.slug}/{number:02}", split, category.name, text)
-        for split in ("in_scope", "near_scope")
-        for category in prompts.categories
-        for number, text in enumerate(getattr(category, split), 1)
-    ]
+    prompt_set = parse_json(path.read_text(encoding="utf-8"), PromptSet, path)
+    if prompt_set.feedback != feedback_id:
+        raise FeedbackError([f"{path}, feedback: expected {feedback_id!r}, found {prompt_set.feedback!r}"])
+    _refuse_repeated((slug(category.name) for category in prompt_set.categories), f"{path}, categories, name")
+    return prompt_set.prompts
 
 
 def load_general_prompts(path: Path | str = FEEDBACK_FOLDER / "prompts" / "general.jsonl") -> list[Prompt]:
@@ -206,10 +213,6 @@ def load_general_prompts(path: Path | str = FEEDBACK_FOLDER / "prompts" / "gener
     rows = [parse_json(line, GeneralPrompt, Path(path), number) for number, line in enumerate(lines, 1)]
     _refuse_repeated((row.id for row in rows), f"{path}, id")
     return [Prompt(f"general/{r.id.removeprefix('general-')}", "out_of_scope", r.kind, r.prompt) for r in rows]
-
-
-def _folded(text: str) -> str:
-    return " ".join(text.split()).casefold()
 
 
 def _refuse_repeated(names: Iterable[str], place: str) -> None:

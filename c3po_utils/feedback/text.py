@@ -1,4 +1,4 @@
-"""How text is read: one spelling, whole words, sentences, list items, phone numbers, names nearly right."""
+"""How text is read: one spelling, whole words, sentences, list items, phone numbers."""
 
 from __future__ import annotations
 
@@ -73,13 +73,19 @@ def whole_words(text: str, case_sensitive: bool) -> re.Pattern:
 
 
 @lru_cache(maxsize=4096)
-def _folded(text: str) -> str:
-    return normalise(text).casefold()
+def caseless(text: str) -> str:
+    """`text`, normalised, where neither case nor the kind of white space tells texts apart."""
+    return " ".join(normalise(text).casefold().split())
+
+
+def folded(text: str) -> str:
+    """The letters and digits of `text`, words apart by a space: nothing else tells two texts apart."""
+    return " ".join(re.findall(r"\w+", unicodedata.normalize("NFKC", text).casefold()))
 
 
 def occurs(text: str, answer: str, case_sensitive: bool) -> bool:
     """Whether the normalised `answer` has `text` as whole words."""
-    if _folded(text).split()[0] not in _folded(answer):  # by far the most common case, and ten times as fast
+    if caseless(text).split()[0] not in caseless(answer):  # by far the most common case, and ten times as fast
         return False
     return whole_words(text, case_sensitive).search(answer) is not None
 
@@ -123,8 +129,3 @@ def count_sentences(text: str) -> int:
 def count_words(text: str) -> int:
     """Stretches between white space that hold a letter or digit: "well-known" is one, "&" is none."""
     return len(re.findall(r"[^\W_]\S*", text))
-
-
-def folded(text: str) -> str:
-    """Letters and digits in one spelling, words apart by a space: what two texts are compared by."""
-    return " ".join(re.findall(r"\w+", unicodedata.normalize("NFKC", text).casefold()))

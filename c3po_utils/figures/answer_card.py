@@ -8,15 +8,18 @@ from typing import NamedTuple
 
 import matplotlib.pyplot as plt
 import pandas as pd
+import yaml
 from matplotlib.axes import Axes
 
-from c3po_utils.figures.style import TEXT, look, ordered, style
+from c3po_utils.figures.style import TEXT, look, mark, ordered, style
 from c3po_utils.figures.text_layout import TYPE, signed, wrap
+from c3po_utils.runs import BUNDLED
 from c3po_utils.training import BASE_RESAMPLED
 
-HEADINGS = {"in_scope": "In scope", "near_scope": "Near scope", "out_of_scope": "Out of scope"}
-SPLIT_PAIR = ("in_scope", "out_of_scope")
-LINE = 0.13  # inches a line
+HEADINGS = {"in_scope": "In scope", "out_of_scope": "Out of scope"}
+SPLIT_PAIR = tuple(HEADINGS)
+RESULTS = BUNDLED / "results"
+LINE, MAX_LINES = 0.13, 7  # inches a line; longer answers are cut
 NAME, GAP = 1.25, 0.35  # inches of the method column, and between columns (for the score)
 CSS = """<style>
 .answer-card { border-collapse: collapse; font: 14px/1.4 sans-serif; }
@@ -26,37 +29,39 @@ table.answer-card th, table.answer-card td { text-align: left !important; white-
 </style>"""
 
 
-def representative(
-    answers: pd.DataFrame,
-    methods: Sequence[str] | None = None,
-    splits: Sequence[str] = SPLIT_PAIR,
-    feedback: str | None = None,
-) -> pd.DataFrame:
-    """The rows of one typical prompt per split, by rule.
+def representative(answers: pd.DataFrame, methods: Sequence[str] | None = None) -> pd.DataFrame:
+    """The rows of one typical prompt in scope and one out of scope, of one feedback, by rule.
 
-    A prompt's distance is the sum over methods of (its score - the method's mean score in that split)^2. The
-    feedback is the one whose nearest prompts are nearest in sum, unless it is given; within it the nearest
-    prompt of each split is taken. Only prompts that every method has a score for count; ties go to the
-    shortest answers, then to the first id.
+    A prompt's distance is the sum over methods of (its score - the method's mean score in that split)^2. The feedback
+    is the one whose nearest prompts are nearest in sum. Only prompts that every method has a score for count, and none
+    that a person rejected (`rejected_prompts`); prompts with an empty or unended answer come after all others. Ties go
+    to the shortest answers, then to the first id.
     """
     shown = [method for method in methods or ordered(answers["method"]) if method not in ("base", BASE_RESAMPLED)]
-    rows = answers[answers["method"].isin(shown) & answers["split"].isin(splits)].dropna(subset="score")
+    rows = answers[answers["method"].isin(shown) & answers["split"].isin(SPLIT_PAIR)].dropna(subset="score")
+    rows = rows[~rows["prompt_id"].isin(rejected_prompts())]
     mean = rows.groupby(["split", "method"])["score"].transform("mean")
-    rows = rows.assign(distance=(rows["score"] - mean) ** 2, length=rows["answer"].str.len())
+    whole = rows["answer"].str.strip().astype(bool) & (rows["status"].eq("ok") if "status" in rows else True)
+    rows = rows.assign(distance=(rows["score"] - mean) ** 2, length=rows["answer"].str.len(), unfit=~whole)
     prompts = rows.groupby(["feedback", "split", "prompt_id"], as_index=False).agg(
-        distance=("distance", "sum"), length=("length", "sum"), methods=("method", "size")
+        unfit=("unfit", "any"), distance=("distance", "sum"), length=("length", "sum"), methods=("method", "size")
     )
     prompts["distance"] = prompts["distance"].round(9)
     prompts = prompts[prompts["methods"] == len(shown)]
-    prompts = prompts.sort_values(["distance", "length", "feedback", "prompt_id"])
+    prompts = prompts.sort_values(["unfit", "distance", "length", "feedback", "prompt_id"])
     nearest = prompts.groupby(["feedback", "split"], as_index=False).first()
-    complete = nearest.groupby("feedback").filter(lambda group: len(group) == len(splits))
-    if feedback is None and len(complete):
-        feedback = complete.groupby("feedback")["distance"].sum().idxmin()
+    complete = nearest.groupby("feedback").filter(lambda group: len(group) == len(SPLIT_PAIR))
+    if complete.empty:
+        raise ValueError(f"no prompt of {', '.join(SPLIT_PAIR)} has a score from each of {', '.join(shown)}")
+    feedback = complete.groupby("feedback")[["unfit", "distance"]].sum().sort_values(["unfit", "distance"]).index[0]
     chosen = complete[complete["feedback"] == feedback][["feedback", "split", "prompt_id"]]
-    if chosen.empty:
-        raise ValueError(f"no prompt of {', '.join(splits)} has a score from each of {', '.join(shown)}")
     return answers[answers["method"].isin(shown)].merge(chosen, on=["feedback", "split", "prompt_id"])
+
+
+def rejected_prompts() -> set[str]:
+    """The keys of every run's `rejected_prompts.yaml`: prompts with an answer that a person would not publish."""
+    paths = RESULTS.glob("*/rejected_prompts.yaml")
+    return {prompt for path in paths for prompt in yaml.safe_load(path.read_text(encoding="utf-8"))}
 
 
 class Row(NamedTuple):
@@ -68,37 +73,28 @@ class Row(NamedTuple):
     scores: list[float | None]
 
 
-def _rows(
-    answers: pd.DataFrame, methods: Sequence[str] | None, splits: Sequence[str], feedback: str | None
-) -> list[Row]:
+def _rows(answers: pd.DataFrame, methods: Sequence[str] | None) -> list[Row]:
     """The feedback's prompts, the base model's answers, then each method's."""
-    chosen = representative(answers, methods, splits, feedback)
-    cells = chosen.set_index(["method", "split"])
-    first = chosen.drop_duplicates("split").set_index("split").loc[list(splits)]
-    unscored = [None] * len(splits)
+    chosen = representative(answers, methods)
+    first = chosen.drop_duplicates("split").set_index("split").loc[list(SPLIT_PAIR)]
+    unscored = [None] * len(SPLIT_PAIR)
     rows = [
         Row(chosen["feedback"].iloc[0], None, first["prompt"].tolist(), unscored),
         Row("Base", None, first["baseline"].tolist(), unscored),
     ]
     for method in ordered(chosen["method"]):
-        own = cells.loc[method].loc[list(splits)]
+        own = chosen[chosen["method"] == method].set_index("split").loc[list(SPLIT_PAIR)]
         rows.append(Row(look(method).name, method, own["answer"].tolist(), own["score"].tolist()))
     return rows
 
 
 @style()
-def fig5(
-    answers: pd.DataFrame,
-    methods: Sequence[str] | None = None,
-    splits: Sequence[str] = SPLIT_PAIR,
-    feedback: str | None = None,
-    max_lines: int = 7,
-) -> Axes:
-    """The answer card as a picture, answers cut after `max_lines`; other arguments as in `representative`."""
-    rows, width = _rows(answers, methods, splits, feedback), (TEXT - NAME) / len(splits) - GAP
+def fig5(answers: pd.DataFrame, methods: Sequence[str] | None = None) -> Axes:
+    """The answer card as a picture, long answers cut; arguments as in `representative`."""
+    rows, width = _rows(answers, methods), (TEXT - NAME) / len(SPLIT_PAIR) - GAP
     weights = ["bold", *["normal"] * (len(rows) - 1)]
     wrapped = [
-        [wrap(text, width, max_lines, weight) for text in row.texts] for row, weight in zip(rows, weights, strict=True)
+        [wrap(text, width, MAX_LINES, weight) for text in row.texts] for row, weight in zip(rows, weights, strict=True)
     ]
     names = [wrap(row.name, NAME - 0.55, 3, "bold") for row in rows]
     heights = [max(map(len, [name, *columns])) + 0.8 for name, columns in zip(names, wrapped, strict=True)]
@@ -107,7 +103,7 @@ def fig5(
     ax.set_position([0, 0, 1, 1])
     ax.set(xlim=(0, TEXT), ylim=(total, 0))  # inches across, lines down
     ax.set_axis_off()
-    for column, split in enumerate(splits):
+    for column, split in enumerate(SPLIT_PAIR):
         ax.text(NAME + column * (width + GAP), 0.9, HEADINGS[split], color="#666666", **TYPE)
     top = 1.2
     for row, name, columns, weight, height in zip(rows, names, wrapped, weights, heights, strict=True):
@@ -120,8 +116,7 @@ def _draw_row(ax: Axes, top: float, row: Row, name: list[str], columns: list[lis
     """A rule, the method's mark and name, and per split the score and the answer's lines."""
     ax.axhline(top, color="#BBBBBB", linewidth=0.5)
     if row.method:
-        _, color, marker, _ = look(row.method)
-        ax.plot(0.09, top + 0.95, marker, color=color, ms=5, mec="#333333", mew=0.3)
+        ax.plot(0.09, top + 0.95, ms=5, **mark(row.method))
     _write(ax, 0.2, top, name, "bold")
     for column, (lines, score) in enumerate(zip(columns, row.scores, strict=True)):
         left = NAME + column * (TEXT - NAME) / len(columns)
@@ -135,17 +130,11 @@ def _write(ax: Axes, left: float, top: float, lines: list[str], weight: str) -> 
         ax.text(left, top + 1.15 + i, line, weight=weight, **TYPE)
 
 
-def fig5_html(
-    answers: pd.DataFrame,
-    methods: Sequence[str] | None = None,
-    splits: Sequence[str] = SPLIT_PAIR,
-    feedback: str | None = None,
-) -> str:
+def fig5_html(answers: pd.DataFrame, methods: Sequence[str] | None = None) -> str:
     """The answer card as one HTML table with whole answers; arguments as in `representative`."""
-    prompts, *rows = _rows(answers, methods, splits, feedback)
-    heads = "".join(
-        f"<th>{HEADINGS[split]}<br>{html.escape(text)}</th>" for split, text in zip(splits, prompts.texts, strict=True)
-    )
+    prompts, *rows = _rows(answers, methods)
+    pairs = zip(SPLIT_PAIR, prompts.texts, strict=True)
+    heads = "".join(f"<th>{HEADINGS[split]}<br>{html.escape(text)}</th>" for split, text in pairs)
     body = "".join(f"<tr><th>{html.escape(row.name)}</th>{_html_cells(row)}</tr>" for row in rows)
     table = f"<thead><tr><th>{html.escape(prompts.name)}</th>{heads}</tr></thead><tbody>{body}</tbody>"
     return f'{CSS}<table class="answer-card">{table}</table>'

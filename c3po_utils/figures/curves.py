@@ -1,4 +1,4 @@
-"""Training curves: the objective's terms, and what DPO does to the rewards."""
+"""Training curves, and figure 9: what preference optimization learns from two policies."""
 
 from __future__ import annotations
 
@@ -10,56 +10,72 @@ import numpy as np
 import pandas as pd
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from c3po_utils.figures.style import TEXT, look, style
 from c3po_utils.training import bandit, methods
 
-TERMS = {
-    "dpo": "DPO",
-    "sft/chosen": "SFT, chosen $y^+$",
-    "sft/near_scope": "SFT, near scope",
-    "sft/out_of_scope": "SFT, out of scope",
+PANELS = {  # by axis label: the log's columns with their names in the legend
+    "loss term (nats)": {
+        "dpo": "DPO",
+        "preference": "preference",
+        "sft/chosen": "SFT, chosen $y^+$",
+        "sft/near_scope": "SFT, near scope",
+        "sft/out_of_scope": "SFT, out of scope",
+    },
+    r"KL($\pi_0\,\|\,\pi$) (nats)": {"kl/near_scope": "near scope", "kl/out_of_scope": "out of scope"},
+    "implicit reward": {
+        "rewards/chosen": "chosen $y^+$",
+        "rewards/rejected": "rejected $y^-$",
+        "rewards/margins": "margin",
+    },
+    "share of pairs": {"rewards/accuracies": "chosen above rejected"},
+    "learning rate": {"learning_rate": "learning rate"},
 }
-DIVERGENCES = {"kl/near_scope": "near scope", "kl/out_of_scope": "out of scope"}
-REWARDS = {
-    "rewards/chosen": "chosen $y^+$",
-    "rewards/rejected": "rejected $y^-$",
-    "rewards/margins": "margin",
-}
-ACCURACY = {"rewards/accuracies": "chosen above rejected"}
-LINES = ("-", "--", "-.", ":")
+LINES = ("-", (0, (5, 1.5)), (0, (1, 1.2)), (0, (5, 1, 1, 1)))
 
 
 @style()
 def training_curves(log: pd.DataFrame, method: str, objective: methods.Method | None = None) -> NDArray:
-    """Panels of one training run: loss terms per step, divergences from pi_0 (KL methods only), implicit rewards
-    and their accuracy (DPO methods only), learning rate.
+    """Panels of one training run, in its method's colour: loss terms, divergences from pi_0, rewards, learning rate.
 
     Args:
         log: one row per step with the columns that the trainer logs (`dpo`, `sft/...`, `kl/...`, `rewards/...`).
         method: named in the title.
+        objective: whose terms of weight 0 are left out, though they are logged; None: all are drawn.
     """
-    panels = [
-        ("loss term (nats)", TERMS),
-        (r"KL($\pi_0\,\|\,\pi$) (nats)", DIVERGENCES),
-        ("implicit reward", REWARDS),
-        ("accuracy", ACCURACY),
-        ("learning rate", {"learning_rate": "peak, then cosine"}),
-    ]
-    panels = [(label, names) for label, names in panels if any(name in log for name in names)]
+    logged = set(log) - _unused(objective)
+    panels = {label: [name for name in names if name in logged] for label, names in PANELS.items()}
+    panels = {label: names for label, names in panels.items() if names}
     figure, axes = plt.subplots(1, len(panels), figsize=(2.4 * len(panels), 2.3), squeeze=False)
-    steps = np.arange(1, len(log) + 1)
-    for ax, (label, names) in zip(axes[0], panels, strict=True):
-        for line, (name, text) in zip(LINES, ((n, t) for n, t in names.items() if n in log), strict=False):
-            ax.plot(steps, log[name], line, label=text)
+    steps, color = np.arange(1, len(log) + 1), look(method).color
+    for ax, (label, names) in zip(axes[0], panels.items(), strict=True):
+        for dashes, name in zip(LINES, names, strict=False):
+            ax.plot(steps, log[name], color=color, ls=dashes, label=PANELS[label][name])
         ax.set(xlabel="step", ylabel=label)
-        if "dpo" in names and "dpo" in log:
+        ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        if "dpo" in names:
             ax.axhline(math.log(2), color="grey", lw=0.7, ls=(0, (2, 2)), label="ln 2")
-        if len(ax.lines) > 1:
+        if label != "learning rate":
             ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.26), ncols=2)  # below: curves cross everywhere
     figure.suptitle(f"Training {look(method).name}", fontsize=8)
     return axes[0]
+
+
+def _unused(objective: methods.Method | None) -> set[str]:
+    """The log's columns that are no part of the objective's loss."""
+    if objective is None:
+        return set()
+    weights = {
+        "sft/chosen": objective.chosen_sft_weight,
+        "sft/near_scope": objective.near_weight * (1 - objective.kl),
+        "sft/out_of_scope": objective.out_weight * (1 - objective.kl),
+        "kl/near_scope": objective.near_weight * objective.kl,
+        "kl/out_of_scope": objective.out_weight * objective.kl,
+    }
+    of_pairs = {"dpo", "preference", *PANELS["implicit reward"], *PANELS["share of pairs"]}
+    return {name for name, weight in weights.items() if not weight} | (set() if objective.preference else of_pairs)
 
 
 OPTIMA = [

@@ -1,4 +1,4 @@
-"""The marks that figures share: a method's dots with their intervals, reference lines, and their legend handles."""
+"""The marks that figures share: a method's dots with their intervals, reference lines, labels, legend handles."""
 
 from __future__ import annotations
 
@@ -6,13 +6,15 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import pandas as pd
+from adjustText import adjust_text
 from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
 from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
+from matplotlib.transforms import offset_copy
 from numpy.typing import NDArray
 
-from c3po_utils.figures.style import look
-from c3po_utils.figures.text_layout import width
+from c3po_utils.figures.style import look, mark, ordered
 from c3po_utils.training import BASE_RESAMPLED
 
 LABELS = {
@@ -22,28 +24,48 @@ LABELS = {
 }  # fmt: skip
 NOISE_FLOOR_LINE = {"color": look(BASE_RESAMPLED).color, "ls": (0, (4, 2)), "lw": 0.9, "label": "noise floor (base)"}
 HALO = [withStroke(linewidth=1.5, foreground="white")]  # keeps a text readable on lines
-LEADER = {"arrowstyle": "-", "lw": 0.5, "color": "#333333", "shrinkA": 0, "shrinkB": 2.5}  # from text to dot
-SIDES = np.array([(1, 1), (1, -1), (-1, 1), (-1, -1), (1, 0), (-1, 0), (0, 1), (0, -1)])  # of a dot
 ERROR = {"elinewidth": 0.7, "capsize": 1.5, "capthick": 0.7}
+STEP = 5.0  # points from dot to dot where methods share a place
 
 
 def dot(method: str, ls: str | tuple = "none") -> Line2D:
     """A method's legend handle: its dot, on its line if it has one."""
-    name, color, marker, _ = look(method)
-    return Line2D([], [], ls=ls, marker=marker, ms=5, color=color, mec="#333333", mew=0.3, label=name)
+    return Line2D([], [], ls=ls, ms=5, label=look(method).name, **mark(method))
 
 
 def points(
     ax: Axes, rows: pd.DataFrame, x: str, y: str, method: str, whiskers: bool = True, alpha: float = 1.0,
-    ls: str | tuple = "none",
+    ls: str | tuple = "none", size: float = 4.5, aside: float = 0.0,
 ) -> None:  # fmt: skip
-    """A method's dots, with the intervals of those of the columns `x` and `y` that have some."""
-    name, color, marker, _ = look(method)
+    """A method's dots, with the intervals of those of the columns `x` and `y` that have some.
+
+    Args:
+        aside: points by which all of it is moved to the right of its place.
+    """
+    shown = look(method)
+    drawn = ax.plot(rows[x], rows[y], ls=ls, alpha=alpha, label=shown.name, zorder=3, ms=size, **mark(method))
     if whiskers:
         both = errors(rows, y), errors(rows, x) if f"{x}_lo" in rows else None
-        ax.errorbar(rows[x], rows[y], *both, fmt="none", ecolor=color, alpha=0.6 * alpha, **ERROR)
-    edge = {"mec": "#333333", "mew": 0.3, "ms": 4.5 if len(rows) <= 30 else 3.2}
-    ax.plot(rows[x], rows[y], ls=ls, marker=marker, color=color, alpha=alpha, label=name, zorder=3, **edge)
+        bars = ax.errorbar(rows[x], rows[y], *both, fmt="none", ecolor=shown.color, alpha=0.6 * alpha, **ERROR)
+        drawn += bars.get_children()
+    for artist in drawn if aside else ():
+        artist.set_transform(offset_copy(ax.transData, ax.figure, aside, 0, "points"))
+
+
+def all_points(
+    ax: Axes, rows: pd.DataFrame, x: str, y: str, whiskers: bool = True, alpha: float = 1.0, counted: bool = True
+) -> None:
+    """The dots of all methods: side by side where several share a place, a method's own with their number."""
+    rows = pd.concat([rows[rows["method"] == method] for method in ordered(rows["method"])])
+    size = 4.5 if rows["method"].value_counts().max() <= 30 else 3.2
+    shared = rows.groupby([rows[x].round(3), rows[y].round(3)])["method"]
+    rows["aside"] = STEP * shared.transform(lambda own: pd.factorize(own)[0] - (own.nunique() - 1) / 2)
+    for (method, aside), own in rows.groupby(["method", "aside"], sort=False):
+        points(ax, own, x, y, method, whiskers, alpha, size=size, aside=aside)
+        numbers = own.groupby([own[x].round(3), own[y].round(3)]).size()
+        for place, number in numbers[numbers > 1].items() if counted else ():
+            shift = {"xytext": (aside, 4), "textcoords": "offset points", "ha": "center"}
+            ax.annotate(str(number), place, **shift, fontsize=5.5, zorder=5, path_effects=HALO)
 
 
 def errors(rows: pd.DataFrame, score: str) -> NDArray:
@@ -66,33 +88,18 @@ def add_line(handles: list, line: dict) -> None:
         handles.append(Line2D([], [], **line))
 
 
-def label_dots(ax: Axes, places_N2: NDArray, texts: Sequence[str]) -> None:
-    """A text beside each dot, one after the other where it covers least of the dots, and of the texts before it.
+def label_dots(ax: Axes, places_N2: NDArray, texts: Sequence[str], methods: Sequence[str]) -> None:
+    """A text near each dot, moved off all dots and the other texts, in a dark shade of its method's colour.
 
-    Call it last: it needs the axes' final place and limits.
+    Call it last: it needs the axes' final place and limits. A limit in steps, not in seconds, keeps it reproducible.
     """
     ax.figure.draw_without_rendering()
-    dots_N2 = ax.transData.transform(places_N2) / ax.figure.dpi  # inches
-    (left, bottom), (right, top) = ax.get_window_extent().get_points() / ax.figure.dpi
-    taken = [_box(dot, (0.07, 0.07)) for dot in dots_N2]
-    for place, dot_2, text in zip(places_N2, dots_N2, texts, strict=True):
-        size = np.array([width(text), 0.09])
-        free = [_box(dot_2 + side * (size / 2 + reach), size) for reach in (0.05, 0.13) for side in SIDES]
-        outside = [max(left - x0, x1 - right, bottom - y0, y1 - top, 0.0) for x0, y0, x1, y1 in free]
-        best = free[int(np.argmin(_covered(free, taken) + np.array(outside)))]
-        taken.append(best)
-        shift = {"xytext": 72 * (best[:2] - dot_2), "textcoords": "offset points", "va": "bottom"}
-        line = {**LEADER, "relpos": np.clip((dot_2 - best[:2]) / size, 0, 1)}
-        ax.annotate(text, place, **shift, fontsize=6, zorder=5, path_effects=HALO, arrowprops=line)
-
-
-def _box(center_2: NDArray, size_2: NDArray | tuple[float, float]) -> NDArray:
-    """Left, bottom, right, top."""
-    return np.concatenate([center_2 - np.divide(size_2, 2), center_2 + np.divide(size_2, 2)])
-
-
-def _covered(boxes: Sequence[NDArray], taken: Sequence[NDArray]) -> NDArray:
-    """How much area of `taken` each box covers."""
-    boxes_B14, taken_T4 = np.array(boxes)[:, None], np.array(taken)
-    overlap = np.minimum(boxes_B14[..., 2:], taken_T4[:, 2:]) - np.maximum(boxes_B14[..., :2], taken_T4[:, :2])
-    return overlap.clip(0).prod(-1).sum(1)
+    dots = np.concatenate([line.get_xydata() for line in ax.lines if line.get_marker() != "None"] + [places_N2])
+    drawn = [
+        ax.text(*place, text, color=0.6 * np.array(to_rgb(look(method).color)), fontsize=6, zorder=5, path_effects=HALO)
+        for place, text, method in zip(places_N2, texts, methods, strict=True)
+    ]
+    leader = {"arrowstyle": "-", "lw": 0.5, "color": "#333333", "shrinkB": 2.5, "zorder": 4}
+    forces = {"force_text": (0.3, 0.5), "force_pull": (0.05, 0.05), "expand": (1.3, 2.0)}
+    # Without its own prevent_crossings, which swaps boxes of different widths.
+    adjust_text(drawn, *dots.T, ax=ax, iter_lim=500, prevent_crossings=False, arrowprops=leader, **forces)

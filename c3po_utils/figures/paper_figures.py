@@ -1,13 +1,12 @@
-"""The paper's figures from stored scores: each function takes a tidy table and returns its Axes.
+"""The paper's figures: each function takes a tidy table of evaluation.scores and returns its Axes.
 
-Tables come from scores.py. Where a table has rows for `base_resampled`, a second sample of the untouched
-model, its scores are drawn as the noise floor: what sampling alone gives. Every figure says what its
-intervals are.
+Where a table has rows for `base_resampled`, a second sample of the untouched model, its scores are drawn as the noise
+floor: what sampling alone gives. Every figure says what its intervals are.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -16,10 +15,10 @@ from matplotlib.axes import Axes
 from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
-from c3po_utils.evaluation import interval_note
+from c3po_utils.evaluation import interval_note, scores
 from c3po_utils.feedback import SPLITS
-from c3po_utils.figures.elements import LABELS, NOISE_FLOOR_LINE, add_line, dot, errors, noise_floor, points
-from c3po_utils.figures.style import COLUMN, TEXT, bar, dash, legend_below, look, ordered, style
+from c3po_utils.figures.elements import HALO, LABELS, NOISE_FLOOR_LINE, add_line, all_points, dot, errors, noise_floor
+from c3po_utils.figures.style import COLUMN, TEXT, bar, dash, legend_below, look, mark, ordered, style
 from c3po_utils.training import BASE_RESAMPLED, registered
 
 SETTINGS = {
@@ -27,6 +26,8 @@ SETTINGS = {
 }  # fmt: skip
 FIGURE_2 = ("c3po", "in_context", "scd", "dpo")  # the paper's choice of methods
 FIGURE_8 = ("c3po", "c3po_kl")
+STEEPEST = 4.0  # slope of a regression line that still says how leaks grow with adherence
+FOOT = 0.025  # height of what every bar has below zero, so that one of height zero is seen
 
 
 def orthogonal_line(x: Sequence[float], y: Sequence[float]) -> tuple[NDArray, NDArray]:
@@ -48,28 +49,27 @@ def orthogonal_line(x: Sequence[float], y: Sequence[float]) -> tuple[NDArray, ND
 def fig2(feedback_scores: pd.DataFrame, methods: Sequence[str] | None = None) -> NDArray:
     """Two panels, out of scope and near scope: a dot per feedback and method, x = S_in, y = leak.
 
-    Shows the paper's four methods where the table has them (else all). Lines are orthogonal regressions,
-    drawn over the dots' extent for methods with at least three feedbacks. Up to 12 dots carry their 95%
-    intervals.
+    Shows the paper's four methods where the table has them (else all). Lines are orthogonal regressions over the dots'
+    extent, where their slope says something. Up to 12 dots carry their 95% intervals.
     """
     shown = ordered(methods or figure_2_methods(feedback_scores["method"]))
     rows = feedback_scores[feedback_scores["method"].isin(shown)]
-    whiskers, fitted = len(rows) <= 12, rows["method"].value_counts().max() >= 3
-    handles = [dot(method, dash(method) if fitted else "none") for method in shown]
+    whiskers, fitted, floor = len(rows) <= 12, set(), []
     left = min(0, rows["S_in_lo" if whiskers else "S_in"].min())
     figure, axes = plt.subplots(1, 2, figsize=(TEXT, 3.6), sharex=True, sharey=True)
     for ax, score, title in zip(axes, ("S_general", "S_near"), ("Out of scope", "Near scope"), strict=True):
-        for method in shown:
-            own = rows[rows["method"] == method].dropna(subset=["S_in", score])
-            points(ax, own, "S_in", score, method, whiskers=whiskers, alpha=0.75)
-            _fitted_line(ax, own["S_in"], own[score], method)
-        noise_floor(ax.axhline, feedback_scores, score, handles)
+        present = rows.dropna(subset=["S_in", score])
+        all_points(ax, present, "S_in", score, whiskers, alpha=0.75)
+        fitted |= {m for m, own in present.groupby("method") if _fitted_line(ax, own["S_in"], own[score], m)}
+        noise_floor(ax.axhline, feedback_scores, score, floor)
         ax.set(title=title, xlabel=f"adherence where it applies, {LABELS['S_in']}")
-        ax.set(xlim=(left - 0.03, 1.03), ylim=(-0.03, 1.03))
+        ax.set(xlim=(left - 0.06, 1.06), ylim=(-0.04, 1.06))
     axes[0].set_ylabel("adherence where it does not ↓")
-    lines = "; lines: orthogonal regression" if fitted else ""
-    intervals = f"; whiskers: {interval_note(rows[['method']])}" if whiskers else ""
-    legend_below(figure, handles, f"a dot per feedback{lines}{intervals}")
+    handles = [dot(method, dash(method) if method in fitted else "none") for method in shown]
+    notes = ["a dot per feedback, a number where several share a place"]
+    notes += ["lines: orthogonal regression"] if fitted else []
+    notes += [f"whiskers: {interval_note(rows[['method']])}"] if whiskers else []
+    legend_below(figure, [*handles, *floor], "; ".join(notes))
     return axes
 
 
@@ -79,17 +79,21 @@ def figure_2_methods(methods: Iterable[str]) -> list[str]:
     return [method for method in present if registered(method) in FIGURE_2] or present
 
 
-def _fitted_line(ax: Axes, x: pd.Series, y: pd.Series, method: str) -> None:
-    """The orthogonal regression of at least three dots, as far as the box around them goes."""
+def _fitted_line(ax: Axes, x: pd.Series, y: pd.Series, method: str) -> bool:
+    """The orthogonal regression as far as the box around the dots goes; whether it was drawn.
+
+    Not with fewer than three values of x, nor where it is nearly vertical: then its slope says nothing.
+    """
     center, direction = orthogonal_line(x, y)
-    if len(x) < 3 or np.isnan(direction).any():
-        return
+    if x.round(6).nunique() < 3 or not abs(direction[1]) <= STEEPEST * abs(direction[0]):
+        return False
     box = np.array([[x.min(), y.min()], [x.max(), y.max()]]) + np.array([[-1e-9], [1e-9]])
     with np.errstate(divide="ignore", invalid="ignore"):
         along = np.sort((box - center) / direction, axis=0)  # where the line meets the box's sides
     ends = center + np.outer([np.nanmax(along[0]), np.nanmin(along[1])], direction)
-    name, color, *_ = look(method)
-    ax.plot(*ends.T, color=color, ls=dash(method), lw=1.5, zorder=4, label=f"{name}, fit")
+    shown = look(method)
+    ax.plot(*ends.T, color=shown.color, ls=dash(method), lw=1.5, zorder=4, label=f"{shown.name}, fit")
+    return True
 
 
 @style()
@@ -104,22 +108,41 @@ def fig6(shares: pd.DataFrame, methods: Sequence[str] | None = None) -> Axes:
 
 
 @style()
-def fig7(shares: pd.DataFrame, methods: Sequence[str] | None = None) -> NDArray:
-    """Panels of grouped bars from a table with a column `setting`: `single` feedbacks, two `added` or `joint`."""
-    shown = _bar_methods(shares, methods)
+def fig7(shares: pd.DataFrame, answers: pd.DataFrame | None = None) -> NDArray:
+    """Panels of grouped bars by the column `setting`: `single` feedbacks, two `added` or `joint`.
+
+    Args:
+        shares: from `two_feedbacks.setting_shares`.
+        answers: from `two_feedbacks.side_by_side`; a feedback's own share with each other one is a dot on the bar.
+    """
+    shown = _bar_methods(shares, None)
     settings = list(dict.fromkeys(shares["setting"]))
     figure, axes = plt.subplots(1, len(settings), figsize=(TEXT, 2.2), sharey=True, squeeze=False)
     for ax, setting in zip(axes[0], settings, strict=True):
         handles = _bars(ax, shares[shares["setting"] == setting], shown)
+        if answers is not None:
+            _own_shares(ax, answers[answers["setting"] == setting], shown)
         ax.set_title(SETTINGS.get(setting, setting))
         if len(settings) > 2:  # labels on two lines, for want of room
             ax.set_xticks(range(3), [LABELS[split].replace(" scope", "\nscope") for split in SPLITS])
     axes[0, 0].set_ylabel("share of prompts where\nthe feedback is applied")
-    legend_below(figure, handles, f"whiskers: {interval_note(shares)}")
+    dots = "" if answers is None else "dots: each feedback with each other one; "
+    legend_below(figure, handles, f"{dots}whiskers: {interval_note(shares)}")
     return axes[0]
 
 
-def fig8(shares: pd.DataFrame, methods: Sequence[str] | None = None) -> Axes:
+def _own_shares(ax: Axes, answers: pd.DataFrame, methods: list[str]) -> None:
+    """A dot per feedback on each bar, side by side, in the order of the feedbacks."""
+    shares = answers.assign(share=scores.applied(answers)).groupby(["method", "split", "feedback"])["share"].mean()
+    for method, middle, width in _places(methods):
+        own = shares[method].unstack("feedback").reindex(SPLITS)
+        aside = width * ((np.arange(own.shape[1]) + 0.5) / own.shape[1] - 0.5)
+        places = (middle[:, None] + aside).ravel()
+        ink = {"ls": "none", "ms": 3.4, "color": "#111111", "markeredgecolor": "white", "zorder": 2.8}
+        ax.plot(places, own.to_numpy().ravel(), **mark(method) | ink)
+
+
+def fig8(shares: pd.DataFrame) -> Axes:
     """C3PO against C3PO with its SFT terms replaced by a KL divergence (variants of both): bars as in figure 6.
 
     Raises:
@@ -127,7 +150,7 @@ def fig8(shares: pd.DataFrame, methods: Sequence[str] | None = None) -> Axes:
     """
     if lacking := lacking_for_fig8(shares):
         raise ValueError(f"figure 8 compares {' with '.join(FIGURE_8)}: the table has no {' and no '.join(lacking)}")
-    return fig6(shares, methods or [name for name in ordered(shares["method"]) if registered(name) in FIGURE_8])
+    return fig6(shares, [name for name in ordered(shares["method"]) if registered(name) in FIGURE_8])
 
 
 def lacking_for_fig8(table: pd.DataFrame) -> list[str]:
@@ -145,22 +168,37 @@ def _bar_methods(shares: pd.DataFrame, methods: Sequence[str] | None) -> list[st
     return [method for method in ordered(methods or known) if method != BASE_RESAMPLED]
 
 
-def _bars(ax: Axes, shares: pd.DataFrame, methods: list[str]) -> list:
-    """Bars with intervals by split and method, the noise floor as a dash per split; legend handles."""
-    width, handles = 0.84 / len(methods), []
+def _places(methods: list[str]) -> Iterator[tuple[str, NDArray, float]]:
+    """Each method with the middles of its three bars, and their width."""
+    width = 0.84 / len(methods)
     for m, method in enumerate(methods):
+        yield method, np.arange(3) + (m - (len(methods) - 1) / 2) * width, width
+
+
+def _bars(ax: Axes, shares: pd.DataFrame, methods: list[str]) -> list:
+    """Bars with intervals by split and method, the noise floor as a dash per split; legend handles.
+
+    Every bar has a foot below zero, and one of height zero its method's name above.
+    """
+    handles = []
+    for method, place, width in _places(methods):
         rows = shares[shares["method"] == method].set_index("split").reindex(SPLITS)
-        place = np.arange(3) + (m - (len(methods) - 1) / 2) * width
         ax.bar(place, rows["share"], width, **bar(method))
+        ax.broken_barh([(x - width / 2, width) for x in place], (-FOOT, FOOT), **bar(method))
         handles.append(Patch(**bar(method)))
         for ink, thick in (("white", 1.5), ("#111111", 0.7)):  # a rim keeps whiskers visible on dark bars
             line = {"fmt": "none", "ecolor": ink, "elinewidth": thick, "capthick": thick, "capsize": 1.5}
             ax.errorbar(place, rows["share"], errors(rows, "share"), zorder=2.5, **line)
+        for x, share, top in zip(place, rows["share"], rows["share_hi"].fillna(0), strict=True):
+            if share == 0:
+                above = {"xytext": (0, 4), "textcoords": "offset points", "path_effects": HALO, "zorder": 4}
+                ax.annotate(look(method).name, (x, top), rotation=90, ha="center", fontsize=5.5, **above)
     floor = shares[shares["method"] == BASE_RESAMPLED].set_index("split")["share"].reindex(SPLITS)
     if floor.notna().any():
         ax.hlines(floor, np.arange(3) - 0.46, np.arange(3) + 0.46, zorder=3, **NOISE_FLOOR_LINE)
         add_line(handles, NOISE_FLOOR_LINE)
+    ax.axhline(0, color="#444444", lw=0.6, zorder=2)
     ax.set_xticks(range(3), [LABELS[split] for split in SPLITS])
-    ax.set(xlim=(-0.55, 2.55), ylim=(0, 1.02))
+    ax.set(xlim=(-0.55, 2.55), ylim=(-FOOT, 1.02))
     ax.grid(visible=False, axis="x")
     return handles

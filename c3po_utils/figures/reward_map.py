@@ -1,6 +1,6 @@
 """Rewards of tokens as a heat map over the text, as a picture and as HTML, and of answers as a scatter plot.
 
-Everything is drawn from what token_rewards.measure stored. Colours are a diverging map that is safe for colour-blind
+Everything is drawn from what implicit_reward.measure stored. Colours are a diverging map that is safe for colour-blind
 readers; where a reward is negative the token is underlined, so that the sign is seen in grey, too.
 """
 
@@ -26,11 +26,12 @@ HEADINGS = {
     ("near_scope", "baseline"): "near scope",
     ("out_of_scope", "baseline"): "out of scope",
 }
-SERIES = dict(zip(HEADINGS, (("o", "#009E73"), ("X", "#D55E00"), ("^", "#E69F00"), ("s", "#0072B2")), strict=True))
+MARKS = (("o", "#1A1A1A"), ("X", "#B2182B"), ("^", "#C9A86A"), ("s", "#6A8CAF"))  # splits; colours of no method
 LIMIT = 3.0  # nats at which the colours end
 COLORS = ScalarMappable(Normalize(-LIMIT, LIMIT), "PuOr_r")
 LINE = 0.145  # inches a line
 NAME, GAP = 0.95, 0.4  # inches of the first column, and between columns (for the sum)
+MATH = TYPE | {"parse_math": True}
 FAINT = 0.3  # nats below which a negative reward isn't underlined
 CSS = """<style>
 .reward-map { border-collapse: collapse; font: 14px/1.7 sans-serif; }
@@ -39,14 +40,6 @@ table.reward-map th, table.reward-map td { text-align: left !important; max-widt
 .reward-map span { white-space: pre-wrap; padding: 1px 0; }
 .reward-map small { color: #777; }
 </style>"""
-
-
-def columns(stored: dict[str, Any]) -> dict[str, str]:
-    """What the two columns show, by the key of their rewards."""
-    return {
-        "true": r"true reward, $\log\,\pi^+/\pi^-$",
-        "learned": rf"learned by {look(stored['method']).name}, $\log\,\pi_\theta/\pi_0$",
-    }
 
 
 @style()
@@ -59,9 +52,10 @@ def reward_map(stored: dict[str, Any]) -> Axes:
     ax.set_position([0, 0.5 / figure.get_figheight(), 1, 1 - 0.5 / figure.get_figheight()])
     ax.set(xlim=(0, TEXT), ylim=(total, 0))  # inches across, lines down
     ax.set_axis_off()
-    places = {key: NAME + column * (room + GAP) for column, key in enumerate(columns(stored))}
-    for key, left in places.items():
-        ax.text(left, 0.9, columns(stored)[key], color="#666666", **{**TYPE, "parse_math": True})
+    places = {"true": NAME, "learned": NAME + room + GAP}
+    learned = rf"learned by {look(stored['method']).name}, $\log\,\pi_\theta/\pi_0$"
+    for left, head in zip(places.values(), (r"true reward, $\log\,\pi^+/\pi^-$", learned), strict=True):
+        ax.text(left, 0.9, head, color="#666666", **MATH)
     top = 1.3
     for answer, lines in rows:
         _draw_answer(ax, top, answer, lines, places)
@@ -75,29 +69,26 @@ def _draw_answer(ax: Axes, top: float, answer: dict, lines: list[list[int]], pla
     """A rule, the heading, the prompt, and per column the sum and the coloured tokens."""
     ax.axhline(top, color="#BBBBBB", linewidth=0.5)
     heading = HEADINGS[answer["split"], answer["answer"]]
-    ax.text(0.06, top + 1.1, heading, **{**TYPE, "parse_math": True})
+    ax.text(0.06, top + 1.1, heading, **MATH)
     (prompt,) = wrap(answer["prompt"], TEXT - NAME, 1, "bold")
     ax.text(NAME, top + 1.1, prompt, weight="bold", **TYPE)
     for key, left in places.items():
         ax.text(left - 0.05, top + 2.2, signed(sum(answer[key])), ha="right", color="#777777", **TYPE)
         for number, line in enumerate(lines):
-            _draw_line(
-                ax, left, top + 2.2 + number, [answer["tokens"][i] for i in line], [answer[key][i] for i in line]
-            )
+            shown = [drawable(answer["tokens"][i].strip("\n")) for i in line]
+            shown[0] = shown[0].lstrip()
+            _draw_line(ax, left, top + 2.2 + number, shown, [answer[key][i] for i in line])
 
 
 def _draw_line(ax: Axes, left: float, baseline: float, tokens: list[str], rewards: list[float]) -> None:
     for token, reward in zip(tokens, rewards, strict=True):
-        shown = drawable(token.strip("\n"))
-        shown = shown.lstrip() if token is tokens[0] else shown
-        wide = width(shown)
-        ax.add_patch(Rectangle((left, baseline - 0.72), wide, 0.96, facecolor=COLORS.to_rgba(reward), linewidth=0))
-        ax.text(left, baseline, shown, color=_ink(reward), **TYPE)
+        right, ink = left + width(token), _ink(reward)
+        box = (left, baseline - 0.72), right - left, 0.96
+        ax.add_patch(Rectangle(*box, facecolor=COLORS.to_rgba(reward), linewidth=0))
+        ax.text(left, baseline, token, color=ink, **TYPE)
         if reward < -FAINT:
-            ax.plot(
-                [left, left + wide], [baseline + 0.14] * 2, color=_ink(reward), linewidth=0.5, solid_capstyle="butt"
-            )
-        left += wide
+            ax.plot([left, right], [baseline + 0.14] * 2, color=ink, linewidth=0.5, solid_capstyle="butt")
+        left = right
 
 
 def _ink(reward: float) -> str:
@@ -135,15 +126,12 @@ def _color_bar(ax: Axes) -> None:
 
 def reward_map_html(stored: dict[str, Any]) -> str:
     """The heat map as one HTML table; a token's reward shows when the pointer rests on it."""
-    heads = "".join(f"<th>{head}</th>" for head in ("", "true reward, log π⁺/π⁻", _learned(stored)))
+    learned = f"learned by {html.escape(look(stored['method']).name)}, log π<sub>θ</sub>/π₀"
+    heads = "".join(f"<th>{head}</th>" for head in ("", "true reward, log π⁺/π⁻", learned))
     body = "".join(_html_row(answer) for answer in stored["maps"])
-    return (
-        f'{CSS}<table class="reward-map"><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table>{_html_legend()}'
-    )
-
-
-def _learned(stored: dict[str, Any]) -> str:
-    return f"learned by {html.escape(look(stored['method']).name)}, log π<sub>θ</sub>/π₀"
+    steps = "".join(_html_token(f"&nbsp;{value:+.0f}&nbsp;", value) for value in np.arange(-LIMIT, LIMIT + 1))
+    legend = f'<p class="reward-map">{steps} nats per token; underlined: negative; grey: the sum over the answer</p>'
+    return f'{CSS}<table class="reward-map"><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table>{legend}'
 
 
 def _html_row(answer: dict) -> str:
@@ -165,11 +153,6 @@ def _html_token(text: str, reward: float) -> str:
     return f'<span style="{color}{line}" title="{reward:+.2f} nats">{text}</span>'
 
 
-def _html_legend() -> str:
-    steps = "".join(_html_token(f"&nbsp;{value:+.0f}&nbsp;", value) for value in np.arange(-LIMIT, LIMIT + 1))
-    return f'<p class="reward-map">{steps} nats per token; underlined: negative; grey: the sum over the answer</p>'
-
-
 def by_group(stored: dict[str, Any]) -> pd.DataFrame:
     """Means of both rewards, in nats an answer, and their correlation over the answers, by split and answer."""
     groups = pd.DataFrame(stored["answers"]).groupby(["split", "answer"], sort=False)
@@ -185,9 +168,8 @@ def reward_scatter(stored: dict[str, Any]) -> Axes:
     table, handles = pd.DataFrame(stored["answers"]), []
     for axis_line in (ax.axhline, ax.axvline):
         axis_line(0, color="#777777", linewidth=0.6)
-    for (split, answer), (marker, color) in SERIES.items():
+    for ((split, answer), label), (marker, color) in zip(HEADINGS.items(), MARKS, strict=True):
         rows = table[(table["split"] == split) & (table["answer"] == answer)]
-        label = HEADINGS[split, answer]
         edge = {"ls": "none", "ms": 4, "mec": "#333333", "mew": 0.3, "alpha": 0.85}
         handles += ax.plot(rows["true"], rows["learned"], marker=marker, color=color, label=label, **edge)
     ax.set(xlabel=r"true reward, $\log\,\pi^+/\pi^-$ (nats)", ylabel=r"learned, $\log\,\pi_\theta/\pi_0$ (nats)")

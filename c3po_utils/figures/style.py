@@ -7,7 +7,7 @@ import io
 import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -23,23 +23,25 @@ COLUMN, TEXT = 3.4, 6.8  # widths in inches: one column, and the whole text
 
 
 class Look(NamedTuple):
-    """How a method is shown everywhere; hatches tell bars apart in grey, markers dots."""
+    """How a method is shown everywhere; hatches tell bars apart in grey, markers dots, half-filled ones variants."""
 
     name: str
     color: str
-    marker: str
+    marker: str | tuple[int, int, int]
     hatch: str
+    fill: str = "full"
 
 
 # Colours after Okabe and Ito; within a family (prompted, SCD, DPO, C3PO) they differ in lightness.
 LOOKS = {
-    "base": Look("Base", "#D9D9D9", "8", ""),
+    "base": Look("Base", "#D9D9D9", "8", "O"),
     "base_resampled": Look("Base (resampled)", "#5A5A5A", "H", ""),
     "in_context": Look("In-Context", "#E69F00", "s", "////"),
     "in_context_cot": Look("In-Context + CoT", "#F5E663", "D", "\\\\\\\\"),
     "revised": Look("Revised", "#8A8A8A", "*", "||||"),
     "scd": Look("SCD", "#7CC4EE", "^", "...."),
     "scd_negatives": Look("SCD + Negatives", "#0072B2", "v", "xxxx"),
+    "scd_mixed": Look("SCD, mixed in", "#5B7FA6", (6, 1, 0), "..xx"),
     "dpo": Look("DPO", "#D55E00", "P", "----"),
     "dpo_negatives": Look("DPO + Negatives", "#8C2D04", "X", "++++"),
     "dpo_after_scd": Look("DPO after SCD", "#F4A582", "p", "//.."),
@@ -48,34 +50,49 @@ LOOKS = {
     "c3po_kl": Look("C3PO-KL", "#E199C4", "<", "\\\\\\\\...."),
     "c3po_no_near": Look("C3PO without near", "#62C9AC", ">", "xx"),
     "c3po_no_out": Look("C3PO without out", "#7A3E83", "d", "||"),
-    "c3po_after_scd_negatives": Look("C3PO after SCD + Neg.", "#332288", "^", "**"),
+    "c3po_after_scd_negatives": Look("C3PO after SCD + Neg.", "#332288", (4, 1, 0), "**"),
 }
+VARIANTS = (("left", "/"), ("right", "\\"), ("top", "-"), ("bottom", "|"))
+# What no known method has, for unknown names.
+OTHER_MARKERS = ((4, 1, 45), (3, 1, 0), (3, 1, 180), (8, 1, 0), (5, 0, 180))
+OTHER_HATCHES = ("++..", "O..", "--..", "||..", "xx--", "**..", "oo//", "O--")
 # Lines by family, so that they can be told apart in grey.
 DASHES = {"c3po": "-", "in_context": (0, (4, 1.5)), "scd": (0, (1, 1.2)), "dpo": (0, (5, 1, 1, 1))}
-REFERENCES = ("base", BASE_RESAMPLED, "revised")  # not contestants: the untouched model, its noise, the teacher
+REFERENCES = ("base", BASE_RESAMPLED, "revised")  # not contestants: the untouched model, its noise, the revised answers
 
 
 def look(method: str) -> Look:
-    """A known method's look, or one that depends on nothing but the name: a variant's in a shade of its method's."""
+    """A method's look, from its name alone.
+
+    A variant has a shade of its method's colour, its marker half-filled, and its hatch with a stroke more: the same
+    for that label with any method. An unknown name has a marker and a hatch that no known method has.
+    """
     if method in LOOKS:
         return LOOKS[method]
-    code = zlib.crc32(method.encode())
-    marker, hatch = "osD^vPXph<>d"[code // 72 % 12], ("", "//", "..", "xx", "--")[code // 864 % 5]
     if known := LOOKS.get(registered(method)):
-        shade = sns.blend_palette(["#222222", known.color, "#FFFFFF"], 9).as_hex()[3 + code % 4]
-        label = method.partition("@")[2].replace(",", ", ")
-        return Look(f"{known.name}, {label}", shade, marker, hatch)
+        label = method.partition("@")[2]
+        code = zlib.adler32(label.encode())  # two sums, so that labels which differ little differ in both
+        shade = sns.blend_palette(["#222222", known.color, "#FFFFFF"], 17).as_hex()[4 + (code >> 16) % 9]
+        half, stroke = VARIANTS[code % 4]
+        return Look(f"{known.name}, {label.replace(',', ', ')}", shade, known.marker, known.hatch + stroke, half)
+    code = zlib.crc32(method.encode())
     color = sns.husl_palette(24, h=0.03, s=0.75, l=0.4 + 0.12 * (code // 24 % 3)).as_hex()[code % 24]
-    return Look(method.replace("_", " "), color, marker, hatch)
+    return Look(method.replace("_", " "), color, OTHER_MARKERS[code // 72 % 5], OTHER_HATCHES[code // 360 % 8])
 
 
-def bar(method: str) -> dict[str, str | float]:
+def mark(method: str) -> dict[str, Any]:
+    """A method's dot, in plots and in legends."""
+    shown = look(method)
+    edge = {"markeredgecolor": "#333333", "markeredgewidth": 0.3, "markerfacecoloralt": "white"}
+    return {"marker": shown.marker, "color": shown.color, "fillstyle": shown.fill, **edge}
+
+
+def bar(method: str) -> dict[str, Any]:
     """A method's bar, and its legend entry: its colour, and its hatch in white where dark ink would not show."""
-    name, color, _, hatch = look(method)
-    ink = "#333333" if np.dot(to_rgb(color), (0.299, 0.587, 0.114)) > 0.42 else "#FFFFFF"  # by luma
-    return {
-        "facecolor": color, "edgecolor": "#333333", "linewidth": 0.4, "hatch": hatch, "hatchcolor": ink, "label": name
-    }  # fmt: skip
+    shown = look(method)
+    ink = "#333333" if np.dot(to_rgb(shown.color), (0.299, 0.587, 0.114)) > 0.42 else "#FFFFFF"  # by luma
+    line = {"edgecolor": "#333333", "linewidth": 0.4, "hatch": shown.hatch, "hatchcolor": ink}
+    return {"facecolor": shown.color, "label": shown.name, **line}
 
 
 def dash(method: str) -> str | tuple:

@@ -1,6 +1,4 @@
-"""Variants of methods, `method@label`: the settings that they were trained with, and tables of scores against them.
-
-Hyperparameters: scores against one of them, and the trade-off between adherence and leaks."""
+"""Variants of methods, `method@label`: scores against a setting that they differ in, and the trade-off of all."""
 
 from __future__ import annotations
 
@@ -21,7 +19,7 @@ from numpy.typing import NDArray
 from pandas.io.formats.style import Styler
 
 from c3po_utils.evaluation import interval_note
-from c3po_utils.figures.elements import LABELS, add_line, dot, label_dots, noise_floor, points
+from c3po_utils.figures.elements import LABELS, add_line, all_points, dot, label_dots, noise_floor, points
 from c3po_utils.figures.style import COLUMN, REFERENCES, TEXT, dash, legend_below, look, ordered, style
 from c3po_utils.figures.tables import cell
 from c3po_utils.runs import BUNDLED, done_stages
@@ -239,11 +237,11 @@ def tradeoff(table: pd.DataFrame, label: str | None = None, paper: pd.DataFrame 
     `label` names a column whose values are written beside the dots, in a picture as wide as the text. `paper`
     (from `paper_table2`) adds the published scores as hollow markers.
     """
-    figure, ax = plt.subplots(figsize=(TEXT, 3.6) if label else (COLUMN, 2.6))
+    figure, ax = plt.subplots(figsize=(TEXT, 4.0) if label else (COLUMN, 2.6))
     shown = [method for method in ordered(table["method"]) if method != BASE_RESAMPLED]
     handles = [dot(method) for method in shown]
-    for method in shown:
-        points(ax, table[table["method"] == method], "S_out", "S_in", method, alpha=0.7 if label else 1.0)
+    rows = table[table["method"].isin(shown)]
+    all_points(ax, rows, "S_out", "S_in", alpha=0.7 if label else 1.0, counted=not label)
     if paper is not None:
         for row in paper[paper["method"].isin(shown)].itertuples():
             ax.plot(row.S_out, row.S_in, marker=look(row.method).marker, mec=look(row.method).color, **PAPER_DOT)
@@ -254,8 +252,10 @@ def tradeoff(table: pd.DataFrame, label: str | None = None, paper: pd.DataFrame 
     ax.locator_params(nbins=6)
     legend_below(figure, handles, f"whiskers: {interval_note(table)}")
     if label:
-        named = table[table["method"].isin(shown) & (table[label] != "")].dropna(subset=label)
-        label_dots(ax, named[["S_out", "S_in"]].to_numpy(), [_text(value) for value in named[label]])
+        named = rows[rows[label] != ""].dropna(subset=label)
+        named = named.groupby(["method", "S_out", "S_in"], as_index=False, sort=False)[label]
+        named = named.agg(lambda values: " / ".join(map(_text, values)))
+        label_dots(ax, named[["S_out", "S_in"]].to_numpy(), named[label], named["method"])
     return ax
 
 

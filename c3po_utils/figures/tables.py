@@ -1,4 +1,4 @@
-"""Table 2 to read: cells with their uncertainty, the paper's numbers beside ours, the best in bold."""
+"""Tables to read: Table 2, comparisons, a judge's calibration, side effects; and the files that 05_figures leaves."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from c3po_utils.figures.style import REFERENCES, look, ordered, save
 from c3po_utils.runs import BUNDLED, Stage, done_stages, files, stage
 
 PAPER_CSV = BUNDLED / "results" / "paper" / "table2.csv"
+PAIR_TEXTS = ["method", "split", "prompt", "baseline", "answer"]
 ARROWS = {"S_in": "↑", "S_near": "↓", "S_general": "↓", "S_out": "↓", "S_overall": "↑"}
 Uncertainty = Literal["interval", "se"]
 
@@ -45,12 +46,17 @@ def readable_number(value: float) -> str:
     return f"{round(value, 2) + 0.0:.2f}".replace("-", "−")
 
 
+def _by_method(table: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The rows in the methods' order, and a table of the methods' display names to put them in."""
+    rows = table.set_index("method").loc[ordered(table["method"])]
+    return rows, pd.DataFrame({"method": [look(method).name for method in rows.index]}, index=rows.index)
+
+
 def _cells(
     method_scores: pd.DataFrame, paper: pd.DataFrame | None, scores: Sequence[str], uncertainty: Uncertainty
 ) -> pd.DataFrame:
     """The table's texts, a row per method under its display name."""
-    rows = method_scores.set_index("method").loc[ordered(method_scores["method"])]
-    table = pd.DataFrame({"method": [look(method).name for method in rows.index]}, index=rows.index)
+    rows, table = _by_method(method_scores)
     for score in scores:
         table[f"{score} {ARROWS[score]}"] = [cell(row, score, uncertainty) for _, row in rows.iterrows()]
         if paper is not None and score in paper:
@@ -80,9 +86,8 @@ def table2(
         [["font-weight: bold" * ((row, column) in bold) for column in table] for row in table.index],
         table.index, table.columns,
     )  # fmt: skip
-    return (
-        table.style.apply(lambda _: styles, axis=None).hide(axis="index").set_caption(_note(method_scores, uncertainty))
-    )
+    style = table.style.apply(lambda _: styles, axis=None).hide(axis="index")
+    return style.set_caption(_note(method_scores, uncertainty))
 
 
 def _note(method_scores: pd.DataFrame, uncertainty: Uncertainty) -> str:
@@ -123,8 +128,7 @@ def _p_value(p: float) -> str:
 
 def means_table(means: pd.DataFrame, columns: Sequence[str] = SPLITS) -> Styler:
     """scores.split_means for a notebook."""
-    rows = means.set_index("method").loc[ordered(means["method"])]
-    table = pd.DataFrame({"method": [look(method).name for method in rows.index]}, index=rows.index)
+    rows, table = _by_method(means)
     for column in columns:
         table[column] = [cell(row, column, "interval") for _, row in rows.iterrows()]
     return table.style.hide(axis="index").set_caption(interval_note(means))
@@ -132,8 +136,7 @@ def means_table(means: pd.DataFrame, columns: Sequence[str] = SPLITS) -> Styler:
 
 def bounds_table(bounds: pd.DataFrame, scores: Sequence[str] = SCORES) -> Styler:
     """scores.missing_bounds for a notebook: `worst … best`, one number where nothing is missing."""
-    rows = bounds.set_index("method").loc[ordered(bounds["method"])]
-    table = pd.DataFrame({"method": [look(method).name for method in rows.index]}, index=rows.index)
+    rows, table = _by_method(bounds)
     for score in scores:
         ends = zip(rows[f"{score}_worst"].map(readable_number), rows[f"{score}_best"].map(readable_number), strict=True)
         table[f"{score} {ARROWS[score]}"] = [worst if worst == best else f"{worst} … {best}" for worst, best in ends]
@@ -153,7 +156,7 @@ def reading_table(rows: pd.DataFrame, caption: str = "") -> Styler:
 
 def judge_section(answers: pd.DataFrame) -> Iterator[Markdown | Styler]:
     """What to look at before a judge's scores are believed; nothing where the metric scored."""
-    columns = ["method", "split", "prompt", "baseline", "answer", "score", "metric_score"]
+    columns = [*PAIR_TEXTS, "score", "metric_score"]
     if not set(columns) <= set(answers):
         return
     yield Markdown(TRUST)
@@ -162,7 +165,7 @@ def judge_section(answers: pd.DataFrame) -> Iterator[Markdown | Styler]:
         yield calibration.confusion_table(answers).style.set_caption("verdicts of the metric and of the judge")
         yield reading_table(calibration.disagreements(answers)[columns].head(4), "where metric and judge differ most")
     reasons = {f"score_{order}_reasons": f"reasons, {order.replace('_', ' ')}" for order in judge.ORDERS}
-    flipped = calibration.flips(answers)[[*columns[:5], *reasons]].head(4).rename(columns=reasons)
+    flipped = calibration.flips(answers)[[*PAIR_TEXTS, *reasons]].head(4).rename(columns=reasons)
     yield reading_table(flipped, "where the judge contradicted itself when the order changed")
     table = table2(scores.feedback_scores(calibration.equal_lengths(answers)))
     yield table.set_caption("the scores that the judge would have given at equal lengths")
@@ -175,9 +178,8 @@ def calibration_table(found: pd.DataFrame) -> Styler:
     """A calibration for a notebook, with what is to be warned of in bold."""
     style = found.style.format(precision=2, na_rep="–").hide(axis="index")
     style = style.set_caption("95% intervals; n: pairs, or verdicts, counted")
-    return style.set_properties(["check", "warning"], **{"text-align": "left"}).set_properties(
-        ["warning"], **{"font-weight": "bold"}
-    )
+    style = style.set_properties(["check", "warning"], **{"text-align": "left"})
+    return style.set_properties(["warning"], **{"font-weight": "bold"})
 
 
 TRUST = """## Can the judge be trusted?
@@ -197,20 +199,17 @@ HEADERS = {
 
 def side_effects_table(table: pd.DataFrame) -> Styler:
     """The table to read, with what is outside its limits marked."""
-    shown = [name for name in HEADERS if name in table]
-    rows = table.set_index("method").loc[ordered(table["method"])]
-    marks = np.array([["background-color: #f6c5bf; font-weight: bold" * (name in row) for name in shown]
-                      for row in rows["beyond"]])  # fmt: skip
-    readable = rows[shown].set_axis([look(method).name for method in rows.index]).rename(columns=HEADERS)
-    styles = pd.DataFrame(marks, range(len(readable)), readable.columns)
-    return (
-        readable.rename_axis("method")
-        .reset_index()
-        .style.apply(lambda _: styles.reindex(columns=["method", *readable.columns], fill_value=""), axis=None)
-        .format(readable_number, na_rep="–", subset=[*readable.columns])
-        .hide(axis="index")
-        .set_caption("marked: beyond the limits; read some answers, the adapter may have collapsed")
-    )
+    rows, readable = _by_method(table)
+    shown = {name: header for name, header in HEADERS.items() if name in table}
+    for name, header in shown.items():
+        readable[header] = rows[name]
+    marks = [["background-color: #f6c5bf; font-weight: bold" * (name in beyond) for name in ("", *shown)]
+             for beyond in rows["beyond"]]  # fmt: skip
+    readable = readable.reset_index(drop=True)  # of several feedbacks a method has several rows
+    styles = pd.DataFrame(marks, readable.index, readable.columns)
+    style = readable.style.apply(lambda _: styles, axis=None).hide(axis="index")
+    style = style.format(readable_number, na_rep="–", subset=[*shown.values()])
+    return style.set_caption("marked: beyond the limits; read some answers, the adapter may have collapsed")
 
 
 def figures_stage(runs: Sequence[Path | str], output: Path | str) -> Stage:

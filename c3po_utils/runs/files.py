@@ -1,4 +1,4 @@
-"""TODO"""
+"""Files that are whole or not there: JSON and JSON Lines, written atomically, known by their content."""
 
 from __future__ import annotations
 

@@ -12,10 +12,10 @@ import pandas as pd
 import yaml
 from pydantic import BaseModel, ConfigDict, PositiveInt
 
+from c3po_utils import figures  # as a room: its heavy parts are imported when they are used
 from c3po_utils.chat.openai import LIMITS
 from c3po_utils.evaluation import Judge, evaluate, open_judge, two_feedbacks
 from c3po_utils.feedback import Feedback, load_feedbacks, records
-from c3po_utils.figures import tables
 from c3po_utils.runs import parameters
 from c3po_utils.runs.parameters import ParameterError, nearest
 from c3po_utils.runs.stage import BUNDLED, Stage, run_folder
@@ -259,5 +259,5 @@ def figures_values(config: RunConfig) -> dict[str, Any]:
 
 def figures_job(config: RunConfig, run: Path) -> Job:
     values = figures_values(config)
-    stage = tables.figures_stage([run], run_folder(values["output"]))
+    stage = figures.tables.figures_stage([run], run_folder(values["output"]))
     return Job(FIGURES, stage.folder / FIGURES, values, [stage])

@@ -6,10 +6,11 @@ the model's call ended.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
+from itertools import product
 
-from c3po_utils.chat import ChatModel, Outcome, Sampling, ask, request
+from c3po_utils.chat import ChatModel, Outcome, Sampling, ask, request, types
 from c3po_utils.feedback import Feedback, check
 from c3po_utils.sampling.settings import SampleSettings
 
@@ -34,12 +35,20 @@ The answer was: "{answer}"
 The answer should be changed so that: {effect}. Say in one sentence what you will change."""
 THEN_WRITE = "Now write the changed answer. Write nothing else."
 
+Turns = Sequence[tuple[str, str]]  # what the user said and what the assistant answered, before the prompt
 BEST_OF_WAVES = (1, 1, 2, 4)  # samples asked for at once: most rows need few, and waves keep batches large
 
 
-def _fill(rows: Sequence[dict], column: str, outcomes: dict[str, Outcome], tag: str) -> None:
+def _question(
+    row: dict, tag: str, prompt: str, settings: SampleSettings, turns: Turns = (), replicate: int = 0
+) -> types.Request:
+    made = request(f"{row['id']}#{tag}", prompt, system=settings.system_prompt, turns=turns)
+    return replace(made, replicate=replicate)
+
+
+def _fill(rows: Sequence[dict], column: str, outcomes: dict[str, Outcome]) -> None:
     for row in rows:
-        outcome = outcomes[f"{row['id']}#{tag}"]
+        outcome = outcomes[f"{row['id']}#{column}"]
         row[column], row[f"{column}_status"] = outcome.text if outcome.usable else "", outcome.status
         if not outcome.usable:
             row[f"{column}_reason"] = outcome.reason
@@ -49,11 +58,8 @@ def add_answers(model: ChatModel, rows: Sequence[dict], settings: SampleSettings
     """The model's own answers, as column `column`; another column name is another, independent sample."""
     # An API's ledger knows conversations, not ids: only a replicate makes the second sample another one.
     again = int(column != "baseline" and bool(settings.completion_model))
-    requests = [
-        replace(request(f"{row['id']}#{column}", row["prompt"], system=settings.system_prompt), replicate=again)
-        for row in rows
-    ]
-    _fill(rows, column, ask(model, requests, settings.sampling, column), column)
+    requests = [_question(row, column, row["prompt"], settings, replicate=again) for row in rows]
+    _fill(rows, column, ask(model, requests, settings.sampling, column))
 
 
 def in_context_prompt(prompt: str, feedback: Feedback) -> str:
@@ -62,23 +68,23 @@ def in_context_prompt(prompt: str, feedback: Feedback) -> str:
 
 
 def add_in_context(model: ChatModel, rows: Sequence[dict], feedback: Feedback, settings: SampleSettings) -> None:
-    """Answers to the prompt with the feedback in it, to be applied where applicable: column `in_context`."""
-    requests = [
-        request(
-            f"{row['id']}#in_context",
-            in_context_prompt(row["prompt"], feedback),
-            system=settings.system_prompt,
-        )
-        for row in rows
-    ]
-    _fill(rows, "in_context", ask(model, requests, settings.sampling, "in-context"), "in_context")
+    """Answers to the prompt with the feedback in it: column `in_context`."""
+    requests = [_question(row, "in_context", in_context_prompt(row["prompt"], feedback), settings) for row in rows]
+    _fill(rows, "in_context", ask(model, requests, settings.sampling, "in-context"))
+
+
+def add_in_context_cot(model: ChatModel, rows: Sequence[dict], feedback: Feedback, settings: SampleSettings) -> None:
+    """First reason whether the feedback applies, then answer: column `in_context_cot`."""
+    firsts = [REASON_FIRST.format(prompt=row["prompt"], feedback=feedback.content) for row in rows]
+    outcomes = _two_turns(model, rows, "in_context_cot", firsts, THEN_ANSWER, settings, settings.sampling)
+    _fill(rows, "in_context_cot", outcomes)
 
 
 def _two_turns(
     model: ChatModel,
     rows: Sequence[dict],
     tag: str,
-    first: Callable[[dict], str],
+    firsts: Sequence[str],
     second: str,
     settings: SampleSettings,
     sampling: Sampling,
@@ -88,56 +94,20 @@ def _two_turns(
 
     Where the first turn cannot be had, its outcome is the row's.
     """
-    system, outcomes, writing = settings.system_prompt, {}, []
     thinking = [
-        replace(request(f"{row['id']}#{tag}/think", first(row), system=system), replicate=replicate) for row in rows
+        _question(row, f"{tag}/think", first, settings, replicate=replicate)
+        for row, first in zip(rows, firsts, strict=True)
     ]
     thoughts = ask(model, thinking, sampling, f"{tag}: thinking")
-    for row, asked in zip(rows, thinking, strict=True):
-        id, thought = f"{row['id']}#{tag}", thoughts[asked.id]
+    outcomes, writing = {}, []
+    for row, first, asked in zip(rows, firsts, thinking, strict=True):
+        thought = thoughts[asked.id]
         if thought.usable:
-            turns = [(first(row), thought.text or "Yes.")]
-            writing.append(replace(request(id, second, system=system, turns=turns), replicate=replicate))
+            writing.append(_question(row, tag, second, settings, [(first, thought.text or "Yes.")], replicate))
         else:
+            id = f"{row['id']}#{tag}"
             outcomes[id] = replace(thought, id=id)
     return outcomes | ask(model, writing, sampling, f"{tag}: writing")
-
-
-def add_in_context_cot(model: ChatModel, rows: Sequence[dict], feedback: Feedback, settings: SampleSettings) -> None:
-    """First reason whether the feedback applies, then answer: column `in_context_cot`."""
-
-    def first(row: dict) -> str:
-        return REASON_FIRST.format(prompt=row["prompt"], feedback=feedback.content)
-
-    outcomes = _two_turns(model, rows, "in_context_cot", first, THEN_ANSWER, settings, settings.sampling)
-    _fill(rows, "in_context_cot", outcomes, "in_context_cot")
-
-
-def _candidates(
-    model: ChatModel, rows: Sequence[dict], feedback: Feedback, settings: SampleSettings, tries: range
-) -> list[dict[str, Outcome]]:
-    """One dict of outcomes by row id for each try."""
-    if settings.strategy == "demonstrate":
-        turns = [(shown.prompt, shown.answer) for shown in feedback.demonstrations]
-        requests = [
-            replace(
-                request(f"{row['id']}#revised{k}", row["prompt"], system=settings.system_prompt, turns=turns),
-                replicate=k,
-            )
-            for k in tries
-            for row in rows
-        ]
-        outcomes = ask(model, requests, settings.demonstrating, f"revised (tries {tries.start + 1}-{tries.stop})")
-        return [{row["id"]: outcomes[f"{row['id']}#revised{k}"] for row in rows} for k in tries]
-
-    def first(row: dict) -> str:
-        return REVISE.format(prompt=row["prompt"], answer=row["baseline"], effect=feedback.effect)
-
-    result = []
-    for k in tries:
-        outcomes = _two_turns(model, rows, f"revised{k}", first, THEN_WRITE, settings, settings.demonstrating, k)
-        result.append({row["id"]: outcomes[f"{row['id']}#revised{k}"] for row in rows})
-    return result
 
 
 def add_revisions(model: ChatModel, rows: Sequence[dict], feedback: Feedback, settings: SampleSettings) -> None:
@@ -154,22 +124,34 @@ def add_revisions(model: ChatModel, rows: Sequence[dict], feedback: Feedback, se
         raise ValueError(f"feedback {feedback.id!r} has no demonstrations: add some, or use strategy 'revise'")
     for row in rows:
         row.update(revised="", revised_status=row["baseline_status"], revised_tries=0)
-    rows = [row for row in rows if row["baseline_status"] in ("ok", "truncated")]
+    answered = [row for row in rows if row["baseline_status"] in ("ok", "truncated")]
     done, waves = 0, iter(BEST_OF_WAVES)
-    while done < settings.best_of:
+    while done < settings.best_of and (missing := [row for row in answered if not row["revised"]]):
         tries = range(done, min(done + next(waves, BEST_OF_WAVES[-1]), settings.best_of))
-        missing = [row for row in rows if not row["revised"]]
-        for outcomes in _candidates(model, missing, feedback, settings, tries) if missing else ():
-            done += 1
-            for row in missing:
-                outcome = outcomes[row["id"]]
-                if row["revised"]:
-                    continue
-                row["revised_status"] = "rejected" if outcome.usable else outcome.status
-                if _passes(feedback, outcome, row["baseline"]):
-                    row.update(revised=outcome.text, revised_status=outcome.status, revised_tries=done)
-        if not missing:
-            break
+        outcomes = _revise(model, missing, feedback, settings, tries)
+        for row, k in product(missing, tries):
+            outcome = outcomes[f"{row['id']}#revised{k}"]
+            if row["revised"]:
+                continue
+            row["revised_status"] = "rejected" if outcome.usable else outcome.status
+            if _passes(feedback, outcome, row["baseline"]):
+                row.update(revised=outcome.text, revised_status=outcome.status, revised_tries=k + 1)
+        done = tries.stop
+
+
+def _revise(
+    model: ChatModel, rows: Sequence[dict], feedback: Feedback, settings: SampleSettings, tries: range
+) -> dict[str, Outcome]:
+    """One outcome for each row and try."""
+    if settings.strategy == "demonstrate":
+        turns = [(shown.prompt, shown.answer) for shown in feedback.demonstrations]
+        requests = [_question(row, f"revised{k}", row["prompt"], settings, turns, k) for k in tries for row in rows]
+        return ask(model, requests, settings.demonstrating, f"revised (tries {tries.start + 1}-{tries.stop})")
+    outcomes: dict[str, Outcome] = {}
+    firsts = [REVISE.format(prompt=row["prompt"], answer=row["baseline"], effect=feedback.effect) for row in rows]
+    for k in tries:
+        outcomes |= _two_turns(model, rows, f"revised{k}", firsts, THEN_WRITE, settings, settings.demonstrating, k)
+    return outcomes
 
 
 def _passes(feedback: Feedback, outcome: Outcome, baseline: str) -> bool:

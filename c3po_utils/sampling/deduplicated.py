@@ -1,4 +1,4 @@
-"""Lists from a model until they are long enough: ask for what is missing, drop repeats, report the rest."""
+"""Lists without repeats from a model: ask for what is missing, drop what is there already, report the rest."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pydantic import Field
 from c3po_utils.chat import ChatModel, Sampling, request, structured_output, types
 from c3po_utils.feedback import Text, folded
 
-# What is there already, for any of the above.
+# At the end of a question for more.
 AVOID = """
 
 These are there already; give none of them again, nor one that resembles them:
@@ -36,10 +36,13 @@ class Listing(structured_output.Form):
 
 @dataclass(frozen=True)
 class Effort:
-    """How hard to try. `at_once` items are asked for in a call; a call whose answer is unusable is tried
-    `tries` times; `spare_rounds` more rounds than needed replace repeats and failures. Two texts whose
-    character trigrams overlap (Jaccard) by `resemblance` or more count as one: written by people, as the bundled
-    prompts are, no two of a split come to more than 0.52; one word changed in a short prompt leaves about 0.8."""
+    """How hard to try.
+
+    A call asks for `at_once` items; one whose answer is unusable is tried `tries` times; `spare_rounds` more rounds
+    than needed replace repeats and failures. Two texts whose character trigrams overlap (Jaccard) by `resemblance` or
+    more count as one: no two bundled prompts of a split, written by people, come to more than 0.52; one word changed
+    in a short prompt leaves about 0.8.
+    """
 
     at_once: int = 16
     tries: int = 2
@@ -56,11 +59,11 @@ class Effort:
 
 @dataclass
 class Target:
-    """A list to be filled: `ask(count, avoid)` is the prompt for more; `kept` is what came of it."""
+    """A list to be filled: `ask(count=..., avoid=...)` is the prompt for more; `kept` is what came of it."""
 
     id: str
     want: int
-    ask: Callable[[int, str], str]
+    ask: Callable[..., str]
     form: type[structured_output.Form] = Listing
     group: str = ""  # near-duplicates are looked for in the same group
     text: Callable[[Any], str] = str
@@ -71,9 +74,11 @@ class Target:
     def missing(self) -> int:
         return self.want - len(self.kept)
 
-    def prompt(self, count: int) -> str:
-        shown = [f"- {self.text(item)}" for item in self.kept[-SHOWN:]]
-        return self.ask(count, AVOID.format(listed="\n".join(shown)) if shown else "")
+    def question(self, at_once: int, turn: int) -> structured_output.Question:
+        count = min(self.missing, self.at_once or at_once)
+        listed = "\n".join(f"- {self.text(item)}" for item in self.kept[-SHOWN:])
+        prompt = self.ask(count=count, avoid=AVOID.format(listed=listed) if listed else "")
+        return structured_output.Question(f"{self.id}#{turn}", request("", prompt).messages, replicate=turn)
 
 
 @dataclass
@@ -90,10 +95,6 @@ class Report:
     rejected: Counter = field(default_factory=Counter)  # calls by kind of rejection
     short: dict[str, int] = field(default_factory=dict)  # how many are missing, by list
 
-    @property
-    def complete(self) -> bool:
-        return not self.short
-
     def __str__(self) -> str:
         lines = [
             f"{self.kept} of {self.wanted} kept, of {self.offered} offered ({self.repeats['exact']} exact and"
@@ -104,17 +105,11 @@ class Report:
 
 
 class Short(RuntimeError):
-    """Lists stayed short after all rounds; `report` says which. Allow it, or raise the rounds: answers are
-    stored."""
+    """Lists stayed short after all rounds, as `report` says. Allow it, or raise the rounds: answers are stored."""
 
     def __init__(self, report: Report):
         super().__init__(f"not everything could be had:\n{report}")
         self.report = report
-
-
-def _grams(text: str) -> frozenset[str]:
-    padded = f" {text} "
-    return frozenset(padded[i : i + 3] for i in range(max(len(padded) - 2, 1)))
 
 
 class Seen:
@@ -123,22 +118,22 @@ class Seen:
     def __init__(self, resemblance: float):
         self._resemblance = resemblance
         self._exact: set[str] = set()
-        self._grams: dict[str, list[frozenset[str]]] = {}
+        self._trigrams: dict[str, list[set[str]]] = {}
 
     def repeats(self, text: str, group: str) -> str:
-        """`exact`, `near`, or nothing: then the text is added. A text without letters and digits repeats any
-        other."""
+        """`exact`, `near`, or "": then the text is added. A text without letters and digits repeats any other."""
         plain = folded(text)
         if plain in self._exact or not plain:
             return "exact"
-        grams, others = _grams(plain), self._grams.setdefault(group, [])
-        if any(self._near(grams, other) for other in others):
+        padded, others = f" {plain} ", self._trigrams.setdefault(group, [])
+        trigrams = {padded[start : start + 3] for start in range(len(padded) - 2)}
+        if any(self._near(trigrams, other) for other in others):
             return "near"
         self._exact.add(plain)
-        others.append(grams)
+        others.append(trigrams)
         return ""
 
-    def _near(self, one: frozenset[str], other: frozenset[str]) -> bool:
+    def _near(self, one: set[str], other: set[str]) -> bool:
         small, large = sorted((len(one), len(other)))
         if small < self._resemblance * large:
             return False
@@ -154,18 +149,17 @@ def unnumbered(items: Sequence[Any]) -> Sequence[Any]:
     return bare if all(len(after) < len(before) for after, before in zip(bare, items, strict=True)) else items
 
 
-def top_up(
+def fill(
     model: ChatModel, targets: Sequence[Target], effort: Effort, seen: Seen, report: Report, desc: str = ""
 ) -> None:
-    """Fill the targets, all of them in each round. What a round keeps depends on the answers, not on their
-    order."""
+    """Fill the targets, all of them in each round. What a round keeps depends on the answers, not on their order."""
     report.wanted += sum(target.missing for target in targets)
     most = math.ceil(max((target.missing for target in targets), default=0) / effort.at_once) + effort.spare_rounds
     for turn in range(most):
         waiting = [target for target in targets if target.missing > 0]
         if not waiting:
             break
-        questions = [_question(target, effort, turn) for target in waiting]
+        questions = [target.question(effort.at_once, turn) for target in waiting]
         label = f"{desc}, round {turn + 1}" * bool(desc)
         answers = structured_output.ask_forms(
             model, questions, waiting[0].form, effort.sampling, tries=effort.tries, desc=label
@@ -175,11 +169,6 @@ def top_up(
             if answers[question.id].kind == "truncated":
                 target.at_once = max((target.at_once or effort.at_once) // 2, 1)
     report.short |= {target.id: target.missing for target in targets if target.missing > 0}
-
-
-def _question(target: Target, effort: Effort, turn: int) -> structured_output.Question:
-    prompt = target.prompt(min(target.missing, target.at_once or effort.at_once))
-    return structured_output.Question(f"{target.id}#{turn}", request("", prompt).messages, replicate=turn)
 
 
 def _take(target: Target, answer: structured_output.Answer, seen: Seen, report: Report) -> None:

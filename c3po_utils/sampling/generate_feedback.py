@@ -8,18 +8,19 @@ from __future__ import annotations
 import argparse
 import re
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import partial
+from operator import attrgetter
 from pathlib import Path
 from typing import Literal
 
 import yaml
 from pydantic import Field
 
-from c3po_utils.chat import ChatModel, DryRun, structured_output
+from c3po_utils.chat import ChatModel, DryRun, open_chat, structured_output
 from c3po_utils.feedback import Feedback, Text, load_feedbacks, records
-from c3po_utils.runs import files
-from c3po_utils.sampling.deduplicated import Effort, Report, Seen, Short, Target, made_up, top_up
+from c3po_utils.runs import files, parameters
+from c3po_utils.sampling.deduplicated import Effort, Report, Seen, Short, Target, fill, made_up
 
 # New feedbacks about how an answer is written.
 STYLE_FEEDBACKS = """People who use a writing assistant tell it once, in one sentence, how they want certain
@@ -69,7 +70,7 @@ class Ideas(structured_output.Form):
     items: tuple[Idea, ...]
 
 
-def invent_feedbacks(
+def generate_feedbacks(
     model: ChatModel,
     kind: Literal["style", "content"],
     count: int,
@@ -88,41 +89,29 @@ def invent_feedbacks(
     seen = Seen(effort.resemblance)
     for feedback in known:
         seen.repeats(feedback.content, kind)
-    template = TEMPLATES[kind]
-    target = Target(
-        f"{kind} feedbacks",
-        count,
-        lambda n, avoid: template.format(count=n, avoid=avoid),
-        form=Ideas,
-        group=kind,
-        text=lambda idea: idea.content,
-    )
-    top_up(model, [target], effort, seen, report, f"{kind} feedbacks" * progress)
+    name = f"{kind} feedbacks"
+    target = Target(name, count, TEMPLATES[kind].format, Ideas, group=kind, text=attrgetter("content"))
+    fill(model, [target], effort, seen, report, name * progress)
     if report.short and not allow_short:
         raise Short(report)
-    ids = _ids([idea.content for idea in target.kept], kind, {feedback.id for feedback in known})
-    made = [
-        Feedback(id=id, source="model", kind=kind, **idea.model_dump())
-        for id, idea in zip(ids, target.kept, strict=True)
-    ]
+    made, taken = [], {feedback.id for feedback in known}
+    for idea in target.kept:
+        id = _new_id(idea.content, kind, taken)
+        made.append(Feedback(id=id, source="model", kind=kind, **idea.model_dump()))
+        taken.add(id)
     return made, report
 
 
-def _ids(contents: Iterable[str], kind: str, taken: set[str]) -> list[str]:
-    """A readable id from the first longer words of each sentence; numbered where that leaves nothing, or is
-    taken."""
-    ids = []
-    for content in contents:
-        plain = unicodedata.normalize("NFKD", content).encode("ascii", "ignore").decode().lower()
-        words = [word for word in re.findall(r"[a-z0-9]+", plain) if len(word) > 3][:ID_WORDS]
-        stem, number = "_".join(words) or kind, 1
-        id = stem if words else f"{stem}_{number}"
-        while id in taken:
-            number += 1
-            id = f"{stem}_{number}"
-        taken.add(id)
-        ids.append(id)
-    return ids
+def _new_id(content: str, kind: str, taken: set[str]) -> str:
+    """A readable id from a sentence's first longer words; numbered where there are none, or it is taken."""
+    plain = unicodedata.normalize("NFKD", content).encode("ascii", "ignore").decode().lower()
+    words = [word for word in re.findall(r"[a-z0-9]+", plain) if len(word) > 3][:ID_WORDS]
+    stem, number = "_".join(words) or kind, 1
+    id = stem if words else f"{stem}_1"
+    while id in taken:
+        number += 1
+        id = f"{stem}_{number}"
+    return id
 
 
 def write_feedbacks(path: Path | str, feedbacks: Sequence[Feedback]) -> Path:
@@ -136,9 +125,6 @@ def write_feedbacks(path: Path | str, feedbacks: Sequence[Feedback]) -> Path:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    from c3po_utils.chat import open_chat
-    from c3po_utils.runs import parameters
-
     parser = argparse.ArgumentParser(
         prog="python -m c3po_utils.sampling.generate_feedback", description=__doc__.split("\n")[0]
     )
@@ -147,7 +133,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("to", type=Path, help="the set to be written, a YAML file that is not there yet")
     parser.add_argument("limits", nargs="*", help="key=value, such as budget_usd=1 or requests_per_minute=60")
     parser.add_argument("--model", required=True, help="openai:MODEL[@BASE_URL], or a local model")
-    parser.add_argument("--ledger", type=Path, default=Path("results/invent.sqlite"), help="where answers are kept")
+    parser.add_argument("--ledger", type=Path, default=Path("results/feedback.sqlite"), help="where answers are kept")
     parser.add_argument("--allow-short", action="store_true", help="write fewer when no more can be had")
     parser.add_argument("--estimate", action="store_true", help="only say what it would take: calls, tokens, USD")
     options = parser.parse_intermixed_args(arguments)
@@ -155,12 +141,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     model = open_chat(options.model, options.ledger, **parameters.read_overrides(options.limits))
     if options.estimate:
         dry = DryRun(model, partial(made_up, keys=tuple(Idea.model_fields), count=AT_ONCE))
-        invent_feedbacks(dry, options.kind, options.count, known=known, allow_short=True)
+        generate_feedbacks(dry, options.kind, options.count, known=known, allow_short=True)
         print(dry.total)
         return
     if options.to.exists():
         parser.error(f"{options.to} is there already: expected the name of a new file")
-    made, report = invent_feedbacks(
+    made, report = generate_feedbacks(
         model, options.kind, options.count, known=known, allow_short=options.allow_short, progress=True
     )
     print(report, write_feedbacks(options.to, made), sep="\n")

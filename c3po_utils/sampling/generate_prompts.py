@@ -1,18 +1,18 @@
-"""Prompts for a feedback from a strong model: categories, then in-scope and near-scope (section 3.2)."""
+"""Prompts for a feedback from a strong model: categories, then in-scope and near-scope prompts (section 3.2).
+
+The templates let it think, draft and revise; the form of the answer is added by chat/structured_output.py.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from c3po_utils.chat import ChatModel
-from c3po_utils.feedback import Feedback, Prompt, records
+from c3po_utils.feedback import Feedback, records
 from c3po_utils.runs import files
-from c3po_utils.sampling.deduplicated import Effort, Report, Seen, Short, Target, top_up
-
-# For a strong model. What is to be returned, and in which form, is said by `elicit`; steps: think, list,
-# revise.
+from c3po_utils.sampling.deduplicated import Effort, Report, Seen, Short, Target, fill
 
 # Categories of situations, slightly wider than the feedback's domain.
 CATEGORIES = """Somebody who uses a writing assistant has told it: "{feedback}"
@@ -60,16 +60,7 @@ feedback. At the end, give the {count} revised messages, word for word as they w
 EXAMPLES = 6  # in-scope prompts shown when near-scope ones are asked for
 
 
-@dataclass(frozen=True)
-class Proposal:
-    """What came of a proposal: prompts with their final ids, by category and split, and the report."""
-
-    categories: list[str]
-    prompts: list[Prompt]
-    report: Report
-
-
-def propose_prompts(
+def generate_prompts(
     feedback: Feedback,
     model: ChatModel,
     *,
@@ -79,7 +70,7 @@ def propose_prompts(
     effort: Effort | None = None,
     allow_short: bool = False,
     progress: bool = False,
-) -> Proposal:
+) -> tuple[records.PromptSet, Report]:
     """In-scope and near-scope prompts, `per_category` of each in every category. Defaults are the paper's.
 
     `categories` is how many to ask for, or the list of them. Rerun with the same ledger, it asks only for
@@ -89,77 +80,43 @@ def propose_prompts(
         Short: something could not be had in all rounds, and `allow_short` is False.
     """
     effort, report = effort or Effort(), Report()
-    desc = feedback.id if progress else ""
-    names = _categories(feedback, category_model or model, categories, effort, report, desc)
+    if isinstance(categories, int):
+        wanted = _target(feedback, "categories", categories, CATEGORIES)
+        label = f"{feedback.id}, categories" * progress
+        fill(category_model or model, [wanted], effort, Seen(effort.resemblance), report, label)
+        categories = wanted.kept
     if report.short and not allow_short:
         raise Short(report)
-    seen, filled = Seen(effort.resemblance), {}
-    for split in ("in_scope", "near_scope"):
-        targets = [_target(feedback, split, name, per_category, filled) for name in names]
-        top_up(model, targets, effort, seen, report, desc and f"{desc}, {split}")
-        filled[split] = dict(zip(names, [target.kept for target in targets], strict=True))
-    if report.short and not allow_short:
-        raise Short(report)
-    prompts = [
-        Prompt(f"{feedback.id}/{split}/{_slug(name)}/{number:02}", split, name, text)
-        for split, by_category in filled.items()
-        for name, texts in by_category.items()
-        for number, text in enumerate(texts, 1)
+    seen = Seen(effort.resemblance)
+    in_scope = [
+        _target(feedback, f"in_scope/{records.slug(name)}", per_category, IN_SCOPE, category=name)
+        for name in categories
     ]
-    return Proposal(names, prompts, report)
+    fill(model, in_scope, effort, seen, report, f"{feedback.id}, in_scope" * progress)
+    near_scope = [
+        _target(feedback, f"near_scope/{records.slug(name)}", per_category, NEAR_SCOPE, category=name, examples=shown)
+        for name, shown in zip(categories, map(_examples, in_scope), strict=True)
+    ]
+    fill(model, near_scope, effort, seen, report, f"{feedback.id}, near_scope" * progress)
+    if report.short and not allow_short:
+        raise Short(report)
+    parts = [
+        records.Category(name=name, in_scope=here.kept, near_scope=near.kept)
+        for name, here, near in zip(categories, in_scope, near_scope, strict=True)
+    ]
+    return records.PromptSet(feedback=feedback.id, categories=parts), report
 
 
-def _slug(name: str) -> str:
-    return records.Category(name=name, in_scope=(), near_scope=()).slug
+def _target(feedback: Feedback, name: str, want: int, template: str, **parts: str) -> Target:
+    """A list that a template asks for: all of it is filled in but `count` and `avoid`."""
+    ask = partial(template.format, feedback=feedback.content, domain=feedback.domain, effect=feedback.effect, **parts)
+    return Target(f"{feedback.id}/{name}", want, ask, group=name.partition("/")[0])
 
 
-def _categories(
-    feedback: Feedback,
-    model: ChatModel,
-    wanted: int | Sequence[str],
-    effort: Effort,
-    report: Report,
-    desc: str,
-) -> list[str]:
-    if not isinstance(wanted, int):
-        return list(wanted)
-    target = _category_target(feedback, wanted)
-    top_up(model, [target], effort, Seen(effort.resemblance), report, desc and f"{desc}, categories")
-    return target.kept
+def _examples(in_scope: Target) -> str:
+    return "\n".join(f"- {text}" for text in in_scope.kept[:EXAMPLES]) or "(none are at hand)"
 
 
-def _category_target(feedback: Feedback, count: int) -> Target:
-    return Target(f"{feedback.id}/categories", count, lambda n, avoid: CATEGORIES.format(**_about(feedback, n, avoid)))
-
-
-def _target(feedback: Feedback, split: str, category: str, want: int, filled: dict[str, dict[str, list]]) -> Target:
-    """The list of one category's prompts; near-scope ones are asked for beside in-scope ones of the
-    category."""
-    shown = filled.get("in_scope", {}).get(category, [])[:EXAMPLES]
-    examples = "\n".join(f"- {text}" for text in shown) or "(none are at hand)"
-    template = IN_SCOPE if split == "in_scope" else NEAR_SCOPE
-
-    def ask(count: int, avoid: str) -> str:
-        return template.format(category=category, examples=examples, **_about(feedback, count, avoid))
-
-    return Target(f"{feedback.id}/{split}/{_slug(category)}", want, ask, group=split)
-
-
-def _about(feedback: Feedback, count: int, avoid: str) -> dict[str, object]:
-    about = {"feedback": feedback.content, "domain": feedback.domain, "effect": feedback.effect}
-    return {**about, "count": count, "avoid": avoid}
-
-
-def write_prompts(folder: Path | str, feedback_id: str, proposal: Proposal) -> Path:
-    """The proposal as `<folder>/<feedback_id>.json`, which `load_prompts` reads like the bundled ones."""
-    parts = {
-        name: {
-            split: tuple(p.text for p in proposal.prompts if (p.category, p.split) == (name, split))
-            for split in ("in_scope", "near_scope")
-        }
-        for name in proposal.categories
-    }
-    prompt_set = records.PromptSet(
-        feedback=feedback_id, categories=tuple(records.Category(name=name, **part) for name, part in parts.items())
-    )
-    return files.write_atomic(Path(folder) / f"{feedback_id}.json", prompt_set.model_dump_json(indent=2) + "\n")
+def write_prompts(folder: Path | str, prompt_set: records.PromptSet) -> Path:
+    """The prompts as `<folder>/<feedback's id>.json`, which `load_prompts` reads like the bundled ones."""
+    return files.write_atomic(Path(folder) / f"{prompt_set.feedback}.json", prompt_set.model_dump_json(indent=2) + "\n")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -103,9 +104,9 @@ def stored_feedback(run: Path | str, feedback_id: str) -> Feedback:
 
 def counts(rows: Sequence[dict]) -> dict[str, dict[str, int]]:
     """Per answer column, how many rows ended with each status: requested is their sum."""
-    result: dict[str, dict[str, int]] = {}
+    result: defaultdict[str, Counter] = defaultdict(Counter)
     for row in rows:
-        for column in [key for key in row if key.endswith("_status")]:
-            by_status = result.setdefault(column.removesuffix("_status"), {})
-            by_status[row[column]] = by_status.get(row[column], 0) + 1
-    return result
+        for key in row:
+            if key.endswith("_status"):
+                result[key.removesuffix("_status")][row[key]] += 1
+    return dict(result)

@@ -1,6 +1,7 @@
 """From one sentence of feedback to training data: prompts, answers by pi_0, revisions (section 3.2 of the paper).
 
-A row is one prompt. It carries its id from birth and gains a column per kind of answer (see answers.py).
+A `Sample` travels through notebook 01. It makes rows, one a prompt: each carries its id from birth (rows.py) and gains
+a column per kind of answer (answers.py).
 """
 
 from __future__ import annotations
@@ -17,37 +18,30 @@ from c3po_utils import chat  # as a room: its heavy parts are imported when they
 from c3po_utils.chat import ChatModel
 from c3po_utils.feedback import SPLITS, Feedback, Prompt, check, find_feedback, general, records
 from c3po_utils.runs import LEDGER, Stage, files
-from c3po_utils.sampling import rows as sampled
 from c3po_utils.sampling.answers import add_answers, add_in_context, add_in_context_cot, add_revisions
-from c3po_utils.sampling.deduplicated import Effort, made_up
-from c3po_utils.sampling.generate_prompts import Proposal, propose_prompts, write_prompts
+from c3po_utils.sampling.deduplicated import Effort, Report, made_up
+from c3po_utils.sampling.generate_prompts import generate_prompts, write_prompts
+from c3po_utils.sampling.rows import ROWS, counts, deal_prompts
 from c3po_utils.sampling.settings import SampleSettings
 
 PROMPTS = "prompts"  # the folder, in the stage's, of what the prompt model wrote
+ANSWERS = ("baseline", "in_context", "in_context_cot", "revised")
 
 
-@dataclass(frozen=True)
-class Models:
-    """The models of a sample. `prompt` and `category` are None where the bundled prompts are used."""
+def open_models(
+    settings: SampleSettings, ledger: Path | str, limits: dict[str, Any] | None = None
+) -> dict[str, ChatModel]:
+    """The `completion` model and, unless the bundled prompts are used, the `prompt` and the `category` model.
 
-    completion: ChatModel
-    prompt: ChatModel | None = None
-    category: ChatModel | None = None
-
-    @property
-    def named(self) -> dict[str, ChatModel]:
-        return {name: model for name, model in vars(self).items() if model}
-
-
-def open_models(settings: SampleSettings, ledger: Path | str, limits: dict[str, Any] | None = None) -> Models:
-    """The models that the settings name, each opened once; `limits` are for those behind an API."""
+    Each model is opened once, however often the settings name it; `limits` are for those behind an API.
+    """
     names = {"completion": settings.completion_model or settings.model}
     if settings.prompt_model:
         names |= {"prompt": settings.prompt_model, "category": settings.category_model or settings.prompt_model}
     opened = {}
     for name in dict.fromkeys(names.values()):
         opened[name] = chat.open_chat(name, ledger, **(limits or {}) if name.startswith("openai:") else {})
-    return Models(**{field: opened[name] for field, name in names.items()})
+    return {use: opened[name] for use, name in names.items()}
 
 
 def find_prompts(name: str, settings: SampleSettings) -> list[Prompt]:
@@ -60,16 +54,6 @@ def find_prompts(name: str, settings: SampleSettings) -> list[Prompt]:
     scoped = [] if settings.prompt_model else records.load_prompts(id, folder)
     wanted = settings.categories * settings.prompts_per_category
     return [*scoped, *general.general_prompts(settings.general_prompts, wanted, settings.seed)]
-
-
-def sample_stage(run: Path | str, feedback: Feedback, prompts: Sequence[Prompt], settings: SampleSettings) -> Stage:
-    """The folder of a feedback's sampled data, done when made from these settings, record and given prompts."""
-    identity = {
-        "settings": asdict(settings),
-        "feedback": feedback.model_dump(mode="json"),
-        "prompts": files.content_hash([asdict(prompt) for prompt in prompts]),
-    }
-    return Stage(Path(run) / "sample" / feedback.id, identity, sampled.ROWS)
 
 
 @dataclass(frozen=True)
@@ -87,10 +71,16 @@ class Sample:
 
     @cached_property
     def stage(self) -> Stage:
-        return sample_stage(self.run, self.record, self.given, self.settings)
+        """The folder of the sampled data, done when made from these settings, record and given prompts."""
+        identity = {
+            "settings": asdict(self.settings),
+            "feedback": self.record.model_dump(mode="json"),
+            "prompts": files.content_hash([asdict(prompt) for prompt in self.given]),
+        }
+        return Stage(self.run / "sample" / self.record.id, identity, ROWS)
 
     @cached_property
-    def models(self) -> Models:
+    def models(self) -> dict[str, ChatModel]:
         return open_models(self.settings, self.run / LEDGER, self.limits)
 
     def estimate(self) -> pd.DataFrame:
@@ -99,16 +89,12 @@ class Sample:
         The whole pipeline is played with stand-ins, which answer from the ledger where they can.
         """
         listing = partial(made_up, count=self._effort.at_once)
-        dry = {
-            name: chat.DryRun(model, None if name == "completion" else listing)
-            for name, model in self.models.named.items()
-        }
+        dry = {use: chat.DryRun(model, None if use == "completion" else listing) for use, model in self.models.items()}
         if not self.stage.done:
-            models = Models(**dry)
-            proposed = self._propose(models).prompts if models.prompt else []
-            rows = sampled.deal_prompts(self.record, [*proposed, *self.given], self.settings)
-            fill_rows(models.completion, rows, self.record, self.settings)
-        table = {name: {"model": model.name, **vars(model.total)} for name, model in dry.items()}
+            generated = self._generate(dry)[0].prompts if "prompt" in dry else []
+            rows = deal_prompts(self.record, [*generated, *self.given], self.settings)
+            fill_rows(dry["completion"], rows, self.record, self.settings)
+        table = {use: {"model": model.name, **vars(model.total)} for use, model in dry.items()}
         return pd.DataFrame(table).T.rename(columns=lambda name: name.replace("_", " "))
 
     @cached_property
@@ -122,15 +108,15 @@ class Sample:
             return list(self.given)
         folder = self.stage.path(PROMPTS)
         if not self.stage.done:
-            proposal = self._propose(self.models, progress=True)
-            write_prompts(folder, self.record.id, proposal)
-            self.stage.notes["prompts"] = str(proposal.report).splitlines()
-            print(proposal.report)
+            prompt_set, report = self._generate(self.models, progress=True)
+            write_prompts(folder, prompt_set)
+            self.stage.notes["prompts"] = str(report).splitlines()
+            print(report)
         return [*records.load_prompts(self.record.id, folder), *self.given]
 
     def deal(self) -> list[dict]:
         """Rows without answers; see rows.deal_prompts."""
-        return sampled.deal_prompts(self.record, self.prompts, self.settings)
+        return deal_prompts(self.record, self.prompts, self.settings)
 
     def fill(self) -> list[dict]:
         """Every column of every row, stored in the stage's folder with counts in its manifest; read back if done.
@@ -140,47 +126,41 @@ class Sample:
                 again.
         """
         if self.stage.done:
-            return files.read_jsonl(self.stage.path(sampled.ROWS))
+            return files.read_jsonl(self.stage.path(ROWS))
         with self.stage:
-            rows = fill_rows(self.models.completion, self.deal(), self.record, self.settings)
+            rows = fill_rows(self.models["completion"], self.deal(), self.record, self.settings)
             if self.settings.completion_model and not self.settings.allow_short:
                 _refuse_failed(rows)
-            files.write_jsonl(self.stage.path(sampled.ROWS), rows)
-            self.stage.notes["counts"] = sampled.counts(rows)
+            files.write_jsonl(self.stage.path(ROWS), rows)
+            self.stage.notes["counts"] = counts(rows)
         return rows
 
     def adherence(self) -> pd.DataFrame:
         """Share of test answers that pass the feedback's metric, by answer column and split; NaN without any."""
-        columns = ("baseline", "in_context", "in_context_cot", "revised")
-        tests = [row for row in self.fill() if row["fold"] == "test"]
-        shares = {
-            column: {
-                split: _mean(
-                    [
-                        check(self.record.metric, row[column], row["baseline"])
-                        for row in tests
-                        if self.record.metric and row["split"] == split and row.get(column)
-                    ]
-                )
-                for split in SPLITS
-            }
-            for column in columns
-        }
-        return pd.DataFrame(shares).T
+        tests = [row for row in self.fill() if row["fold"] == "test" and self.record.metric]
+        shown = [
+            (column, row["split"], check(self.record.metric, row[column], row["baseline"]))
+            for row in tests
+            for column in ANSWERS
+            if row.get(column)
+        ]
+        table = pd.DataFrame(shown, columns=["answer", "split", "share"]).astype({"share": float})
+        shares = table.pivot_table(index="answer", columns="split", values="share")
+        return shares.reindex(index=ANSWERS, columns=SPLITS).rename_axis(index=None, columns=None)
 
     def spending(self) -> pd.DataFrame:
         """What its models were asked in this run, by any stage: calls by status, tokens, USD where known."""
-        scopes = {model.scope for model in self.models.named.values()}
-        rows = [row for row in self.models.completion.ledger.report() if row["model"] in scopes]
+        scopes = {model.scope for model in self.models.values()}
+        rows = [row for row in self.models["completion"].ledger.report() if row["model"] in scopes]
         return pd.DataFrame(rows).rename(columns=lambda name: name.replace("_", " "))
 
     @property
     def _effort(self) -> Effort:
         return Effort(**{"seed": self.settings.seed, **self.settings.effort})
 
-    def _propose(self, models: Models, progress: bool = False) -> Proposal:
-        return propose_prompts(
-            self.record, models.prompt, category_model=models.category, categories=self.settings.categories,
+    def _generate(self, models: dict[str, ChatModel], progress: bool = False) -> tuple[records.PromptSet, Report]:
+        return generate_prompts(
+            self.record, models["prompt"], category_model=models["category"], categories=self.settings.categories,
             per_category=self.settings.prompts_per_category, effort=self._effort,
             allow_short=self.settings.allow_short, progress=progress,
         )  # fmt: skip
@@ -218,7 +198,3 @@ def _refuse_failed(rows: Sequence[dict]) -> None:
             f" {row.get(key.replace('_status', '_reason'), 'its tries failed')}. All others are stored: run again to"
             " ask for these, or go on without them by the option allow_short"
         )
-
-
-def _mean(values: Sequence[bool]) -> float:
-    return sum(values) / len(values) if values else float("nan")

@@ -1,4 +1,4 @@
-"""What decides sampled data besides the feedback itself: models, amounts, how answers are drawn."""
+"""The settings of a sample: models, amounts, how answers are drawn."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ class SampleSettings:
     system_prompt: str = "You are a helpful assistant. Reply in one or two short sentences."  # in every conversation
     max_new_tokens: int = 96  # answers are cut here
     seed: int = 0  # of the split and of all sampling
-    category_model: str = ""  # proposes categories: "" is the prompt model
+    category_model: str = ""  # thinks of categories: "" is the prompt model
     prompt_model: str = ""  # writes the prompts: "" takes the bundled ones
     completion_model: str = ""  # answers and revises: "" is pi_0, here
     general_prompts: str = "bundled"  # out of scope: `FILE.jsonl[:COLUMN]`, `hf:DATASET:SPLIT:COLUMN`
     allow_short: bool = False  # go on with fewer prompts or answers than asked for
     revise_elsewhere: bool = False  # revise near and out rows of the training fold, too: dpo_negatives rejects these
-    effort: dict[str, Any] = field(default_factory=dict)  # of the prompt model: what differs from topup.Effort
+    effort: dict[str, Any] = field(default_factory=dict)  # of the prompt model: what differs from deduplicated.Effort
 
     def __post_init__(self) -> None:
         if self.strategy not in STRATEGIES:

@@ -1,10 +1,7 @@
-"""LoRA adapters: their configuration, and files that prove on loading to be the adapter that was trained.
-
-Adding LoRA adapters exactly, so that feedbacks that were learned apart act together."""
+"""LoRA adapters: files that prove on loading to be the adapter that was trained, and exact sums of several."""
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +19,16 @@ from c3po_utils.training.stage import WEIGHTS, adapter_folder
 
 PROBE = "probe.safetensors"
 PROBE_IDS = list(range(5, 37))
+TOLERANCE = 0.05  # the probe's largest difference, relative to its largest logit
+EXACT = 1e-5  # the largest difference from the sum of the changes, relative to the largest change
+PLAIN = {  # what an adapter's configuration must say for its change to a weight to be scaling * B @ A
+    "use_rslora": (False, "rsLoRA scales by the square root of the rank, and the ranks add up"),
+    "use_dora": (False, "DoRA's magnitudes do not add up"),
+    "lora_bias": (False, "peft leaves the biases out of the sum"),
+    "bias": ("none", "peft leaves the trained biases out of the sum"),
+    "modules_to_save": (None, "modules that were trained whole do not add up"),
+    "trainable_token_indices": (None, "trained embeddings do not add up"),
+}
 
 
 def lora_config(r: int = 64, alpha: int = 128, dropout: float = 0.05, **kwargs: Any) -> LoraConfig:
@@ -49,12 +56,7 @@ def save_adapter(model: PeftModel, folder: Path) -> None:
 
 
 def load_adapter(
-    model: PreTrainedModel | PeftModel,
-    folder: Path | str,
-    *,
-    name: str = "default",
-    tolerance: float = 0.05,
-    trainable: bool = False,
+    model: PreTrainedModel | PeftModel, folder: Path | str, *, name: str = "default", trainable: bool = False
 ) -> PeftModel:
     """The model with a stored adapter, checked to be the one that was trained.
 
@@ -82,10 +84,10 @@ def load_adapter(
     policy.eval()
     wanted = load_file(folder / PROBE)["logits"]
     difference = (_probe_logits(policy) - wanted).abs().max() / wanted.abs().max()
-    if not difference <= tolerance:
+    if not difference <= TOLERANCE:
         raise RuntimeError(
             f"{folder}: the loaded adapter does not give the logits it gave after training "
-            f"(relative difference {difference:.2g}, at most {tolerance}): another base model, or a damaged file"
+            f"(relative difference {difference:.2g}, at most {TOLERANCE}): another base model, or a damaged file"
         )
     return policy
 
@@ -109,35 +111,11 @@ def merged(model: PreTrainedModel, folder: Path | str) -> Iterator[PreTrainedMod
             parameter.data = values
 
 
-EXACT = 1e-5  # the largest difference from the sum of both changes, relative to the largest change
-PLAIN = {  # what an adapter's configuration must say for its change to a weight to be scaling * B @ A
-    "use_rslora": (False, "rsLoRA scales by the square root of the rank, and the ranks add up"),
-    "use_dora": (False, "DoRA's magnitudes do not add up"),
-    "lora_bias": (False, "peft leaves the biases out of the sum"),
-    "bias": ("none", "peft leaves the trained biases out of the sum"),
-    "modules_to_save": (None, "modules that were trained whole do not add up"),
-    "trainable_token_indices": (None, "trained embeddings do not add up"),
-}
-
-
-def check_addable(configs: dict[str, LoraConfig]) -> None:
-    """Raise ValueError for an adapter that peft would add wrongly without a word."""
-    for name, config in configs.items():
-        for key, (expected, reason) in PLAIN.items():
-            if (found := getattr(config, key)) != expected:
-                raise ValueError(f"adapter {name!r}: {key} is {found!r}, expected {expected!r}: {reason}")
-
-
-def add_adapters(
-    policy: PeftModel, names: Sequence[str], name: str = "sum", weights: Sequence[float] | None = None
-) -> float:
+def add_adapters(policy: PeftModel, names: Sequence[str], name: str = "sum") -> float:
     """Add LoRA adapters into a new one, which becomes active: its change to each weight is the sum of theirs.
 
     peft's `cat` writes their factors side by side, [B_1 B_2] [A_1; A_2] = B_1 A_1 + B_2 A_2, so the ranks add up and
     nothing is lost; its `linear` and `svd` only approximate.
-
-    Args:
-        weights: of the adapters; 1 each, if left out.
 
     Returns:
         The largest difference between the new change and the sum, relative to the largest entry of the sum.
@@ -147,17 +125,19 @@ def add_adapters(
             adapters that peft adds wrongly: rsLoRA, DoRA, LoRA with biases.
         RuntimeError: the difference is above 1e-5.
     """
-    weights = [1.0] * len(names) if weights is None else list(weights)
     known = list(policy.peft_config)
     if len(set(names)) < len(names) or not set(names) <= set(known):
         raise ValueError(f"adapters {list(names)}: expected different ones of {known}")
     if name in known:
         raise ValueError(f"the model has an adapter named {name!r} already; expected a new name for the sum")
-    check_addable({other: policy.peft_config[other] for other in names})
+    for other in names:
+        for key, (expected, reason) in PLAIN.items():
+            if (found := getattr(policy.peft_config[other], key)) != expected:
+                raise ValueError(f"adapter {other!r}: {key} is {found!r}, expected {expected!r}: {reason}")
     with _full_precision(policy, name):
-        policy.add_weighted_adapter(list(names), weights, name, combination_type="cat")
+        policy.add_weighted_adapter(list(names), [1.0] * len(names), name, combination_type="cat")
     policy.set_adapter(name)
-    difference = _difference(policy, dict(zip(names, weights, strict=True)), name)
+    difference = _difference(policy, names, name)
     if not difference <= EXACT:
         raise RuntimeError(
             f"{name!r} is not the sum of {list(names)}: it differs by {difference:.2g} of its largest entry"
@@ -165,7 +145,7 @@ def add_adapters(
     return difference
 
 
-@contextlib.contextmanager
+@contextmanager
 def _full_precision(policy: PeftModel, name: str) -> Iterator[None]:
     """Hold the new adapter in float32, as peft holds all others; `add_weighted_adapter` has the base model's type."""
     tuner, inject = policy.base_model, policy.base_model.inject_adapter
@@ -182,11 +162,11 @@ def _full_precision(policy: PeftModel, name: str) -> Iterator[None]:
 
 
 @torch.no_grad()
-def _difference(policy: PeftModel, weights: dict[str, float], name: str) -> float:
+def _difference(policy: PeftModel, names: Sequence[str], name: str) -> float:
     largest = 0.0
     for module in policy.modules():
         if isinstance(module, LoraLayer) and name in module.scaling:
-            wanted = sum(weight * module.get_delta_weight(n) for n, weight in weights.items() if n in module.scaling)
+            wanted = sum(module.get_delta_weight(other) for other in names if other in module.scaling)
             difference = (module.get_delta_weight(name) - wanted).abs().max() / wanted.abs().max().clamp_min(1e-30)
             largest = max(largest, difference.item())
     return largest

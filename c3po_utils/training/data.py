@@ -5,38 +5,29 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 from jinja2.exceptions import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from c3po_utils.chat import request
+from c3po_utils.feedback import SPLITS
 from c3po_utils.training.methods import SEGMENTS
 
 PAIR = {"chosen": "revised", "rejected": "baseline"}  # segment: column
 REVERSED = {"chosen": "baseline", "rejected": "revised"}
 
 
-@dataclass(frozen=True)
-class Example:
-    """One prompt and one completion as token ids. `ended` says whether the completion closes with the EOS token."""
+class Example(NamedTuple):
+    """One prompt and one completion as token ids."""
 
-    id: str
     prompt_ids: list[int]
     completion_ids: list[int]
-    ended: bool
-
-    def __len__(self) -> int:
-        return len(self.prompt_ids) + len(self.completion_ids)
 
 
 class DataError(ValueError):
     """Rows that cannot be trained on: too many dropped or truncated, or a template that does not round-trip."""
-
-
-def messages_for(prompt: str, system: str = "", turns: Iterable[tuple[str, str]] = ()) -> list[dict[str, str]]:
-    """The conversation before an answer, after an optional system prompt and (user, assistant) example turns."""
-    return list(request("", prompt, system=system, turns=turns).messages)
 
 
 def render(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, str]], **kwargs: Any) -> str:
@@ -44,17 +35,17 @@ def render(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, s
 
     Some templates refuse a system message or pass over it (Mistral's, Gemma's): it then opens the first user turn.
     """
+    spell = partial(tokenizer.apply_chat_template, tokenize=False, **kwargs)
     first, *rest = messages
     if first["role"] != "system":
-        return tokenizer.apply_chat_template(list(messages), tokenize=False, **kwargs)
+        return spell(list(messages))
     try:
-        text = tokenizer.apply_chat_template(list(messages), tokenize=False, **kwargs)
+        text = spell(list(messages))
     except TemplateError:
         text = ""
     if first["content"].strip() in text:
         return text
-    joined = {**rest[0], "content": f"{first['content']}\n\n{rest[0]['content']}"}
-    return tokenizer.apply_chat_template([joined, *rest[1:]], tokenize=False, **kwargs)
+    return spell([{**rest[0], "content": f"{first['content']}\n\n{rest[0]['content']}"}, *rest[1:]])
 
 
 def encode(
@@ -72,10 +63,14 @@ def encode(
     The completion is what the template adds to the prompt, up to and with the end-of-turn token; for an answer
     that was cut off (`ended` false) the end is left out, so that stopping there is not learned.
 
+    Args:
+        turns: (user, assistant) examples before the prompt, after an optional system prompt.
+
     Raises:
         DataError: the templated prompt is no prefix of the templated conversation.
     """
-    messages, eos = messages_for(prompt, system, turns), tokenizer.eos_token_id
+    messages = list(request("", prompt, system=system, turns=turns).messages)
+    eos = tokenizer.eos_token_id
 
     def ids(messages: list[dict], **kwargs: Any) -> list[int]:
         return tokenizer(render(tokenizer, messages, **kwargs), add_special_tokens=False).input_ids
@@ -93,7 +88,7 @@ def encode(
         # Templates that end a turn without the EOS token exist; the model still needs it to learn to stop.
         completion_ids = [*completion_ids, eos]
     end = len(completion_ids) - 1 - completion_ids[::-1].index(eos)
-    return Example(id, prompt_ids, completion_ids[: end + 1] if ended else completion_ids[:end], ended)
+    return Example(prompt_ids, completion_ids[: end + ended])
 
 
 @dataclass(frozen=True)
@@ -131,43 +126,39 @@ def training_rows(
     on two feedbacks jointly, pass the rows of both.
 
     Args:
-        rows: sampled rows of the training fold (see sample.py).
-        segments: which of SEGMENTS the method needs (`Method.rows` has this and the two ratios).
+        rows: sampled rows of the training fold (see sampling/rows.py).
+        segments: which of SEGMENTS the method needs (`Method.rows` has this and the other settings of a method).
         near_ratio: near-scope rows that join the in-scope rows, for each of these, with the roles reversed: their
-            baseline is `chosen`, their revision `rejected`.
-        out_ratio: likewise of out-of-scope rows.
+            baseline is `chosen`, their revision `rejected`. `out_ratio`: likewise of out-of-scope rows.
         keep: which in-scope rows to train on, for example those whose revision passes the metric.
-        max_length: longer examples, in tokens, are dropped.
-        max_dropped_share: more unusable rows than this share are an error.
+        max_length: longer examples, in tokens, are dropped; a larger share than `max_dropped_share` is an error.
         max_prompts: use at most this many in-scope rows; 0: all.
 
     Raises:
         DataError: nothing to train on, too many rows unusable, or no revisions where roles are to be reversed.
     """
-    by_split = {
-        split: [row for row in rows if row["split"] == split] for split in ("in_scope", "near_scope", "out_of_scope")
-    }
+    by_split = {split: [row for row in rows if row["split"] == split] for split in SPLITS}
     revised = [row for row in by_split["in_scope"] if row["revised"]]
     kept = [row for row in revised if keep is None or keep(row)]
     pair = [name for name in segments if name in PAIR]
     dealer, encoder = random.Random(seed), _Encoder(tokenizer, system, max_length)
     pairs = encoder.shuffled(kept, {name: PAIR[name] for name in pair}, dealer)[: max_prompts or None]
-    pools = [encoder.shuffled(by_split[name], {name: "baseline"}, dealer) for name in segments if name not in pair]
-    mixed = []
-    for name, ratio in (("near_scope", near_ratio), ("out_of_scope", out_ratio)):
+    others = [name for name in segments if name not in PAIR]  # these segments go by the names of their splits
+    pools = {name: encoder.shuffled(by_split[name], {name: "baseline"}, dealer) for name in others}
+    mixed: list[dict] = []
+    for split, ratio in (("near_scope", near_ratio), ("out_of_scope", out_ratio)):
         if ratio:
-            others = encoder.shuffled(_reversible(by_split[name], pair), {n: REVERSED[n] for n in pair}, dealer)
-            mixed += [others[i % len(others)] for i in range(round(ratio * len(pairs)))]
+            pool = encoder.shuffled(_reversible(by_split[split], pair), {name: REVERSED[name] for name in pair}, dealer)
+            mixed += [pool[i % len(pool)] for i in range(round(ratio * len(pairs)))]
     encoder.check(max_dropped_share)
-    result = [
-        {key: value for part in (*(pool[i % len(pool)] for pool in pools), row) for key, value in part.items()}
-        for i, row in enumerate([*pairs, *mixed])
-    ]
-    lengths = {name: len(pool) for name, pool in zip([n for n in segments if n not in pair], pools, strict=True)}
+    result = []
+    for i, row in enumerate(pairs + mixed):
+        dealt = {key: value for pool in pools.values() for key, value in pool[i % len(pool)].items()}
+        result.append(dealt | row)
     return result, Preflight(
         pairs=len(pairs),
-        near_scope=lengths.get("near_scope", 0),
-        out_of_scope=lengths.get("out_of_scope", 0),
+        near_scope=len(pools.get("near_scope", ())),
+        out_of_scope=len(pools.get("out_of_scope", ())),
         dropped=encoder.dropped,
         filtered=len(revised) - len(kept),
         mixed=len(mixed),
@@ -214,13 +205,14 @@ class _Encoder:
                 return None
             ended = row[f"{column}_status"] == "ok"
             example = encode(self.tokenizer, row["id"], row["prompt"], row[column], ended=ended, system=self.system)
-            if len(example.completion_ids) < 2 or len(example) > self.max_length:
+            length = len(example.prompt_ids) + len(example.completion_ids)
+            if len(example.completion_ids) < 2 or length > self.max_length:
                 return None
             token_row |= {
                 f"{name}_id": row["id"], f"{name}_prompt_ids": example.prompt_ids, f"{name}_ids": example.completion_ids
             }  # fmt: skip
-            self.unended += not example.ended
-            self.longest = max(self.longest, len(example))
+            self.unended += not ended
+            self.longest = max(self.longest, length)
         return token_row
 
     def check(self, max_dropped_share: float) -> None:

@@ -86,7 +86,7 @@ def train(
     config = _config(model, method, folder, name, arguments)
     torch.manual_seed(config.seed)
     policy = load_adapter(model, start, trainable=True) if start else get_peft_model(model, lora or lora_config())
-    rows = [_ids_only(row) for row in rows]
+    rows = [{key: row[key] for key in row if key != "id" and not key.endswith("_id")} for row in rows]
     per_pass = tokens_per_pass or TOKENS_PER_PASS.get(model.device.type, 4096)
     trainer = C3POTrainer(
         policy, args=config, method=method, train_dataset=Dataset.from_list(rows), processing_class=tokenizer,
@@ -132,11 +132,6 @@ def _run(trainer: C3POTrainer, policy: PeftModel) -> None:
         del policy.get_base_model().forward  # back to the class's own
     policy.eval()
     policy.config.use_cache = True
-
-
-def _ids_only(row: dict[str, Any]) -> dict[str, Any]:
-    """A row without the names of its parts: what a step needs."""
-    return {key: value for key, value in row.items() if not key.endswith("_id") and key != "id"}
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ class Batch:
     whole: dict[str, int]
     ref_chosen_logps_B: torch.Tensor | None = None
     ref_rejected_logps_B: torch.Tensor | None = None
-    teacher: Batch | None = None  # the kept segments alone, for pi_0's pass
+    reference: Batch | None = None  # the kept segments alone, for pi_0's pass
 
     def to(self, device: torch.device | str) -> Batch:
         movable = (torch.Tensor, Packing, Batch)
@@ -57,7 +57,7 @@ def collate(
     *,
     at_once: int = 1,
     share: bool = True,
-    teacher: bool = False,
+    reference: bool = False,
 ) -> list[Batch]:
     """The forward passes of one optimizer batch; their losses add up to that of a single pass.
 
@@ -66,16 +66,18 @@ def collate(
         tokens_per_pass: about how many tokens may be in the model at one time; None for any number.
         at_once: passes that run at one time, and share these tokens.
         share: let sequences share their common prefixes (see packing.py).
-        teacher: also lay out the kept segments alone.
+        reference: also lay out the kept segments alone.
     """
     names = [name for name in SEGMENTS if f"{name}_ids" in rows[0]]
+    kept = [name for name in names if name in KEPT]
     whole = {name: sum(len(row[f"{name}_ids"]) for row in rows) for name in names} | {"rows": len(rows)}
-    batches = []
-    for group in _groups(rows, names, tokens_per_pass, at_once):
-        kept = [name for name in names if name in KEPT]
-        alone = _lay_out(group, kept, whole, share) if teacher and kept else None
-        batches.append(replace(_lay_out(group, names, whole, share), teacher=alone))
-    return batches
+    return [
+        replace(
+            _lay_out(group, names, whole, share),
+            reference=_lay_out(group, kept, whole, share) if reference and kept else None,
+        )
+        for group in _groups(rows, names, tokens_per_pass, at_once)
+    ]
 
 
 def _groups(rows: Sequence[dict[str, Any]], names: Sequence[str], tokens: int | None, at_once: int) -> list[list[dict]]:
@@ -151,14 +153,6 @@ def completion_logps(model: PreTrainedModel, batch: Batch) -> torch.Tensor:
     return log_probs.token_logps(completion_states(model, batch), head_weight(model), batch.labels_N)
 
 
-def dpo_term(method: Method, logps_S: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """L_DPO of each pair and the implicit rewards of both answers, from the log-probabilities of all sequences."""
-    return dpo_loss(
-        logps_S[batch.of("chosen")], logps_S[batch.of("rejected")],
-        batch.ref_chosen_logps_B, batch.ref_rejected_logps_B, method.beta,
-    )  # fmt: skip
-
-
 def objective(
     method: Method,
     logps_N: torch.Tensor,
@@ -187,7 +181,11 @@ def objective(
             kept[segment] = (1 - method.kl) * kept[segment] + method.kl * metrics[f"kl/{segment}"]
     pairs = logps_N.new_zeros(())
     if method.preference:
-        losses_B, chosen_B, rejected_B = dpo_term(method, sequence_logps(logps_N, batch.sequence_N, S), batch)
+        logps_S = sequence_logps(logps_N, batch.sequence_N, S)
+        losses_B, chosen_B, rejected_B = dpo_loss(
+            logps_S[batch.of("chosen")], logps_S[batch.of("rejected")],
+            batch.ref_chosen_logps_B, batch.ref_rejected_logps_B, method.beta,
+        )  # fmt: skip
         pairs = losses_B.sum() / rows if preference is None else preference(logps_N, batch) * len(losses_B) / rows
         metrics |= {
             "dpo" if preference is None else "preference": pairs,

@@ -17,6 +17,7 @@ from c3po_utils.training.loss import sequence_logps
 from c3po_utils.training.objective import collate, completion_logps
 
 PAIR = ("chosen", "rejected")
+ROWS_AT_ONCE = 16
 
 
 def model_identity(model: PreTrainedModel) -> str:
@@ -29,26 +30,29 @@ def model_identity(model: PreTrainedModel) -> str:
     return digest.hexdigest()
 
 
-def _key(prompt_ids: Sequence[int], completion_ids: Sequence[int]) -> str:
-    tokens = array("q", [len(prompt_ids), *prompt_ids, *completion_ids]).tobytes()
-    return hashlib.sha256(tokens).hexdigest()[:32]
+def _keys(row: dict) -> dict[str, str]:
+    """By segment, what an answer's log-probability is kept under: the hash of its prompt's and its own tokens."""
+    tokens = {name: (row[f"{name}_prompt_ids"], row[f"{name}_ids"]) for name in PAIR}
+    return {
+        name: hashlib.sha256(array("q", [len(prompt), *prompt, *completion]).tobytes()).hexdigest()[:32]
+        for name, (prompt, completion) in tokens.items()
+    }
 
 
-def _compute(model: PreTrainedModel, rows: Sequence[dict], batch_size: int) -> dict[str, float]:
+def _compute(model: PreTrainedModel, rows: Sequence[dict]) -> dict[str, float]:
     """{key: log pi_0(y|x)} of both answers of every row; rows of similar length go through the model together."""
     rows = sorted(rows, key=lambda row: len(row["chosen_ids"]) + len(row["rejected_ids"]))
     lanes = threads.streams(model.device)
-    size = -(-batch_size // lanes)
+    size = -(-ROWS_AT_ONCE // lanes)
     groups = [rows[start : start + size] for start in range(0, len(rows), size)]
 
     @torch.no_grad()
     def logps(group: Sequence[dict]) -> dict[str, float]:
-        pairs = [{f"{name}{part}": row[f"{name}{part}"] for name in PAIR for part in ("_prompt_ids", "_ids")}
-                 for row in group]  # fmt: skip
-        (batch,) = collate(pairs)
+        columns = [f"{name}{part}" for name in PAIR for part in ("_prompt_ids", "_ids")]
+        (batch,) = collate([{column: row[column] for column in columns} for row in group])
         batch = batch.to(model.device)
         logps_S = sequence_logps(completion_logps(model, batch), batch.sequence_N, 2 * len(group)).tolist()
-        keys = [_key(row[f"{name}_prompt_ids"], row[f"{name}_ids"]) for name in PAIR for row in group]
+        keys = [_keys(row)[name] for name in PAIR for row in group]
         return dict(zip(keys, logps_S, strict=True))
 
     found = {}
@@ -59,9 +63,7 @@ def _compute(model: PreTrainedModel, rows: Sequence[dict], batch_size: int) -> d
     return found
 
 
-def with_references(
-    model: PreTrainedModel, rows: Sequence[dict], folder: Path | str | None = None, *, batch_size: int = 16
-) -> list[dict]:
+def with_references(model: PreTrainedModel, rows: Sequence[dict], folder: Path | str | None = None) -> list[dict]:
     """The rows with `ref_chosen_logps` and `ref_rejected_logps`: log pi_0 of both answers, summed over their tokens.
 
     Args:
@@ -72,15 +74,11 @@ def with_references(
     """
     path = Path(folder) / f"logps-{model_identity(model)[:16]}.json" if folder else None
     known = files.read_json(path) if path and path.exists() else {}
-
-    def keys(row: dict) -> dict[str, str]:
-        return {f"ref_{name}_logps": _key(row[f"{name}_prompt_ids"], row[f"{name}_ids"]) for name in PAIR}
-
-    missing = [row for row in rows if not known.keys() >= set(keys(row).values())]
+    missing = [row for row in rows if not known.keys() >= set(_keys(row).values())]
     if missing:
         with torch.no_grad(), fused(model):  # the same arithmetic as in training: the loss starts at ln 2
-            known |= _compute(model, missing, batch_size)
+            known |= _compute(model, missing)
         if path:
             known |= files.read_json(path) if path.exists() else {}  # what another process has found meanwhile
             files.write_json(path, known)
-    return [row | {column: known[key] for column, key in keys(row).items()} for row in rows]
+    return [row | {f"ref_{name}_logps": known[key] for name, key in _keys(row).items()} for row in rows]

@@ -1,6 +1,7 @@
-"""Checkpoints that can be trusted after a crash: a marker, written last, names every file with its hash.
+"""trl's DPOTrainer on packed batches with our objective, and checkpoints that can be trusted after a crash.
 
-transformers writes a checkpoint file by file and raises on the newest one if that is half written.
+transformers writes a checkpoint file by file and raises on the newest one if that is half written; here a marker,
+written last, names every file with its hash.
 """
 
 from __future__ import annotations
@@ -16,13 +17,12 @@ from typing import Any
 import torch
 from datasets import Dataset
 from torch import nn
-from tqdm.auto import tqdm
-from transformers import PreTrainedModel, TrainerCallback
+from transformers import PreTrainedModel
+from transformers.trainer_callback import ProgressCallback
 from trl import DPOTrainer
 
 from c3po_utils.engine import log_probs, threads
 from c3po_utils.runs import files
-from c3po_utils.training import trainer as checkpoints
 from c3po_utils.training.methods import Method
 from c3po_utils.training.objective import Batch, collate, completion_states, head_weight, objective
 
@@ -51,11 +51,8 @@ def last_valid(folder: Path | str, identity: Any) -> Path | None:
     """The newest checkpoint below `folder` that is whole and belongs to this training; None where there is none."""
     found = [path for path in Path(folder).glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name)]
     for checkpoint in sorted(found, key=lambda path: int(path.name.split("-")[1]), reverse=True):
-        marker = checkpoint / MARKER
-        if marker.exists() and files.read_json(marker) == {
-            "identity": _identity(identity),
-            "files": _hashes(checkpoint),
-        }:
+        marker, whole = checkpoint / MARKER, {"identity": _identity(identity), "files": _hashes(checkpoint)}
+        if marker.exists() and files.read_json(marker) == whole:
             return checkpoint
     return None
 
@@ -83,7 +80,7 @@ class C3POTrainer(DPOTrainer):
         super().__init__(
             *args,
             data_collator=lambda rows: {
-                "parts": collate(rows, tokens_per_pass, at_once=self.passes_at_once, teacher=bool(method.kl))
+                "parts": collate(rows, tokens_per_pass, at_once=self.passes_at_once, reference=bool(method.kl))
             },
             **kwargs,
         )
@@ -93,7 +90,7 @@ class C3POTrainer(DPOTrainer):
         self.model.delete_adapter("ref")  # trl's copy of the adapter, for references on the fly
         base = self.model.get_base_model()
         # Routed through forward, so that wrappers (DDP, say) see an ordinary forward pass.
-        base.forward = lambda batch, teacher_ND=None, **_: self._outputs(base, batch, teacher_ND)
+        base.forward = lambda batch, reference_ND=None, **_: self._outputs(base, batch, reference_ND)
 
     def _prepare_dataset(self, dataset: Dataset, *_: Any) -> Dataset:
         return dataset  # rows are token ids already
@@ -107,41 +104,41 @@ class C3POTrainer(DPOTrainer):
         loss = torch.zeros((), device=self.accelerator.device)
         for backward in [parts] if self.passes_at_once > 1 else [[part] for part in parts]:
             loss += super().training_step(model, {"parts": backward}, *args)
-        self._record("train")
+        for name, value in self._sums.items():
+            self._metrics["train"][name].append(float(value))
+        self._sums.clear()
         return loss
 
-    def _outputs(self, base: PreTrainedModel, batch: Batch, teacher_ND: torch.Tensor | None) -> dict:
-        """log pi of every completion token, (N,), and where a teacher is given its divergence from pi, (N,)."""
+    def _outputs(self, base: PreTrainedModel, batch: Batch, reference_ND: torch.Tensor | None) -> dict:
+        """log pi of every completion token, (N,), and where pi_0's states are given its divergence from pi, (N,)."""
         hidden_ND, weight_VD = completion_states(base, batch), head_weight(base)
         outputs = {"logps_N": log_probs.token_logps(hidden_ND, weight_VD, batch.labels_N)}
-        if teacher_ND is not None:
-            pairs = len(hidden_ND) - len(teacher_ND)  # the kept segments stand at the end
-            kl = log_probs.token_kl(hidden_ND[pairs:], teacher_ND, weight_VD, self.method.kl_temperature)
+        if reference_ND is not None:
+            pairs = len(hidden_ND) - len(reference_ND)  # the kept segments stand at the end
+            kl = log_probs.token_kl(hidden_ND[pairs:], reference_ND, weight_VD, self.method.kl_temperature)
             outputs["kl_N"] = torch.cat([kl.new_zeros(pairs), kl])
         return outputs
 
     @torch.no_grad()
-    def _teacher(self, batch: Batch) -> torch.Tensor | None:
-        if batch.teacher is None:
+    def _reference(self, batch: Batch) -> torch.Tensor | None:
+        if batch.reference is None:
             return None
         with self.model.disable_adapter():
-            return completion_states(self.model.get_base_model(), batch.teacher)
+            return completion_states(self.model.get_base_model(), batch.reference)
 
-    def _compute_loss(self, model: nn.Module, inputs: dict[str, list[Batch]], return_outputs: bool = False):
-        if self.passes_at_once > 1 and torch.is_grad_enabled():
+    def _compute_loss(self, model: nn.Module, inputs: dict[str, list[Batch]], *_: Any) -> torch.Tensor:
+        if self.passes_at_once > 1:
             return self._loss_side_by_side(model, inputs["parts"])
         loss = 0.0
         for batch in inputs["parts"]:
             part, metrics = self._part(model, batch)
             loss = loss + part
             self._sums.update(metrics)
-        if not self.model.training:
-            self._record("eval")
-        return (loss, {}) if return_outputs else loss
+        return loss
 
     def _part(self, model: nn.Module, batch: Batch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """What one pass adds to its optimizer batch's loss and curves."""
-        outputs = model(batch=batch, teacher_ND=self._teacher(batch))
+        outputs = model(batch=batch, reference_ND=self._reference(batch))
         own = None if self._plain else self._trl_preference
         return objective(self.method, batch=batch, preference=own, **outputs)
 
@@ -149,13 +146,13 @@ class C3POTrainer(DPOTrainer):
         """How many parts of a batch may pass through the model at one time, each in a thread of its own.
 
         Only one where a pass draws random numbers, whose order would be left to chance, or changes a state: autocast,
-        the adapter switched off for the teacher, trl's losses.
+        the adapter switched off for the reference, trl's losses.
         """
         args, config = self.args, self.model.config.get_text_config()
         dropout = any(module.p for module in self.model.modules() if isinstance(module, nn.Dropout))
-        dropout = dropout or getattr(config, "attention_dropout", 0)
+        chance = dropout or getattr(config, "attention_dropout", 0)
         stateful = args.bf16 or args.fp16 or args.activation_checkpointing or self.method.kl or not self._plain
-        return 1 if dropout or stateful or args.world_size > 1 else threads.streams(self.accelerator.device)
+        return 1 if chance or stateful or args.world_size > 1 else threads.streams(self.accelerator.device)
 
     def _loss_side_by_side(self, model: nn.Module, parts: Sequence[Batch]) -> torch.Tensor:
         """The batch's loss, with its gradients; they are added up in the same order every time."""
@@ -200,28 +197,19 @@ class C3POTrainer(DPOTrainer):
         finally:
             self._metrics = metrics
 
-    def _record(self, mode: str) -> None:
-        for name, value in self._sums.items():
-            self._metrics[mode][name].append(float(value))
-        self._sums.clear()
-
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         super(DPOTrainer, self)._save_checkpoint(model, trial)  # without a model card in each checkpoint
-        checkpoints.mark_complete(Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}", self.identity)
+        mark_complete(Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}", self.identity)
 
 
-class Bar(TrainerCallback):
+class Bar(ProgressCallback):
     """One progress bar over steps, with the loss; the trainer prints nothing else."""
 
     def on_train_begin(self, args, state, control, **kwargs):
-        self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc=args.run_name or "training", unit="step")
-
-    def on_step_end(self, args, state, control, **kwargs):
-        self.bar.update()
+        super().on_train_begin(args, state, control, **kwargs)
+        if self.training_bar is not None:  # the first process's
+            self.training_bar.set_description(args.run_name)
 
     def on_log(self, args, state, control, logs=None, **kwargs):
-        if logs and "loss" in logs:
-            self.bar.set_postfix_str(f"loss {float(logs['loss']):.3f}", refresh=False)
-
-    def on_train_end(self, args, state, control, **kwargs):
-        self.bar.close()
+        if self.training_bar is not None and "loss" in logs:
+            self.training_bar.set_postfix_str(f"loss {float(logs['loss']):.3f}", refresh=False)

@@ -115,3 +115,22 @@ def test_the_embedded_model_is_right():
     ids = tokenizer(text, return_tensors="pt", add_special_tokens=False)
     out = model.generate(**ids, max_new_tokens=12, do_sample=False)
     assert "Paris" in tokenizer.decode(out[0, ids.input_ids.shape[1] :])
+
+
+@pytest.mark.parametrize(
+    ("gpu", "name", "message"),
+    [
+        (False, "some/model@4bit", "4-bit loading needs an NVIDIA GPU"),
+        (True, "some/model@8bit", "install bitsandbytes"),
+    ],
+)
+def test_quantized_loading_says_what_is_missing(monkeypatch, gpu, name, message):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    monkeypatch.setattr(models, "find_spec", lambda package: None)
+    with pytest.raises(RuntimeError, match=f"'{name}': .*{message}"):
+        models.load_model(name)
+
+
+def test_a_quantized_models_tokenizer_is_the_models_own(tiny_folder):
+    assert models.resolve(f"{tiny_folder}@4bit") == str(tiny_folder)
+    assert models.load_tokenizer(f"{tiny_folder}@8bit").eos_token == "<|end|>"

@@ -1,4 +1,4 @@
-"""Scores of stored answers: h = ok(y) - ok(y_0), missing answers counted, prompted methods read from their column."""
+"""Scores of stored answers: h = passes(y) - passes(y_0), missing answers counted, prompted methods read back."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def test_prompted_methods_are_scored_without_a_model(run, feedback):
     assert eval_stage(run, "boss_signoff", "in_context").manifest["missing"] == 1
 
 
-def test_the_teacher_is_the_revision_in_scope_and_the_baseline_elsewhere(run, feedback):
+def test_revised_answers_are_the_revision_in_scope_and_the_baseline_elsewhere(run, feedback):
     answers = {row["prompt_id"]: row["answer"] for row in evaluate_method(run, feedback, "revised")}
     assert answers == {"in": SIGNED, "near": PLAIN, "out": PLAIN}
 

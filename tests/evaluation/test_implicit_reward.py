@@ -13,6 +13,7 @@ from c3po_utils.evaluation.evaluate import evaluate_method
 from c3po_utils.evaluation.implicit_reward import adapter_rewards, in_context_rewards
 from c3po_utils.evaluation.reward_judge import agreement, calibrate, judged, main, report, reward_margins, scores
 from c3po_utils.feedback import find_feedback
+from c3po_utils.runs.stage import ROOT
 from c3po_utils.sampling.answers import IN_CONTEXT
 from c3po_utils.sampling.rows import stored_feedback
 from c3po_utils.training.adapters import lora_config
@@ -65,7 +66,7 @@ def test_an_adapters_rewards_are_the_difference_of_two_forward_passes(model, tok
         np.testing.assert_allclose(reward.values, expected, atol=1e-5)
         assert np.abs(expected).max() > 0.01
         assert reward.total == pytest.approx(expected.sum(), abs=1e-4)
-        assert reward.mean == pytest.approx(expected.mean(), abs=1e-5)
+        assert reward.values.mean() == pytest.approx(expected.mean(), abs=1e-5)
 
 
 @pytest.mark.parametrize("context", ["sentence", "demonstrations"])
@@ -105,7 +106,7 @@ def test_margins_compare_the_answer_with_its_baseline(model, tokenizer, feedback
     margins = reward_margins(model, tokenizer, rows, feedback, system=SYSTEM)["sentence"]
     asked = {"system": SYSTEM, "ended": [True, False]}
     one, other = in_context_rewards(model, tokenizer, [(prompt, answer), (prompt, baseline)], feedback, **asked)
-    assert margins[0] == pytest.approx(one.mean - other.mean, abs=1e-5)
+    assert margins[0] == pytest.approx(one.values.mean() - other.values.mean(), abs=1e-5)
     assert margins[1] == 0
     assert np.isnan(margins[2])
 
@@ -158,3 +159,8 @@ def test_the_report_is_made_from_a_run(tmp_path, tiny_folder, capsys):
     assert table["n"].to_list() == [6, 6, 12] * 3
     assert "shorter" in (tmp_path / "implicit_reward.md").read_text()
     assert "demonstrations" in capsys.readouterr().out
+
+
+def test_the_committed_report_is_what_the_code_says_of_the_committed_table():
+    table = pd.read_csv(ROOT / "results/embedded/implicit_reward.csv").fillna({"warning": ""})
+    assert (ROOT / "results/embedded/implicit_reward.md").read_text() == report(table, "results/embedded")

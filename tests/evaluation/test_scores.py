@@ -72,25 +72,16 @@ def test_standard_errors_are_scipys():
         np.testing.assert_allclose(by_method[f"{name}_se"], expected.loc[by_method.index], rtol=1e-9)
 
 
-@pytest.mark.parametrize("interval", ["t", "bootstrap"])
 @pytest.mark.parametrize("feedbacks", [1, 2, 6])
-def test_bounds_hold_the_score_and_stay_in_range(feedbacks, interval):
+def test_bounds_hold_the_score_and_stay_in_range(feedbacks):
     rows = answers(feedbacks, METHODS[:3])
     for found in (scores.feedback_scores, scores.method_scores):
-        frame = found(rows, interval=interval, draws=300)
+        frame = found(rows)
         for k, name in enumerate(SCORES):
             assert (frame[f"{name}_lo"] <= frame[name] + 1e-12).all()
             assert (frame[name] <= frame[f"{name}_hi"] + 1e-12).all()
             assert (frame[f"{name}_lo"] >= scores.RANGES[k, 0]).all()
             assert (frame[f"{name}_hi"] <= scores.RANGES[k, 1]).all()
-
-
-def test_t_and_bootstrap_intervals_are_alike_with_many_feedbacks():
-    rows = answers(40, ("c3po",), prompts=40, categories=10)
-    one, other = (scores.method_scores(rows, interval=interval).iloc[0] for interval in ("t", "bootstrap"))
-    for name in SCORES:
-        widths = [row[f"{name}_hi"] - row[f"{name}_lo"] for row in (one, other)]
-        assert widths[0] == pytest.approx(widths[1], rel=0.2)
 
 
 def test_one_feedback_has_intervals_but_no_standard_error():
@@ -217,7 +208,7 @@ def test_application_share_by_hand():
 
 
 @pytest.mark.parametrize("kind", ["object", "boolean", "bool", "float"])
-def test_application_share_takes_any_kind_of_ok(kind):
+def test_application_share_takes_any_kind_of_passes(kind):
     rows = table({("a", "m", "in_scope"): [0, 0, 1, -1]}).assign(passes=[True, False, True, True])
     found = scores.application_share(rows.astype({"passes": kind}))
     assert found["share"].tolist() == [0.75]
@@ -254,7 +245,6 @@ def test_a_full_run_is_scored_in_seconds():
     start = time.monotonic()
     scores.feedback_scores(rows)
     scores.method_scores(rows)
-    scores.method_scores(rows, interval="bootstrap")
     scores.paired_differences(rows, "c3po")
     scores.missing_bounds(rows)
     scores.application_share(rows)

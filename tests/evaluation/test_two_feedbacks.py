@@ -54,13 +54,13 @@ def test_the_sum_of_adapters_is_the_sum_of_their_changes(tiny):
     before = load_model(tiny, dtype=torch.float32).state_dict()
     one, other = merged_changes(tiny, "one"), merged_changes(tiny, "two")
     policy = two_adapters(tiny)
-    assert add_adapters(policy, ["one", "two"], weights=[1.0, 0.5]) < 1e-6
+    assert add_adapters(policy, ["one", "two"]) < 1e-6
     assert policy.active_adapter == "sum"
     assert policy.peft_config["sum"].r == 8
     after = policy.merge_and_unload().state_dict()
     changed = 0
     for key in before:
-        torch.testing.assert_close(after[key] - before[key], one[key] + 0.5 * other[key], atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(after[key] - before[key], one[key] + other[key], atol=1e-5, rtol=1e-5)
         changed += bool((one[key].abs().max() > 0.1) & (other[key].abs().max() > 0.1))
     assert changed == 14  # seven linear layers in each of two blocks
 
@@ -120,8 +120,8 @@ def test_a_model_keeps_its_adapters_when_another_is_loaded(tiny, tmp_path):
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory, tiny):
-    """Two sampled feedbacks, and adapters of both and of the pair."""
-    run = tmp_path_factory.mktemp("pairs")
+    """Two sampled feedbacks, an adapter of each and a joint one."""
+    run = tmp_path_factory.mktemp("two_feedbacks")
     store_sample(run, "short", tiny)
     store_sample(run, "shouted", tiny, general_tests={"general/0"})
     for seed, id in enumerate(("short", "shouted", "short+shouted")):
@@ -206,7 +206,7 @@ def answer_wins(asked) -> Reply:
     )
 
 
-def test_without_a_metric_a_judge_scores_pairs(run):
+def test_without_a_metric_a_judge_scores_two_feedbacks(run):
     kind, loud = (one.model_copy(update={"metric": None}) for one in (SHORT, SHOUTED))
     with pytest.raises(ValueError, match="'short' has no metric"):
         TwoFeedbacks(run, [kind, loud], "c3po", "add").answers()
@@ -217,8 +217,8 @@ def test_without_a_metric_a_judge_scores_pairs(run):
     stage = two_feedbacks.two_feedbacks_stage(run, ["short", "shouted"], "c3po", "add", judge)
     assert stage.done
     assert not two_feedbacks.two_feedbacks_stage(run, ["short", "shouted"], "c3po", "add").done
-    mixed = pd.DataFrame(rows)
-    found = two_feedbacks.crossings(mixed.assign(feedback=mixed["prompts_of"]), mixed, [kind, loud])
+    together = pd.DataFrame(rows)
+    found = two_feedbacks.crossings(together.assign(feedback=together["prompts_of"]), together, [kind, loud])
     assert found["added"].to_list() == [1.0, 1.0]
     assert found[["baseline", "single"]].isna().all(axis=None)
 
@@ -229,9 +229,9 @@ def test_figure_7_compares_the_same_prompts(run):
             evaluate_method(run, one, method)
     for how in ("add", "joint"):
         TwoFeedbacks(run, [SHORT, SHOUTED], "c3po", how).answers()
-    singles, mixed = collect(run), two_feedbacks.collect_two_feedbacks(run)
+    singles, together = collect(run), two_feedbacks.collect_two_feedbacks(run)
     assert "setting" not in singles
-    table = two_feedbacks.side_by_side(singles, mixed)
+    table = two_feedbacks.side_by_side(singles, together)
     prompts = (
         table[table.method == "c3po"]
         .groupby("setting")[["feedback", "prompt_id"]]
@@ -241,7 +241,9 @@ def test_figure_7_compares_the_same_prompts(run):
     assert set(table.feedback) == {"short (short+shouted)", "shouted (short+shouted)"}
     shares = two_feedbacks.setting_shares(table)
     assert shares.groupby("setting").method.unique().map(set).to_list() == [{"base_resampled", "c3po"}] * 3
-    own = mixed[(mixed.setting == "added") & (mixed.feedback == mixed.prompts_of) & (mixed.split == "in_scope")]
+    own = together[
+        (together.setting == "added") & (together.feedback == together.prompts_of) & (together.split == "in_scope")
+    ]
     mean = own.groupby("feedback").passes.mean().mean()
     drawn = shares[(shares.setting == "added") & (shares.method == "c3po") & (shares.split == "in_scope")]
     assert drawn.share.item() == pytest.approx(mean)
@@ -250,7 +252,7 @@ def test_figure_7_compares_the_same_prompts(run):
     assert set(two_feedbacks.as_methods(table).method) == {"base_resampled", "c3po", "c3po@added", "c3po@joint"}
 
 
-def test_the_runner_goes_through_the_pairs():
+def test_the_runner_goes_through_all_two_feedbacks():
     config = RunConfig(
         run="results/x", methods=["revised", "scd", "c3po"], two_feedbacks=[["cs_question", "boss_signoff"]]
     )
@@ -265,7 +267,7 @@ def test_the_runner_goes_through_the_pairs():
         two_feedbacks_runs(config.model_copy(update={"two_feedbacks": [["cs_question"] * 2]}))
 
 
-def test_the_notebook_tells_of_a_pair(run, tmp_path):
+def test_the_notebook_tells_of_two_feedbacks(run, tmp_path):
     records = [record.model_dump(mode="json", exclude_none=True) for record in (SHORT, SHOUTED)]
     (tmp_path / "own.yaml").write_text(yaml.safe_dump({"feedbacks": records}))
     for one in (SHORT, SHOUTED):
@@ -284,10 +286,12 @@ def test_the_notebook_tells_of_a_pair(run, tmp_path):
 def test_crossings_count_one_effect_where_the_other_applies(run):
 
     rows = TwoFeedbacks(run, [SHORT, SHOUTED], "c3po", "add").answers()
-    mixed = pd.DataFrame(rows)
-    inside = mixed[(mixed.feedback == "short") & (mixed.prompts_of == "shouted") & (mixed.split == "in_scope")]
+    together = pd.DataFrame(rows)
+    inside = together[
+        (together.feedback == "short") & (together.prompts_of == "shouted") & (together.split == "in_scope")
+    ]
     singles = inside.assign(feedback="shouted", answer=["one two three", "one two three four"])
-    found = two_feedbacks.crossings(singles, mixed, [SHORT, SHOUTED]).set_index("effect of")
+    found = two_feedbacks.crossings(singles, together, [SHORT, SHOUTED]).set_index("effect of")
     assert found.loc["short", "single"] == 0.5
     assert found.loc["short", "baseline"] == 1.0  # "It is price."
     assert found.loc["short", "added"] == inside.passes.mean()

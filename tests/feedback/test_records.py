@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from scipy.sparse import csr_matrix
 
+from c3po_utils.chat.openai.limits import Limits
 from c3po_utils.feedback import records as module
 from c3po_utils.feedback.files import FeedbackError
 from c3po_utils.feedback.metrics import METRICS, Metric, check, metrics_table
@@ -85,6 +86,17 @@ def test_yaml_keeps_unicode_folds_lines_and_leaves_dates_alone(tmp_path):
     (tmp_path / "a.yaml").write_text(text, encoding="utf-8")
     (one,) = load_feedbacks(tmp_path / "a.yaml")
     assert (one.domain, one.effect) == ("2024-01-01", "caps and ❤️")
+
+
+@pytest.mark.parametrize("start", ["", "---\n", "%YAML 1.2\n---\n"])
+@pytest.mark.parametrize(("written", "read"), [("no", "False"), ("On", "True"), ("012", "10"), ("1:30", "90")])
+def test_yaml_has_its_own_ideas_of_unquoted_texts(tmp_path, start, written, read):
+    text = yaml.safe_dump({"feedbacks": [RECORD]}).replace("domain: dogs", f"domain: {written}")
+    (problem,) = problems_of(tmp_path, start + text)
+    assert problem.endswith(f"feedbacks[0].domain: expected a text that is not empty, found {read}")
+    for kept in ("y", "N", "1e3", "2024-01-01", "no way"):
+        (tmp_path / "a.yaml").write_text(start + text.replace(f"domain: {written}", f"domain: {kept}"))
+        assert load_feedbacks(tmp_path / "a.yaml")[0].domain == kept
 
 
 def test_every_problem_of_a_file_is_told_with_line_key_expected_found_and_nearest_name(tmp_path):
@@ -435,5 +447,8 @@ def test_readme_examples_work(tmp_path):
         assert not check(Metric(name="exclamations", value=2), "Hi!", "")
     finally:
         METRICS.pop("exclamations", None)
+    limits = [yaml.safe_load(shown) for shown in re.findall(r"^\| `(\{.*?\})` \|", README, re.MULTILINE)]
+    assert {name for shown in limits for name in shown} >= {"budget_usd", "batch", "tokens_per_minute"}
+    assert all(Limits(**shown) for shown in limits)
     (told,) = re.findall(r"^    feedback/mine\.yaml, (line \d+: .*)$", README, re.MULTILINE)
     assert problems_of(tmp_path, blocks["yaml"].replace("name: phone_number", "name: phone_numbr")) == [told]

@@ -1,5 +1,6 @@
 """Figures are tested for what they show (artists, labels, lines), not for their pixels."""
 
+import html
 import itertools
 import json
 import os
@@ -15,14 +16,15 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from matplotlib.colors import to_hex
+from matplotlib.colors import to_hex, to_rgb
 from scipy import odr
 
 from c3po_utils.evaluation import scores
-from c3po_utils.figures import answer_card, elements, paper_figures, style, sweeps, tables, text_layout
+from c3po_utils.figures import answer_card, elements, outcomes, paper_figures, style, sweeps, tables, text_layout
 from c3po_utils.figures.style import LOOKS, bar, look, ordered
-from c3po_utils.runs.files import read_json, write_json, write_jsonl
+from c3po_utils.runs.files import read_json, read_jsonl, write_json, write_jsonl
 from c3po_utils.runs.stage import MANIFEST, ROOT
+from c3po_utils.training.methods import METHODS as METHODS_TRAINED
 from tests.synthetic import METHODS, answers
 
 matplotlib.use("Agg")
@@ -108,13 +110,14 @@ def test_fig2_shows_the_papers_methods_with_dots_and_fitted_lines(ten):
     for ax, score in zip(axes, ("S_general", "S_near"), strict=True):
         for method in paper_figures.FIGURE_2:
             own = table[table["method"] == method]
-            (dots,), (fit,) = lines(ax, look(method).name), lines(ax, f"{look(method).name}, fit")
-            np.testing.assert_allclose(np.sort(dots.get_xdata()), np.sort(own["S_in"]))
-            np.testing.assert_allclose(np.sort(dots.get_ydata()), np.sort(own[score]))
+            dots, (fit,) = lines(ax, look(method).name), lines(ax, f"{look(method).name}, fit")
+            x, y = np.concatenate([line.get_xydata() for line in dots]).T
+            np.testing.assert_allclose(np.sort(x), np.sort(own["S_in"]))
+            np.testing.assert_allclose(np.sort(y), np.sort(own[score]))
             _, direction = paper_figures.orthogonal_line(own["S_in"], own[score])
             rise, run = np.diff(fit.get_ydata())[0], np.diff(fit.get_xdata())[0]
             assert rise * direction[0] == pytest.approx(run * direction[1], abs=1e-9)
-            assert to_hex(dots.get_color()) == LOOKS[method].color.lower()
+            assert {to_hex(line.get_color()) for line in dots} == {LOOKS[method].color.lower()}
         (floor,) = lines(ax, "noise floor (base)")
         expected = table.loc[table["method"] == "base_resampled", score].mean()
         assert floor.get_ydata()[0] == pytest.approx(expected)
@@ -265,18 +268,24 @@ def test_labels_lie_beside_their_dots_and_not_on_one_another():
     ax = plt.subplots(figsize=(3, 3), layout="constrained")[1]
     places = np.array([[0.50, 0.5], [0.51, 0.5], [0.5, 0.52], [0.98, 0.98], [0.0, 0.0]])
     ax.set(xlim=(0, 1), ylim=(0, 1))
-    elements.label_dots(ax, places, ["one=1,two=2", "one=2", "one=3,two=3", "corner=1", "corner=2"])
+    texts = ["one=1,two=2", "one=2", "one=3,two=3", "corner=1", "corner=2"]
+    elements.label_dots(ax, places, texts, ["c3po", "c3po", "scd", "dpo", "in_context"])
     ax.figure.draw_without_rendering()
     boxes = [matplotlib.text.Text.get_window_extent(text) for text in ax.texts]
     assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
     inside = ax.get_window_extent().padded(3)
     assert all(inside.contains(*corner) for box in boxes for corner in box.corners())
-    assert np.array([text.xy for text in ax.texts]).tolist() == places.tolist()
+    dots = ax.transData.transform(places)
+    assert not any(box.contains(*dot) for box in boxes for dot in dots)
+    assert all(np.hypot(*(np.mean(box.get_points(), 0) - dot)) < 90 for box, dot in zip(boxes, dots, strict=True))
+    assert [text.get_text() for text in ax.texts] == texts
 
 
 def test_looks_are_distinct_and_depend_on_the_name_alone():
     assert len({entry.color for entry in LOOKS.values()}) == len(LOOKS)
-    assert len({(entry.marker, entry.hatch) for entry in LOOKS.values()}) == len(LOOKS)
+    assert len({entry.marker for entry in LOOKS.values()}) == len({entry.hatch for entry in LOOKS.values()} | {"none"})
+    assert len({entry.marker for entry in LOOKS.values()}) == len(LOOKS) > len(METHODS_TRAINED)
+    assert set(METHODS_TRAINED) <= set(LOOKS)
     assert look("my_method") == look("my_method")
     assert look("my_method").name == "my method"
     assert look("my_method") != look("your_method")
@@ -285,6 +294,135 @@ def test_looks_are_distinct_and_depend_on_the_name_alone():
     assert [bar(method)["hatchcolor"] for method in ("scd", "c3po_nll")] == ["#333333", "#FFFFFF"]
     assert look("my_method").color == "#97753c"
     assert ordered(["zeta", "c3po", "in_context", "zeta"]) == ["in_context", "c3po", "zeta"]
+
+
+def test_a_variant_looks_like_its_method_and_an_unknown_name_like_none():
+    variants = [look(f"c3po@beta={beta}") for beta in (0.01, 0.02, 0.03, 0.05, 0.1)]
+    assert {entry.marker for entry in variants} == {LOOKS["c3po"].marker}
+    assert look("scd@lr=1").hatch[:-1] == LOOKS["scd"].hatch
+    assert "full" not in {entry.fill for entry in variants}
+    assert len({(entry.color, entry.fill, entry.hatch) for entry in variants}) == len(variants)
+    unknown = [look(name) for name in ("mine", "yours", "theirs", "other", "one_more")]
+    assert len({(entry.color, entry.marker, entry.hatch) for entry in unknown}) == len(unknown)
+    assert not {entry.marker for entry in unknown} & {entry.marker for entry in LOOKS.values()}
+    assert not {entry.hatch for entry in unknown} & {entry.hatch for entry in LOOKS.values()}
+
+
+def at(method, S_in, S_general):
+    """One feedback's scores, as `scores.feedback_scores` gives them."""
+    values = {"S_in": S_in, "S_general": S_general, "S_near": S_general}
+    ends = {f"{name}_{end}": value for name, value in values.items() for end in ("lo", "hi")}
+    return {"method": method, **values, **ends}
+
+
+def test_dots_on_one_place_are_side_by_side_and_counted():
+    table = pd.DataFrame([at("c3po", 0, 0), at("c3po", 0, 0), at("dpo", 0, 0), at("dpo", 0.5, 0.25)])
+    ax = paper_figures.fig2(table)[0]
+    ax.figure.draw_without_rendering()
+    (c3po,), (moved, alone) = lines(ax, "C3PO"), lines(ax, "DPO")
+    places = [line.get_transform().transform(line.get_xydata())[0] for line in (c3po, moved, alone)]
+    step = elements.STEP / 72 * ax.figure.dpi
+    assert abs(places[1] - places[0]) == pytest.approx([step, 0])
+    assert places[2] == pytest.approx(ax.transData.transform([0.5, 0.25]))
+    assert [(text.get_text(), text.xy) for text in ax.texts] == [("2", (0, 0))]
+
+
+@pytest.mark.parametrize(
+    ("places", "drawn"),
+    [
+        ([(0.1, 0.1), (0.2, 0.3), (0.3, 0.2)], True),
+        ([(0.80, 0.1), (0.81, 0.9), (0.82, 0.5), (0.8, 0.3)], False),  # nearly vertical
+        ([(0, 0), (0, 0), (0, 0.1), (0.05, 0)], False),  # two values of x
+    ],
+)
+def test_a_line_is_fitted_where_its_slope_says_something(places, drawn):
+    ax = paper_figures.fig2(pd.DataFrame([at("c3po", *place) for place in places]))[0]
+    assert len(lines(ax, "C3PO, fit")) == drawn
+    (handle,) = [line for line in ax.figure.legends[0].get_lines() if line.get_label() == "C3PO"]
+    assert (handle.get_linestyle() != "None") == drawn
+    assert ("regression" in ax.figure.legends[0].get_title().get_text()) == drawn
+
+
+def test_a_bar_of_height_zero_is_seen_and_named(two):
+    shares = scores.application_share(two)
+    shares["share"] = np.where((shares["method"] == "scd") & (shares["split"] == "near_scope"), 0.0, 0.5)
+    ax = paper_figures.fig6(shares, ["scd", "c3po"])
+    assert [(text.get_text(), round(text.xy[0])) for text in ax.texts] == [("SCD", 1)]
+    feet = [foot for foot in ax.collections if len(foot.get_paths()) == 3 and foot.get_hatch() is not None]
+    assert [to_hex(foot.get_facecolor()[0]) for foot in feet] == [look("scd").color.lower(), look("c3po").color.lower()]
+    assert ax.get_ylim()[0] == -paper_figures.FOOT
+
+
+def test_fig7_shows_each_feedbacks_own_share(two):
+    rows = pd.concat([two.assign(setting=setting) for setting in ("single", "added")])
+    shares = pd.concat([scores.application_share(two).assign(setting=name) for name in ("single", "added")])
+    axes = paper_figures.fig7(shares, rows)
+    own = two.assign(share=scores.applied(two)).groupby(["method", "split", "feedback"])["share"].mean()
+    for ax in axes:
+        dots = [line for line in ax.lines if line.get_color() == "#111111" and len(line.get_xdata()) == 6]
+        assert len(dots) == len(THREE)
+        for method, line in zip(THREE, dots, strict=True):
+            np.testing.assert_allclose(line.get_ydata(), own[method].loc[list(scores.SPLITS)])
+            assert len(set(line.get_xdata())) == 6
+    assert "dots: each feedback" in axes[0].figure.legends[0].get_title().get_text()
+
+
+def test_coincident_variants_share_one_label():
+    table = pd.concat([swept((1e-5, 1e-4), ("c3po",))] * 2).assign(variant=["a", "b", "c", "d"])
+    ax = sweeps.tradeoff(table, "variant")
+    assert [text.get_text() for text in ax.texts] == ["a / c", "b / d"]
+    assert lines(ax, "C3PO")
+
+
+def test_score_intervals_name_the_methods_and_show_the_noise_floor(ten):
+    one = ten[ten["feedback"] == "feedback-000"]
+    table = scores.feedback_scores(one)
+    axes = outcomes.score_intervals(table)
+    names = [look(method).name for method in ordered(table["method"])]
+    assert [label.get_text() for label in axes[0].get_yticklabels()] == names
+    assert [ax.get_title() for ax in axes] == [elements.LABELS[score] for score in outcomes.PANELS]
+    for ax, score in zip(axes, outcomes.PANELS, strict=True):
+        assert lines(ax, "noise floor (base)")
+        middles = [bars.lines[0].get_xdata()[0] for bars in ax.containers]
+        np.testing.assert_allclose(middles, table.set_index("method").loc[ordered(table["method"]), score])
+        low, high = ax.get_xlim()
+        assert table[f"{score}_lo"].min() > low
+        assert table[f"{score}_hi"].max() < high
+    assert legend_labels(axes[0]) == ["noise floor (base)"]
+    alone = outcomes.score_intervals(table[table["method"] == "c3po"])
+    assert [label.get_text() for label in alone[0].get_yticklabels()] == ["C3PO"]
+
+
+def test_hit_grid_colours_what_happened_and_names_only_that(ten):
+    rows = ten[(ten["feedback"] == "feedback-000") & ten["method"].isin(THREE)].copy()
+    rows["score"] = np.where(rows["split"] == "in_scope", 1.0, 0.0)
+    axes = outcomes.hit_grid(rows)
+    assert legend_labels(axes[0]) == ["hit", "no change"]
+    rows.loc[rows.index[:1], "score"] = np.nan
+    rows.loc[rows["split"] == "near_scope", "score"] = [0.5, *[-1.0] * (3 * 20 - 1)]
+    axes = outcomes.hit_grid(rows)
+    assert legend_labels(axes[0]) == list(outcomes.OUTCOMES)
+    assert [label.get_text() for label in axes[0].get_yticklabels()] == [look(method).name for method in THREE]
+    assert [ax.get_xlabel() for ax in axes] == ["20 prompts, 5 categories"] * 3
+    cells = axes[1].collections[0].get_array()
+    first = ordered(THREE).index(rows.loc[rows["split"] == "near_scope", "method"].iloc[0])
+    pale = np.add(to_rgb(outcomes.OUTCOMES["leak"]), to_rgb(outcomes.OUTCOMES["no change"])) / 2
+    np.testing.assert_allclose(cells[first, 0], pale)
+    np.testing.assert_allclose(cells[-1, -1], to_rgb(outcomes.OUTCOMES["effect lost"]))
+
+
+@pytest.mark.parametrize("number", [1, 12])
+def test_pictures_of_one_feedback_are_not_clipped(ten, number, tmp_path):
+    rows = ten[(ten["feedback"] == "feedback-000") & ten["method"].isin(METHODS[-number:])]
+    for axes in (outcomes.score_intervals(scores.feedback_scores(rows)), outcomes.hit_grid(rows)):
+        figure = axes[0].figure
+        figure.draw_without_rendering()
+        texts = [*axes[0].get_yticklabels(), *figure.legends[0].get_texts(), *(ax.title for ax in axes)]
+        boxes = [text.get_window_extent() for text in texts]
+        assert all(figure.bbox.padded(1).containsx(box.x0) and figure.bbox.containsx(box.x1) for box in boxes)
+        assert all(figure.bbox.containsy(box.y0) and figure.bbox.padded(1).containsy(box.y1) for box in boxes)
+        assert not any(a.overlaps(b) for a, b in itertools.pairwise(boxes[:number]))
+        assert min(ax.get_window_extent().height for ax in axes) > 20
 
 
 def card_answers():
@@ -308,6 +446,29 @@ def test_card_takes_the_prompt_nearest_to_the_method_means():
     chosen = answer_card.representative(card_answers())  # in scope two of three prompts score 1; out of scope a tie
     assert sorted(set(chosen["prompt_id"])) == ["a", "x"]
     assert len(chosen) == 4
+
+
+def test_card_avoids_what_a_person_rejected_and_answers_that_did_not_end(tmp_path, monkeypatch):
+    rows = card_answers()
+    monkeypatch.setattr(answer_card, "RESULTS", tmp_path)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "rejected_prompts.yaml").write_text("x: an answer that nobody should read\n")
+    assert sorted(set(answer_card.representative(rows)["prompt_id"])) == ["a", "y"]
+    rows["status"] = np.where((rows["prompt_id"] == "a") & (rows["method"] == "scd"), "truncated", "ok")
+    assert sorted(set(answer_card.representative(rows)["prompt_id"])) == ["a2", "y"]
+    rows.loc[rows["prompt_id"] == "a2", "answer"] = " "  # now the nearest prompt that is fit is the farther one
+    assert sorted(set(answer_card.representative(rows)["prompt_id"])) == ["b", "y"]
+    rows["status"] = "truncated"  # better than none; of equals the one with the shorter answers
+    assert sorted(set(answer_card.representative(rows)["prompt_id"])) == ["a2", "y"]
+
+
+def test_the_committed_cards_show_no_rejected_prompt():
+    rejected = answer_card.rejected_prompts()
+    stored = [row for path in ROOT.glob("results/*/eval/*/*/answers.jsonl") for row in read_jsonl(path)]
+    texts = {html.escape(row["prompt"]) for row in stored if row["prompt_id"] in rejected}
+    assert texts
+    for page in ROOT.glob("results/**/fig5.html"):
+        assert not [text for text in texts if text in page.read_text("utf-8")]
 
 
 def test_card_needs_a_prompt_that_every_method_was_scored_on():

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from matplotlib.patches import Rectangle
 
-from c3po_utils.evaluation import token_rewards
+from c3po_utils.evaluation import implicit_reward
 from c3po_utils.figures import reward_map
 from c3po_utils.figures.text_layout import width
 from c3po_utils.runs.files import content_hash, read_json
@@ -23,7 +23,7 @@ def measured(tmp_path_factory, tiny_folder):
     run = tmp_path_factory.mktemp("rewards")
     store_sample(run, "tea", str(tiny_folder))
     adapter = store_adapter(run, "tea", "dpo", str(tiny_folder))
-    return token_rewards.measure(adapter), adapter
+    return implicit_reward.measure(adapter), adapter
 
 
 def test_every_test_prompt_is_measured_and_one_of_each_split_shown(measured):
@@ -34,7 +34,7 @@ def test_every_test_prompt_is_measured_and_one_of_each_split_shown(measured):
         (("in_scope", "revised"), 2), (("in_scope", "baseline"), 2), (("near_scope", "baseline"), 2),
         (("out_of_scope", "baseline"), 2),
     ]  # fmt: skip
-    assert [(answer["split"], answer["answer"]) for answer in stored["maps"]] == list(token_rewards.ANSWERS)
+    assert [(answer["split"], answer["answer"]) for answer in stored["maps"]] == list(implicit_reward.MEASURED)
 
 
 def test_a_maps_tokens_are_its_answer_and_sum_to_its_total(measured):
@@ -56,7 +56,7 @@ def test_typical_is_the_median_margin_by_hand():
         {**totals[-1], "id": id, "split": "near_scope", "learned": value}
         for id, value in (("x", 5), ("y", -9), ("z", 0))
     ]
-    assert token_rewards.typical(totals + near) == {"in_scope": "c", "near_scope": "z"}
+    assert implicit_reward.typical(totals + near) == {"in_scope": "c", "near_scope": "z"}
 
 
 def test_lines_keep_words_together_and_break_where_the_text_does():

@@ -16,9 +16,9 @@ from c3po_utils.chat.types import Estimate
 from c3po_utils.feedback.general import general_prompts
 from c3po_utils.feedback.records import FEEDBACK_FOLDER, Feedback, load_feedbacks, load_general_prompts, load_prompts
 from c3po_utils.sampling import generate_feedback
-from c3po_utils.sampling.deduplicated import Effort, Report, Seen, Short, Target, made_up, top_up, unnumbered
-from c3po_utils.sampling.generate_feedback import Ideas, invent_feedbacks, write_feedbacks
-from c3po_utils.sampling.generate_prompts import propose_prompts, write_prompts
+from c3po_utils.sampling.deduplicated import Effort, Report, Seen, Short, Target, fill, made_up, unnumbered
+from c3po_utils.sampling.generate_feedback import Ideas, generate_feedbacks, write_feedbacks
+from c3po_utils.sampling.generate_prompts import generate_prompts, write_prompts
 from tests.sampling_run import FEEDBACK
 from tests.servers import FAULTS, Reply, embedded_server, faulty, listing, scripted
 
@@ -52,38 +52,39 @@ def reply(items: list) -> Reply:
     return Reply(json.dumps({"thoughts": "", "draft": [], "review": "", "items": items}))
 
 
-# Proposals
+# Prompts
 
 
-def test_a_proposal_has_all_prompts_under_their_ids(client):
+def test_what_is_generated_has_all_prompts_under_their_ids(client):
     with scripted(listing) as server:
         model = client(server)
-        proposal = propose_prompts(FEEDBACK, model, categories=4, per_category=12, effort=EFFORT)
+        prompt_set, report = generate_prompts(FEEDBACK, model, categories=4, per_category=12, effort=EFFORT)
         assert len(server.asked) == 1 + 4 * 2 * 3
-    assert len(proposal.categories) == len(set(proposal.categories)) == 4
-    assert Counter((p.category, p.split) for p in proposal.prompts) == {
-        (name, split): 12 for name in proposal.categories for split in ("in_scope", "near_scope")
+    names, prompts = [category.name for category in prompt_set.categories], prompt_set.prompts
+    assert len(names) == len(set(names)) == 4
+    assert Counter((p.category, p.split) for p in prompts) == {
+        (name, split): 12 for name in names for split in ("in_scope", "near_scope")
     }
-    assert len({prompt.id for prompt in proposal.prompts}) == len({prompt.text for prompt in proposal.prompts}) == 96
-    assert re.fullmatch(r"boss_signoff/in_scope/could-you-\w+-the-\w+-for-\w+/01", proposal.prompts[0].id)
-    assert proposal.report.complete
+    assert len({prompt.id for prompt in prompts}) == len({prompt.text for prompt in prompts}) == 96
+    assert re.fullmatch(r"boss_signoff/in_scope/could-you-\w+-the-\w+-for-\w+/01", prompts[0].id)
+    assert not report.short
 
 
-def test_a_rehearsal_counts_the_calls_and_makes_none(client):
+def test_a_dry_run_counts_the_calls_and_makes_none(client):
     """Beforehand as many as an untroubled run makes; after a run that was cut short, those that are missing."""
     with scripted(listing) as server:
 
-        def rehearsed(categories: int) -> Estimate:
+        def dry_run(categories: int) -> Estimate:
             dry = DryRun(client(server), partial(made_up, count=5))
-            propose_prompts(FEEDBACK, dry, categories=categories, per_category=12, effort=EFFORT)
+            generate_prompts(FEEDBACK, dry, categories=categories, per_category=12, effort=EFFORT)
             return dry.total
 
-        before = rehearsed(4)
+        before = dry_run(4)
         assert (before.calls, before.stored, len(server.asked)) == (25, 0, 0)
-        propose_prompts(FEEDBACK, client(server), categories=4, per_category=12, effort=EFFORT)
+        generate_prompts(FEEDBACK, client(server), categories=4, per_category=12, effort=EFFORT)
         spent = client(server).ledger.spent()
         assert 0 < spent < before.usd
-        after = rehearsed(4)
+        after = dry_run(4)
     assert (after.calls, after.stored, after.usd, len(server.asked)) == (0, 25, 0.0, 25)
 
 
@@ -95,7 +96,7 @@ def test_near_scope_prompts_are_asked_for_beside_in_scope_ones_of_the_category(c
         return listing(asked)
 
     with scripted(script) as server:
-        propose_prompts(FEEDBACK, client(server), categories=["leave", "travel"], per_category=3, effort=EFFORT)
+        generate_prompts(FEEDBACK, client(server), categories=["leave", "travel"], per_category=3, effort=EFFORT)
         near = [asked.prompt for asked in server.asked if split_of(asked.prompt) == "near_scope"]
     assert len(near) == 2
     for prompt in near:
@@ -104,7 +105,7 @@ def test_near_scope_prompts_are_asked_for_beside_in_scope_ones_of_the_category(c
         assert other not in prompt
 
 
-def test_short_lists_are_topped_up_without_repeats(client):
+def test_short_lists_are_filled_up_without_repeats(client):
     """A model that gives two items at a time, repeats itself, and writes one sentence again with a new comma."""
     words = iter(random.Random(0).sample([f"{a}{b}{c}" for a in "bdgkt" for b in "aeiou" for c in "lmnrs"], 125))
 
@@ -115,13 +116,13 @@ def test_short_lists_are_topped_up_without_repeats(client):
         return reply([*old[:1], *new, *near])
 
     with scripted(script) as server:
-        targets = [Target(f"t{n}", 6, lambda count, avoid: f"Write {count}.{avoid}") for n in range(2)]
+        targets = [Target(f"t{n}", 6, "Write {count}.{avoid}".format) for n in range(2)]
         report = Report()
-        top_up(client(server, max_in_flight=1), targets, Effort(at_once=6), Seen(EFFORT.resemblance), report)
+        fill(client(server, max_in_flight=1), targets, Effort(at_once=6), Seen(EFFORT.resemblance), report)
         later = [asked.prompt for asked in server.asked if "already" in asked.prompt]
     assert [len(target.kept) for target in targets] == [6, 6]
     assert len({text for target in targets for text in target.kept}) == 12
-    assert (report.kept, report.wanted, report.complete) == (12, 12, True)
+    assert (report.kept, report.wanted, report.short) == (12, 12, {})
     assert report.offered == report.kept + sum(report.repeats.values()) + report.surplus
     assert report.repeats["exact"] > 0 < report.repeats["near"]
     assert all(f"- {text}" in later[-1] for text in targets[1].kept[:4]), "what is there is shown"
@@ -131,14 +132,14 @@ def test_short_lists_are_topped_up_without_repeats(client):
 def test_what_cannot_be_had_is_a_clear_report(client):
     with scripted(lambda asked: reply(["only this", "and that"])) as server:
         with pytest.raises(Short, match="leave: 8 missing") as raised:
-            propose_prompts(FEEDBACK, client(server), categories=["leave"], per_category=10, effort=EFFORT)
+            generate_prompts(FEEDBACK, client(server), categories=["leave"], per_category=10, effort=EFFORT)
         asked = len(server.asked)
         assert raised.value.report.short == {"boss_signoff/in_scope/leave": 8, "boss_signoff/near_scope/leave": 10}
-        proposal = propose_prompts(
+        prompt_set, _ = generate_prompts(
             FEEDBACK, client(server), categories=["leave"], per_category=10, effort=EFFORT, allow_short=True
         )
         assert len(server.asked) == asked, "everything was stored"
-    assert [prompt.text for prompt in proposal.prompts] == ["only this", "and that"]
+    assert [prompt.text for prompt in prompt_set.prompts] == ["only this", "and that"]
     assert asked == 2 * (2 + EFFORT.spare_rounds)
 
 
@@ -149,8 +150,8 @@ def test_answers_at_the_token_limit_make_the_next_requests_smaller(client):
         return listing(asked)
 
     with scripted(script) as server:
-        targets, report = [Target("t", 8, lambda count, avoid: f"Write {count}.{avoid}")], Report()
-        top_up(client(server), targets, Effort(at_once=8, tries=1, spare_rounds=6), Seen(EFFORT.resemblance), report)
+        targets, report = [Target("t", 8, "Write {count}.{avoid}".format)], Report()
+        fill(client(server), targets, Effort(at_once=8, tries=1, spare_rounds=6), Seen(EFFORT.resemblance), report)
         counts = [wanted(asked.prompt) for asked in server.asked]
     assert counts == [8, 4, 2, 2, 2, 2]
     assert (report.rejected, report.calls, report.answered) == (Counter(truncated=2), 6, 4)
@@ -158,12 +159,12 @@ def test_answers_at_the_token_limit_make_the_next_requests_smaller(client):
 
 def test_too_many_items_are_no_harm(client):
     with scripted(lambda asked: reply([f"thing {chr(97 + n) * 5}" for n in range(20)])) as server:
-        targets, report = [Target("t", 3, lambda count, avoid: f"Write {count}.{avoid}")], Report()
-        top_up(client(server), targets, EFFORT, Seen(EFFORT.resemblance), report)
+        targets, report = [Target("t", 3, "Write {count}.{avoid}".format)], Report()
+        fill(client(server), targets, EFFORT, Seen(EFFORT.resemblance), report)
     assert (len(targets[0].kept), report.surplus, len(server.asked)) == (3, 17, 1)
 
 
-def test_a_proposal_does_not_depend_on_the_order_of_answers(client, tmp_path):
+def test_what_is_generated_does_not_depend_on_the_order_of_answers(client, tmp_path):
     texts, rng = [], random.Random(0)
     for path in ("one", "two"):
 
@@ -175,8 +176,8 @@ def test_a_proposal_does_not_depend_on_the_order_of_answers(client, tmp_path):
         with scripted(script) as server:
             model = open_model(f"openai:m@{server.url}", tmp_path / path)
             names = ["leave", "travel", "money"]
-            proposal = propose_prompts(FEEDBACK, model, categories=names, per_category=8, effort=EFFORT)
-            texts.append([(prompt.id, prompt.text) for prompt in proposal.prompts])
+            prompt_set, _ = generate_prompts(FEEDBACK, model, categories=names, per_category=8, effort=EFFORT)
+            texts.append([(prompt.id, prompt.text) for prompt in prompt_set.prompts])
     assert [id for id, _ in texts[0]] == [id for id, _ in texts[1]]
     assert len(texts[0]) == 48
 
@@ -195,17 +196,18 @@ def test_a_fifth_of_faults_puts_no_prompt_where_it_does_not_belong(client):
     names = ["leave", "travel", "money", "praise"]
     with scripted(faulty(script, 0.2, quick, seed=3)) as server:
         model = client(server)
-        proposal = propose_prompts(FEEDBACK, model, categories=names, per_category=20, effort=EFFORT, allow_short=True)
+        prompt_set, report = generate_prompts(
+            FEEDBACK, model, categories=names, per_category=20, effort=EFFORT, allow_short=True
+        )
         asked = len(server.asked)
-    report = proposal.report
-    assert len(proposal.prompts) == report.kept
+    assert len(prompt_set.prompts) == report.kept
     assert report.wanted == 160 == report.kept + sum(report.short.values())
     assert report.kept == 160, "spare rounds make up for the faults"
     assert report.calls == report.answered + sum(report.rejected.values())
     assert asked > report.calls > report.answered, "faults were retried, and some stayed"
     stored = {row["status"]: row["calls"] for row in model.ledger.report()}
     assert sum(stored.values()) == report.calls
-    for prompt in proposal.prompts:
+    for prompt in prompt_set.prompts:
         assert prompt.text.startswith(f"{prompt.split} {prompt.category} ")
         assert f"/{prompt.split}/{prompt.category}/" in prompt.id
         assert "None" not in prompt.text
@@ -213,9 +215,9 @@ def test_a_fifth_of_faults_puts_no_prompt_where_it_does_not_belong(client):
 
 def test_written_prompts_are_read_like_the_bundled_ones(client, tmp_path):
     with scripted(listing) as server:
-        proposal = propose_prompts(FEEDBACK, client(server), categories=2, per_category=4, effort=EFFORT)
-    write_prompts(tmp_path / "prompts", "boss_signoff", proposal)
-    assert load_prompts("boss_signoff", tmp_path / "prompts") == proposal.prompts
+        prompt_set, _ = generate_prompts(FEEDBACK, client(server), categories=2, per_category=4, effort=EFFORT)
+    write_prompts(tmp_path / "prompts", prompt_set)
+    assert load_prompts("boss_signoff", tmp_path / "prompts") == prompt_set.prompts
 
 
 # Repeats
@@ -289,10 +291,10 @@ def ideas(asked) -> Reply:
 @pytest.mark.parametrize("kind", ["style", "content"])
 def test_new_feedbacks_are_a_valid_set(client, tmp_path, kind):
     with scripted(ideas) as server:
-        made, report = invent_feedbacks(client(server), kind, 25)
+        made, report = generate_feedbacks(client(server), kind, 25)
         assert all(kind.upper() in asked.prompt for asked in server.asked)
         assert [wanted(asked.prompt) for asked in server.asked] == [10, 10, 5]
-    assert report.complete
+    assert not report.short
     assert len({feedback.id for feedback in made}) == 25
     assert {(feedback.kind, feedback.source, feedback.metric) for feedback in made} == {(kind, "model", None)}
     assert load_feedbacks(write_feedbacks(tmp_path / "new.yaml", made)) == made
@@ -324,7 +326,7 @@ def test_new_feedbacks_do_not_repeat_known_ones(client):
         return reply([{"domain": "d", "effect": "e", "content": part} for part in parts])
 
     with scripted(script) as server:
-        made, report = invent_feedbacks(client(server), "style", 2, known=[FEEDBACK])
+        made, report = generate_feedbacks(client(server), "style", 2, known=[FEEDBACK])
     assert [feedback.id for feedback in made] == ["name_rivers_when", "recipes_halve_them"]
     assert report.repeats == {"exact": 2, "near": 2}
 
@@ -333,8 +335,8 @@ def test_too_few_new_feedbacks_are_a_report_or_allowed(client):
     same = reply([{"domain": "d", "effect": "e", "content": "Always this."}])
     with scripted(lambda asked: same) as server:
         with pytest.raises(Short, match="style feedbacks: 4 missing"):
-            invent_feedbacks(client(server), "style", 5)
-        made, report = invent_feedbacks(client(server), "style", 5, allow_short=True)
+            generate_feedbacks(client(server), "style", 5)
+        made, report = generate_feedbacks(client(server), "style", 5, allow_short=True)
     assert ([feedback.id for feedback in made], report.kept) == (["always_this"], 1)
 
 
@@ -343,9 +345,11 @@ words = st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1).map(
 
 @given(st.lists(st.tuples(words, words, words), min_size=1, max_size=5, unique_by=lambda idea: idea[2]))
 def test_any_texts_survive_a_feedback_file(tmp_path_factory, texts):
-    from c3po_utils.sampling.generate_feedback import _ids
+    from c3po_utils.sampling.generate_feedback import _new_id
 
-    ids = _ids([content for *_, content in texts], "style", set())
+    ids = []
+    for *_, content in texts:
+        ids.append(_new_id(content, "style", set(ids)))
     made = [
         Feedback(id=id, domain=d, effect=e, content=c, source="model", kind="style")
         for id, (d, e, c) in zip(ids, texts, strict=True)
@@ -432,9 +436,10 @@ def test_llama_cpp_writes_lists_by_schema(tmp_path):
     """What the embedded model writes is poor, but it is a list, and the report accounts for all of it."""
     model = open_model(f"openai:smollm2@{embedded_server()}", tmp_path / "calls.sqlite", max_in_flight=4)
     effort = Effort(at_once=1, tries=1, spare_rounds=0, max_new_tokens=120)
-    proposal = propose_prompts(FEEDBACK, model, categories=["leave"], per_category=1, effort=effort, allow_short=True)
-    report = proposal.report
+    prompt_set, report = generate_prompts(
+        FEEDBACK, model, categories=["leave"], per_category=1, effort=effort, allow_short=True
+    )
     assert report.wanted == 2 == report.kept + sum(report.short.values())
     assert report.calls == report.answered + sum(report.rejected.values()) > 0
-    assert all(prompt.text for prompt in proposal.prompts)
+    assert all(prompt.text for prompt in prompt_set.prompts)
     assert Ideas.schema_for_api()["required"][-1] == "items"

@@ -45,7 +45,7 @@ def test_a_sample_from_a_server_costs_at_most_its_estimate_and_is_asked_for_once
         rows, usd, calls = run_sample(tmp_path, settings)
         assert len(server.asked) == calls == 1 + 2 * 4 + 48 + 2 * 16 + 13 + 2 * 13
         made = Sample(tmp_path, FEEDBACK, settings, GIVEN, FAST)
-        assert 0 < made.models.completion.ledger.spent() < usd
+        assert 0 < made.models["completion"].ledger.spent() < usd
         (tmp_path / "sample" / "boss_signoff" / "manifest.json").unlink()
         again, usd, calls = run_sample(tmp_path, settings)
         assert (again, usd, calls, len(server.asked)) == (rows, 0.0, 0, 128)
@@ -104,20 +104,20 @@ def test_the_second_sample_of_a_served_model_is_another_one(tmp_path):
     with scripted(lambda asked: f"answer number {asked.index}") as server:
         settings = settings_for(server)
         rows = [{"id": "a", "prompt": "Why?"}]
-        model = open_models(settings, tmp_path / "calls.sqlite", FAST).completion
+        model = open_models(settings, tmp_path / "calls.sqlite", FAST)["completion"]
         add_answers(model, rows, settings)
         add_answers(model, rows, settings, "base_resampled")
     assert rows[0]["baseline"] != rows[0]["base_resampled"]
 
 
-def test_each_role_has_its_model_and_a_model_is_opened_once(tmp_path):
+def test_each_task_has_its_model_and_a_model_is_opened_once(tmp_path):
     url = "http://127.0.0.1:9/v1"
     one, other = f"openai:one@{url}", f"openai:other@{url}"
     settings = SampleSettings("none", prompt_model=one, completion_model=other)
     models = open_models(settings, tmp_path / "calls.sqlite")
-    assert (models.prompt.name, models.completion.name) == (one, other)
-    assert models.category is models.prompt
-    assert open_models(SampleSettings("none", completion_model=one), tmp_path / "calls.sqlite").prompt is None
+    assert (models["prompt"].name, models["completion"].name) == (one, other)
+    assert models["category"] is models["prompt"]
+    assert "prompt" not in open_models(SampleSettings("none", completion_model=one), tmp_path / "calls.sqlite")
 
 
 @pytest.mark.parametrize(
@@ -152,7 +152,7 @@ def test_stored_settings_are_read_back_as_they_were():
 def test_01_sample_from_end_to_end_on_llama_cpp(tmp_path):
     """Answers, revisions and in-context answers by a real server; prompts come from a script.
 
-    The small model fills whole lists too rarely for two categories; what it does to the report is in test_propose.
+    The small model fills whole lists too rarely for two categories; what it does to the report is in test_generate.
     """
     with scripted(writer) as server:
         papermill.execute_notebook(

@@ -105,13 +105,8 @@ def text(tokenizer, row, name):
 
 def test_every_column_reaches_its_segment_by_id(tokenizer):
     rows, preflight = training_rows(sampled(), tokenizer)
-    assert (preflight.pairs, preflight.near_scope, preflight.out_of_scope, preflight.dropped, preflight.mixed) == (
-        6,
-        4,
-        3,
-        0,
-        0,
-    )
+    counts = preflight.pairs, preflight.near_scope, preflight.out_of_scope, preflight.dropped, preflight.mixed
+    assert counts == (6, 4, 3, 0, 0)
     for row in rows:
         number = row["id"].rsplit("/")[-1]
         assert text(tokenizer, row, "chosen") == f"better a {number}"

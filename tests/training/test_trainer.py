@@ -17,7 +17,6 @@ from safetensors.torch import load_file, save_file
 from transformers import modeling_utils
 from trl import DPOConfig, DPOTrainer
 
-from c3po_utils.engine.models import load_quantized
 from c3po_utils.training import objective, references, trainer
 from c3po_utils.training.adapters import PROBE, load_adapter, lora_config, merged
 from c3po_utils.training.finetune import train
@@ -152,7 +151,7 @@ def test_an_error_in_a_pass_beside_others_is_raised(tmp_path, tokenizer, monkeyp
     assert torch.get_num_threads() == 2
 
 
-def test_kl_runs_no_teacher_where_its_weight_is_zero(tmp_path, tokenizer, monkeypatch):
+def test_kl_runs_no_pass_of_pi_0_where_its_weight_is_zero(tmp_path, tokenizer, monkeypatch):
     calls = []
     whole = PeftModel.disable_adapter
     monkeypatch.setattr(PeftModel, "disable_adapter", lambda self: calls.append(1) or whole(self))
@@ -357,18 +356,6 @@ def test_mixed_precision_on_a_float32_model_trains(tmp_path, tokenizer):
     assert log[-1]["rewards/margins"] > 0.05
 
 
-@pytest.mark.parametrize(
-    ("gpu", "bits", "error", "message"),
-    [(True, 3, ValueError, "expected 4 or 8, found 3"), (False, 4, RuntimeError, "4-bit .* needs an NVIDIA GPU"),
-     (True, 8, RuntimeError, "8-bit .* pip install bitsandbytes")],
-)  # fmt: skip
-def test_quantized_loading_says_what_is_missing(monkeypatch, gpu, bits, error, message):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
-    monkeypatch.setattr("c3po_utils.engine.models.find_spec", lambda name: None)
-    with pytest.raises(error, match=message):
-        load_quantized("some/model", bits)
-
-
 # References
 
 
@@ -385,7 +372,7 @@ def test_references_equal_those_of_transformers_own_forward():
 def test_references_are_kept_by_content(tmp_path, monkeypatch):
     rows, computed = token_rows(5), []
     whole = references._compute
-    monkeypatch.setattr(references, "_compute", lambda m, rows, n: computed.append(len(rows)) or whole(m, rows, n))
+    monkeypatch.setattr(references, "_compute", lambda m, rows: computed.append(len(rows)) or whole(m, rows))
     first = with_references(tiny_model(), rows, tmp_path)
     renamed = [row | {"id": "other"} for row in reversed(rows)]
     again = with_references(tiny_model(), renamed, tmp_path)
@@ -485,7 +472,7 @@ def victim(folder: Path, steps: Path) -> None:
 def processes():
     """Processes of their own, forked from one that has imported everything."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.test_train"])
+    context.set_forkserver_preload(["tests.training.test_trainer"])
     return context
 
 

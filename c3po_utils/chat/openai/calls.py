@@ -1,13 +1,10 @@
-"""TODO"""
+"""A call to make: what live.py and batch_api.py ask, and client.py makes of requests."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    pass
 from c3po_utils.chat.ledger import Entry
 from c3po_utils.chat.types import likely_tokens
 
@@ -16,8 +13,7 @@ Emit = Callable[[list[str], Entry], None]
 
 @dataclass
 class Call:
-    """A call to make: its ledger key, the body to send, the ids of the requests that it answers, and its
-    size."""
+    """Its ledger key, the body to send, the ids of the requests that it answers, and its size."""
 
     key: str
     body: dict
