@@ -73,15 +73,15 @@ class SlotLoop:
         self.chat, self.sampling, self.device, self.slots = chat, sampling, chat.model.device, slots
         # Same-length prompts waste no padding in prefill; equal prompts stand together and are computed once.
         self.pending = sorted(rows, key=lambda row: (len(row.prompt), row.prompt), reverse=True)
-        self.length = chat._length(rows, sampling)
+        self.length = chat.length(rows, sampling)
         self.rows: list[Row | None] = [None] * self.slots
         self.lengths_S = torch.zeros(self.slots, dtype=torch.long)
         self.inputs_S = torch.zeros(self.slots, dtype=torch.long)
-        self.keys, self.values = ([self._zeros(0)] * chat._cache_shape()[0] for _ in range(2))
+        self.keys, self.values = ([self._zeros(0)] * chat.cache_shape()[0] for _ in range(2))
         self.prefix = self._shared_prefix(rows)
 
     def _zeros(self, length: int) -> torch.Tensor:
-        _, heads, dim = self.chat._cache_shape()
+        _, heads, dim = self.chat.cache_shape()
         return torch.zeros(self.slots, heads, length, dim, dtype=self.chat.model.dtype, device=self.device)
 
     def _room_for(self, length: int) -> int:
@@ -176,9 +176,9 @@ class SlotLoop:
             self.lengths_S[slot] += 1
             row.answer.append(token)
             if bad:
-                outcome = self.chat._outcome(row, "failed", "", "the model's logits are not finite numbers")
+                outcome = self.chat.outcome(row, "failed", "", "the model's logits are not finite numbers")
             else:
-                outcome = self.chat._finish(row, self.sampling)
+                outcome = self.chat.finish(row, self.sampling)
             if outcome:
                 self.rows[slot] = None
                 yield outcome
@@ -230,7 +230,7 @@ class BatchLoop:
     def _replay(self, row: Row, answer: list[int]) -> Outcome:
         for token in answer:
             row.answer.append(token)
-            outcome = self.chat._finish(row, self.sampling)
+            outcome = self.chat.finish(row, self.sampling)
             if outcome:
                 return outcome
-        return self.chat._outcome(row, "truncated", self.chat._decode(row.answer))
+        return self.chat.outcome(row, "truncated", self.chat.decode(row.answer))

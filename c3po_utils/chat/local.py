@@ -82,8 +82,8 @@ class LocalChat:
         return [SlotLoop(self, part, sampling, min(len(part), slots // count)) for part in dealt]
 
     def _slot_count(self, rows: list[Row], sampling: Sampling) -> int:
-        layers, heads, dim = self._cache_shape()
-        length = self._length(rows, sampling)
+        layers, heads, dim = self.cache_shape()
+        length = self.length(rows, sampling)
         bytes_per_slot = 2 * layers * heads * dim * length * self.model.dtype.itemsize
         fitting = int(self.memory_gib * 2**30 / bytes_per_slot)
         if fitting < 1:
@@ -93,10 +93,10 @@ class LocalChat:
             )
         return min(len(rows), fitting, self.max_slots)
 
-    def _length(self, rows: list[Row], sampling: Sampling) -> int:
+    def length(self, rows: list[Row], sampling: Sampling) -> int:
         return min(max(len(row.prompt) for row in rows) + sampling.max_new_tokens, self.context)
 
-    def _cache_shape(self) -> tuple[int, int, int]:
+    def cache_shape(self) -> tuple[int, int, int]:
         config = self.model.config.get_text_config()
         heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
         dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
@@ -113,22 +113,21 @@ class LocalChat:
             return f"prompt of {len(prompt)} tokens leaves no room in the context of {self.context}"
         return ""
 
-    def _finish(self, row: Row, sampling: Sampling) -> Outcome | None:
+    def finish(self, row: Row, sampling: Sampling) -> Outcome | None:
         """The row's outcome if its last token ended it, else None."""
         ended = row.answer[-1] in self.eos
         full = len(row.answer) >= sampling.max_new_tokens or len(row.prompt) + len(row.answer) >= self.context
-        text = None
         if sampling.stop and not ended:
-            text = self._decode(row.answer)
+            text = self.decode(row.answer)
             cuts = [text.find(stop) for stop in sampling.stop if stop in text]
             if cuts:
-                return self._outcome(row, "ok", text[: min(cuts)])
+                return self.outcome(row, "ok", text[: min(cuts)])
         if ended or full:
-            return self._outcome(row, "ok" if ended else "truncated", self._decode(row.answer))
+            return self.outcome(row, "ok" if ended else "truncated", self.decode(row.answer))
         return None
 
-    def _decode(self, ids: list[int]) -> str:
+    def decode(self, ids: list[int]) -> str:
         return self.tokenizer.decode([token for token in ids if token not in self.eos], skip_special_tokens=True)
 
-    def _outcome(self, row: Row, status: str, text: str, reason: str = "") -> Outcome:
+    def outcome(self, row: Row, status: str, text: str, reason: str = "") -> Outcome:
         return Outcome(row.request.id, status, text.strip(), reason, len(row.prompt), len(row.answer))
