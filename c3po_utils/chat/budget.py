@@ -37,19 +37,19 @@ class Quota:
     window_s: float = WINDOW_S + SKEW_S
 
     @property
-    def paced(self) -> bool:
+    def rate_limited(self) -> bool:
         """Whether there is a rate limit."""
         return bool(self.requests_per_minute or self.tokens_per_minute)
 
     @property
     def free(self) -> bool:
         """Whether nothing limits attempts."""
-        return not self.paced and self.budget_usd is None
+        return not self.rate_limited and self.budget_usd is None
 
 
 def window_wait(db: sqlite3.Connection, scope: str, quota: Quota, now: float) -> float:
     """Seconds until enough of the last minute's requests are too old to count."""
-    if not quota.paced:
+    if not quota.rate_limited:
         return 0.0
     db.execute("DELETE FROM sent WHERE at <= ?", (now - quota.window_s,))
     too_many, query = 0.0, "SELECT at, tokens FROM sent WHERE scope = ? ORDER BY at"

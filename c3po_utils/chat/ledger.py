@@ -212,7 +212,7 @@ class Ledger:
                 return wait, 0
             lost = "lost + reserved" if billed else "lost"
             db.execute(f"UPDATE leases SET lost = {lost}, reserved = ? WHERE key = ?", (quota.ceiling, key))
-            if not quota.paced:
+            if not quota.rate_limited:
                 return 0.0, 0
             added = db.execute("INSERT INTO sent (scope, at, tokens) VALUES (?, ?, ?)", (scope, now, quota.tokens))
             return 0.0, added.lastrowid or 0

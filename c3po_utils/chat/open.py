@@ -92,14 +92,14 @@ class _Waiting:
         return self._chat.complete(requests, sampling, desc=desc)
 
 
-def open_local(name: str, ledger: Path | str, **limits: float) -> RememberedChat:
-    """The named local model (see models.py), loaded when needed, with the ledger at a path."""
-    return RememberedChat(_Waiting(name, **limits), Ledger(ledger))
-
-
 def open_chat(name: str, ledger: Path | str, **limits: Any) -> ChatModel:
-    """`openai:MODEL[@BASE_URL]` behind its API, any other name a local model; `limits` as either takes them."""
-    return open_model(name, ledger, **limits) if name.startswith("openai:") else open_local(name, ledger, **limits)
+    """`openai:MODEL[@BASE_URL]` behind its API, any other name a local model that is loaded when needed.
+
+    Answers are kept in the ledger at a path; `limits` as `Limits` or `LocalChat` take them.
+    """
+    if name.startswith("openai:"):
+        return open_model(name, ledger, **limits)
+    return RememberedChat(_Waiting(name, **limits), Ledger(ledger))
 
 
 def remembered(model: Any, tokenizer: Any, name: str, ledger: Path | str) -> RememberedChat:

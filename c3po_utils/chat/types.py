@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from typing import Literal, Protocol
 
 Status = Literal["ok", "truncated", "refused", "filtered", "malformed", "failed"]
@@ -107,16 +107,13 @@ class Estimate:
 
     def __add__(self, other: Estimate) -> Estimate:
         usd = None if self.usd is None or other.usd is None else self.usd + other.usd
-        counts = (getattr(self, name) + getattr(other, name) for name in ESTIMATED)
+        counts = (a + b for a, b in zip(astuple(self)[:-1], astuple(other)[:-1], strict=True))
         return Estimate(*counts, usd)
 
     def __str__(self) -> str:
         cost = "unknown (no price given)" if self.usd is None else f"at most {self.usd:.4f} USD"
         tokens = f"about {self.prompt_tokens:,} prompt and at most {self.answer_tokens:,} answer tokens"
         return f"{self.calls:,} calls ({self.stored:,} more are stored), {tokens}; cost {cost}"
-
-
-ESTIMATED = ("calls", "stored", "prompt_tokens", "answer_tokens")
 
 
 def likely_tokens(size: int, messages: int) -> int:

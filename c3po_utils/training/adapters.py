@@ -101,14 +101,15 @@ def merged(model: PreTrainedModel, folder: Path | str) -> Iterator[PreTrainedMod
     """
     policy = load_adapter(model, folder)
     layers = [layer.get_base_layer() for layer in policy.modules() if isinstance(layer, LoraLayer)]
-    kept = [(parameter, parameter.data) for layer in layers for parameter in layer.parameters()]
-    for parameter, values in kept:
+    kept = [(layer, name, part, part.data) for layer in layers for name, part in layer.named_parameters()]
+    for _, _, parameter, values in kept:
         parameter.data = values.clone()  # peft adds to it in place; taking it off again would leave rounding errors
     try:
         yield policy.merge_and_unload()
     finally:
-        for parameter, values in kept:
+        for layer, name, parameter, values in kept:
             parameter.data = values
+            setattr(layer, name, parameter)  # merging into a quantized layer puts another one in its place
 
 
 def add_adapters(policy: PeftModel, names: Sequence[str], name: str = "sum") -> float:

@@ -4,52 +4,33 @@ from __future__ import annotations
 
 import asyncio
 import json
-import threading
 import time
 import uuid
 from collections.abc import Awaitable, Callable, Iterator
-from dataclasses import replace
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
-if TYPE_CHECKING:
-    from c3po_utils.chat.openai.client import OpenAIChat
-from c3po_utils.chat.budget import BudgetReached, Quota, alive, new_owner
+from c3po_utils.chat.budget import BudgetReached, Quota, alive
 from c3po_utils.chat.ledger import Batch, Entry
-from c3po_utils.chat.openai.calls import Call, Emit
+from c3po_utils.chat.openai.calls import Call, Run
 from c3po_utils.chat.openai.limits import backoff
 from c3po_utils.chat.openai.replies import BrokenAnswer, Reply, decode, failure, judge, lines
-from c3po_utils.chat.openai.transport import Wire
 
 DAY_S = 26 * 3600.0  # the server's window, and some
 CLAIM_S = 3600.0  # until a claimed call is in a batch: uploads take their time
 MOST_CALLS, MOST_BYTES = 50_000, 150 << 20  # in one batch
+ENDPOINT = "/v1/chat/completions"
 ENDED = ("completed", "failed", "expired", "cancelled")
 T = TypeVar("T")
 
 
-class BatchRun:
-    """The calls of one `complete`, as batches. Stopping leaves batches with the server; the next run collects
-    them."""
+class BatchRun(Run):
+    """The calls in batches. Stopping leaves batches with the server; the next run collects them."""
 
-    def __init__(self, chat: OpenAIChat, calls: list[Call], emit: Emit, stop: threading.Event):
-        self.chat, self.emit, self.stop = chat, emit, stop
-        self.ledger, self.limits = chat.ledger, chat.limits
-        self.owner, self.since = new_owner(), time.time()
-        self.waiting = {call.key: call for call in calls}
-        self.halt: BudgetReached | None = None
-
-    async def go(self) -> None:
-        """Collect open batches, send what is missing, wait. Raises BudgetReached, and what the API refuses
-        for good."""
-        async with Wire(self.chat.endpoint, self.limits) as self.wire:
-            try:
-                while self.waiting and not self.stop.is_set() and await self._turn():
-                    pass
-            finally:
-                self.ledger.release_all(self.owner)
-                self.ledger.sync()
-        if self.halt:
-            raise self.halt
+    async def _make_all(self) -> None:
+        """Collect open batches, send what is missing, wait. Raises RuntimeError for what the API refuses for good."""
+        self.waiting = {call.key: call for call in self.calls}
+        while self.waiting and not self.stop.is_set() and await self._turn():
+            pass
 
     async def _turn(self) -> bool:
         """One look at everything; False if nothing more can come because the budget is spent."""
@@ -93,15 +74,13 @@ class BatchRun:
         return not wait
 
     async def _submit(self, calls: list[Call]) -> None:
-        """Send a batch: noted in the ledger first, under a token by which it is found again if we die
-        meanwhile."""
+        """Send a batch: noted in the ledger first, under a token by which it is found again if we die meanwhile."""
         token, content = uuid.uuid4().hex, "".join(_line(call) for call in calls)
         keys = [call.key for call in calls]
         self.ledger.add_batch(token, self.chat.scope, self.owner, keys, content, DAY_S)
         try:
-            file = await self._patiently(
-                lambda: self.wire.client.files.create(file=("calls.jsonl", content.encode()), purpose="batch")
-            )
+            upload = {"file": ("calls.jsonl", content.encode()), "purpose": "batch"}
+            file = await self._patiently(lambda: self.transport.client.files.create(**upload))
             job = await self._patiently(lambda: self._start(token, file.id))
         except Exception:
             self.ledger.end_batch(token)
@@ -111,20 +90,16 @@ class BatchRun:
 
     async def _start(self, token: str, file: str) -> str:
         """The job of the token, started if it is not there: an attempt before may have started it unseen."""
-        found = await self._find(token)
-        if found:
+        if found := await self._find(token):
             return found
-        job = await self.wire.client.batches.create(
-            input_file_id=file,
-            endpoint="/v1/chat/completions",
-            completion_window="24h",
-            metadata={"c3po": token},
+        job = await self.transport.client.batches.create(
+            input_file_id=file, endpoint=ENDPOINT, completion_window="24h", metadata={"c3po": token}
         )
         return job.id
 
     async def _find(self, token: str) -> str | None:
         seen = 0
-        async for job in self.wire.client.batches.list(limit=100):
+        async for job in self.transport.client.batches.list(limit=100):
             if (job.metadata or {}).get("c3po") == token:
                 return job.id
             seen += 1
@@ -137,13 +112,12 @@ class BatchRun:
         if batch.job is None:
             if batch.owner != self.owner and alive(batch.owner):
                 return
-            found = await self._patiently(lambda: self._find(batch.token))
-            if found:
+            if found := await self._patiently(lambda: self._find(batch.token)):
                 self.ledger.set_batch_job(batch.token, found)
             else:
                 self.ledger.end_batch(batch.token)
             return
-        job = await self._patiently(lambda: self.wire.client.batches.retrieve(batch.job))
+        job = await self._patiently(lambda: self.transport.client.batches.retrieve(batch.job))
         if job.status not in ENDED:
             return
         calls = {call.key: call for call in map(_parse, self.ledger.batch_content(batch.token).splitlines())}
@@ -152,25 +126,19 @@ class BatchRun:
             if file:
                 await self._patiently(lambda file=file: self._collect(file, calls, answered))
         errors = [str(error.message) for error in (job.errors.data or [])] if job.errors else []
-        why = self.wire.clean(f"batch {job.id} {job.status} without this answer. {' '.join(errors)[:300]}".strip())
+        why = self.transport.clean(f"batch {job.id} {job.status} without this answer. {' '.join(errors)[:300]}".strip())
         for key in calls.keys() - answered:
-            self._record(calls[key], Reply("failed", reason=why))
+            self._record(calls[key], self.chat.entry(calls[key], Reply("failed", reason=why)))
         self.ledger.end_batch(batch.token)
 
     async def _collect(self, file: str, calls: dict[str, Call], answered: set[str]) -> None:
         """Record a result file's outcomes, one transaction each, adding their keys to `answered`."""
-        get = self.wire.client.files.with_streaming_response.content
-        async with get(file) as response:
+        async with self.transport.client.files.with_streaming_response.content(file) as response:
             async for line in lines(response.iter_bytes(), 2 * self.limits.max_answer_bytes):
                 key, reply = _result(line)
                 if key in calls and key not in answered:
                     answered.add(key)
-                    reply = replace(reply, text=self.wire.clean(reply.text), reason=self.wire.clean(reply.reason))
-                    self._record(calls[key], reply)
-
-    def _record(self, call: Call, reply: Reply) -> None:
-        request = self.wire.clean(json.dumps(call.body, ensure_ascii=False))
-        self.ledger.record(call.key, self.chat.scope, request, self.chat.entry(call, reply))
+                    self._record(calls[key], self.chat.entry(calls[key], self.transport.cleaned(reply)))
 
     async def _patiently(self, act: Callable[[], Awaitable[T]]) -> T:
         """The retry layer for the API's own calls. Raises RuntimeError for what does not heal."""
@@ -182,12 +150,12 @@ class BatchRun:
             except Exception as error:
                 reply = failure(error, self.limits)
             if not reply.heals or attempt >= self.limits.max_attempts:
-                raise RuntimeError(f"batch API of {self.chat.endpoint}: {self.wire.clean(reply.reason)}")
+                raise RuntimeError(f"batch API of {self.chat.endpoint}: {self.transport.clean(reply.reason)}")
             await asyncio.sleep(min(backoff(attempt, self.limits, reply.asked_s), self.limits.max_wait_s))
 
 
 def _line(call: Call) -> str:
-    request = {"custom_id": call.key, "method": "POST", "url": "/v1/chat/completions", "body": call.body}
+    request = {"custom_id": call.key, "method": "POST", "url": ENDPOINT, "body": call.body}
     return json.dumps(request) + "\n"
 
 

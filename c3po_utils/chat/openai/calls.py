@@ -1,12 +1,21 @@
-"""A call to make: what live.py and batch_api.py ask, and client.py makes of requests."""
+"""Calls to make, and what making them live (live.py) and in batches (batch_api.py) have in common."""
 
 from __future__ import annotations
 
+import json
+import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
+from c3po_utils.chat.budget import BudgetReached, new_owner
 from c3po_utils.chat.ledger import Entry
+from c3po_utils.chat.openai.transport import Transport
 from c3po_utils.chat.types import likely_tokens
+
+if TYPE_CHECKING:
+    from c3po_utils.chat.openai.client import OpenAIChat
 
 Emit = Callable[[list[str], Entry], None]
 
@@ -29,3 +38,31 @@ class Call:
     @property
     def likely_prompt(self) -> int:
         return likely_tokens(self.prompt_bytes, len(self.body["messages"]))
+
+
+class Run:
+    """The calls of one `complete`. `emit(ids, entry)` is called once for each, unless the run is stopped."""
+
+    def __init__(self, chat: OpenAIChat, calls: list[Call], emit: Emit, stop: threading.Event):
+        self.chat, self.calls, self.emit, self.stop = chat, calls, emit, stop
+        self.ledger, self.limits = chat.ledger, chat.limits
+        self.owner, self.since = new_owner(), time.time()
+        self.halt: BudgetReached | None = None
+
+    async def go(self) -> None:
+        """Make all calls. Raises BudgetReached after what is in flight has ended and is stored."""
+        async with Transport(self.chat.endpoint, self.limits) as self.transport:
+            try:
+                await self._make_all()
+            finally:
+                self.ledger.release_all(self.owner)
+                self.ledger.sync()
+        if self.halt:
+            raise self.halt
+
+    async def _make_all(self) -> None:
+        raise NotImplementedError
+
+    def _record(self, call: Call, entry: Entry, ticket: int = 0, owner: str | None = None) -> None:
+        body = self.transport.clean(json.dumps(call.body, ensure_ascii=False))
+        self.ledger.record(call.key, self.chat.scope, body, entry, ticket, owner)

@@ -10,6 +10,7 @@ import re
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
+from itertools import chain
 from pathlib import Path
 from typing import get_type_hints
 from urllib.parse import urlsplit
@@ -20,7 +21,7 @@ from c3po_utils.chat.ledger import Entry, Ledger
 from c3po_utils.chat.openai.batch_api import BatchRun
 from c3po_utils.chat.openai.calls import Call
 from c3po_utils.chat.openai.limits import Limits
-from c3po_utils.chat.openai.live import Run
+from c3po_utils.chat.openai.live import LiveRun
 from c3po_utils.chat.openai.replies import Reply
 from c3po_utils.chat.openai.transport import OPENAI
 from c3po_utils.chat.types import Estimate, Outcome, Request, Sampling
@@ -39,8 +40,7 @@ LIMITS = {**get_type_hints(Limits), "prices": dict[str, tuple[float, float]]}  #
 
 
 def parse_name(name: str) -> tuple[str, str]:
-    """(model, endpoint) of `openai:MODEL[@BASE_URL]`. Raises ValueError for anything else, secrets in it
-    included."""
+    """(model, endpoint) of `openai:MODEL[@BASE_URL]`. Raises ValueError for anything else, secrets in it included."""
     match = re.fullmatch(r"openai:(?P<model>[^\s]+?)(?:@(?P<base>https?://\S+))?", name)
     if not match:
         raise ValueError(f"model {name!r}: expected openai:MODEL or openai:MODEL@http://host:port/v1")
@@ -90,8 +90,7 @@ class OpenAIChat:
         return entry if self.prices is None else replace(entry, at_most=at_most)
 
     def calls(self, requests: Sequence[Request], sampling: Sampling) -> list[Call]:
-        """The calls behind the requests: one for all that ask the same. Raises ValueError for an id given
-        twice."""
+        """The calls behind the requests: one for all that ask the same. Raises ValueError for an id given twice."""
         ids, calls = set(), {}
         for request in requests:
             if request.id in ids:
@@ -104,11 +103,7 @@ class OpenAIChat:
         return list(calls.values())
 
     def _key(self, request: Request, sampling: Sampling) -> str:
-        settings = {
-            **asdict(sampling),
-            "temperature": float(sampling.temperature),
-            "top_p": float(sampling.top_p),
-        }
+        settings = asdict(sampling) | {"temperature": float(sampling.temperature), "top_p": float(sampling.top_p)}
         identity = [self.model, self.endpoint, request.messages, settings, request.schema, request.replicate]
         identity += [sorted(self.limits.omit)] if self.limits.omit else []
         return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
@@ -149,29 +144,21 @@ class OpenAIChat:
     def complete(self, requests: Sequence[Request], sampling: Sampling, *, desc: str = "") -> Iterator[Outcome]:
         """Every request's outcome, as it comes: the stored ones first. With `desc`, a progress bar with the cost."""
         calls = self.calls(requests, sampling)
-        stored = self.ledger.lookup(call.key for call in calls)
+        known = self.ledger.lookup(call.key for call in calls)
+        stored = ((call.ids, known[call.key]) for call in calls if call.key in known)
         with tqdm(total=len(requests), desc=desc, disable=not desc) as bar:
-            for call in calls:
-                if call.key in stored:
-                    yield from self._outcomes(bar, call.ids, stored[call.key])
-            missing = [call for call in calls if call.key not in stored]
-            cost, unknown = 0.0, 0
-            for ids, entry in self._ask(missing) if missing else ():
-                cost, unknown = cost + (entry.price or 0.0), unknown + (entry.price is None)
-                bar.set_postfix_str(
-                    f"{cost:.4f} USD" + f", {unknown} calls of unknown cost" * bool(unknown), refresh=False
-                )
-                yield from self._outcomes(bar, ids, entry)
+            for ids, entry in chain(stored, self._ask([call for call in calls if call.key not in known], bar)):
+                for id in ids:
+                    bar.update()
+                    yield entry.outcome(id)
 
-    @staticmethod
-    def _outcomes(bar: tqdm, ids: list[str], entry: Entry) -> Iterator[Outcome]:
-        for id in ids:
-            bar.update()
-            yield entry.outcome(id)
-
-    def _ask(self, calls: list[Call]) -> Iterator[tuple[list[str], Entry]]:
-        kind = BatchRun if self.limits.batch else Run
-        return _from_thread(lambda emit, stop: kind(self, calls, emit, stop).go())
+    def _ask(self, calls: list[Call], bar: tqdm) -> Iterator[tuple[list[str], Entry]]:
+        kind = BatchRun if self.limits.batch else LiveRun
+        cost, unknown = 0.0, 0
+        for ids, entry in _from_thread(lambda emit, stop: kind(self, calls, emit, stop).go()) if calls else ():
+            cost, unknown = cost + (entry.price or 0.0), unknown + (entry.price is None)
+            bar.set_postfix_str(f"{cost:.4f} USD" + f", {unknown} calls of unknown cost" * bool(unknown), refresh=False)
+            yield ids, entry
 
 
 def _from_thread(start: Callable) -> Iterator[tuple[list[str], Entry]]:
@@ -204,11 +191,7 @@ def _from_thread(start: Callable) -> Iterator[tuple[list[str], Entry]]:
 
 
 def open_model(
-    name: str,
-    ledger: Ledger | Path | str,
-    *,
-    prices: dict[str, tuple[float, float]] | None = None,
-    **limits: object,
+    name: str, ledger: Ledger | Path | str, *, prices: dict[str, tuple[float, float]] | None = None, **limits: object
 ) -> OpenAIChat:
     """The chat model `openai:MODEL[@BASE_URL]`, its calls kept in `ledger`; `limits` are fields of `Limits`.
 

@@ -13,9 +13,8 @@ from email.utils import parsedate_to_datetime
 class Limits:
     """What a client may do. Times in seconds, money in USD; None is unlimited.
 
-    `timeout_s` bounds one attempt, `max_wait_s` a call with all its attempts and pauses (but not its turn in
-    the rate limiter's queue). `budget_usd` caps what all calls of the ledger, of any run or process, may cost
-    together.
+    `timeout_s` bounds one attempt, `max_wait_s` a call with all its attempts and pauses (but not its turn in the rate
+    limiter's queue). `budget_usd` caps what all calls of the ledger, of any run or process, may cost together.
     """
 
     max_in_flight: int = 64
@@ -35,15 +34,12 @@ class Limits:
 
 
 class Adaptive:
-    """How many calls may be in flight: up by one a success until the first overload (a doubling each round
-    trip), then up by one a round trip; halved by an overload, at most once a round trip (AIMD)."""
+    """How many calls may be in flight: up by one a success until the first overload (a doubling each round trip), then
+    up by one a round trip; halved by an overload, at most once a round trip (AIMD)."""
 
     def __init__(self, most: int, start: int = 32):
-        self.most = most
-        self.limit = float(min(start, most))
-        self.in_flight = 0
-        self._ramping = True
-        self._cut_at = 0.0
+        self.most, self.limit, self.in_flight = most, float(min(start, most)), 0
+        self._ramping, self._cut_at = True, 0.0
         self._changed = asyncio.Event()
 
     async def acquire(self) -> None:
@@ -69,15 +65,14 @@ class Adaptive:
 
 
 def backoff(attempt: int, limits: Limits, asked: float | None) -> float:
-    """Seconds before the next attempt (this was number `attempt`, from 1): full jitter, or what the server
-    asked for and a little more, so that not everybody returns at once."""
+    """Seconds before the next attempt (this was number `attempt`, from 1): full jitter, or what the server asked for
+    and a little more, so that not everybody returns at once."""
     jitter = random.uniform(0, min(limits.max_backoff_s, limits.backoff_s * 2 ** (attempt - 1)))
     return jitter if asked is None else asked + min(jitter, 1.0)
 
 
 def retry_after(headers) -> float | None:
-    """Seconds that a Retry-After(-Ms) header asks for: a number or an HTTP date; None if absent or
-    unreadable."""
+    """Seconds that a Retry-After(-Ms) header asks for: a number or an HTTP date; None if absent or unreadable."""
     for name, unit in (("retry-after-ms", 1000.0), ("retry-after", 1.0)):
         value = headers.get(name, "").strip()
         if value.replace(".", "", 1).isdecimal():

@@ -1,23 +1,18 @@
-"""Making calls live: claim, be admitted, ask, retry, record; as many at a time as the server bears."""
+"""Making calls live: claim, get leave, ask, retry, record; as many at a time as the server bears."""
 
 from __future__ import annotations
 
 import asyncio
-import json
-import threading
 import time
 from collections import deque
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import Any
 
-if TYPE_CHECKING:
-    from c3po_utils.chat.openai.client import OpenAIChat
-from c3po_utils.chat.budget import BudgetReached, Quota, new_owner
+from c3po_utils.chat.budget import BudgetReached, Quota
 from c3po_utils.chat.ledger import Entry
-from c3po_utils.chat.openai.calls import Call, Emit
+from c3po_utils.chat.openai.calls import Call, Run
 from c3po_utils.chat.openai.limits import Adaptive, backoff
 from c3po_utils.chat.openai.replies import Reply
-from c3po_utils.chat.openai.transport import Wire
 
 LEASE_S = 300.0  # a claim on a call holds this long without news; renewed while its process lives
 GRACE_S = 30.0  # for answers on their way when the caller stops listening
@@ -40,34 +35,25 @@ class Flight:
     task: asyncio.Task | None = None
 
 
-class Run:
-    """The calls of one `complete`. `emit(ids, entry)` is called once for each, unless the run is stopped."""
+class LiveRun(Run):
+    """Each call by itself, as many at a time as the server bears."""
 
-    def __init__(self, chat: OpenAIChat, calls: list[Call], emit: Emit, stop: threading.Event):
-        self.chat, self.calls, self.emit, self.stop = chat, calls, emit, stop
-        self.ledger, self.limits = chat.ledger, chat.limits
-        self.owner, self.since = new_owner(), time.time()
+    def __init__(self, *args: Any):
+        super().__init__(*args)
         self.slots, self.gate = Adaptive(self.limits.max_in_flight), asyncio.Lock()
         self.flights: set[Flight] = set()
         self.pause_until = 0.0  # a server's Retry-After holds for everybody
-        self.halt: BudgetReached | None = None
         self.hopeless = ""
 
-    async def go(self) -> None:
-        """Make all calls. Raises BudgetReached after what is in flight has ended and is stored."""
-        async with Wire(self.chat.endpoint, self.limits) as self.wire:
-            try:
-                async with asyncio.TaskGroup() as group:
-                    scheduler = group.create_task(self._schedule(group))
-                    watcher = asyncio.create_task(self._watch(scheduler))
-            except BaseExceptionGroup as errors:
-                raise errors.exceptions[0] from None
-            finally:
-                watcher.cancel()
-                self.ledger.release_all(self.owner)  # of tasks cancelled before their first step
-                self.ledger.sync()
-        if self.halt:
-            raise self.halt
+    async def _make_all(self) -> None:
+        try:
+            async with asyncio.TaskGroup() as group:
+                scheduler = group.create_task(self._schedule(group))
+                watcher = asyncio.create_task(self._watch(scheduler))
+        except BaseExceptionGroup as errors:
+            raise errors.exceptions[0] from None
+        finally:
+            watcher.cancel()
 
     async def _schedule(self, group: asyncio.TaskGroup) -> None:
         waiting, busy = deque(self.calls), 0
@@ -108,8 +94,8 @@ class Run:
         )
 
     async def _watch(self, scheduler: asyncio.Task) -> None:
-        """Each second, put outcomes on the disk; each minute, renew leases. Once the caller stops listening,
-        end what is not on the wire, and soon the rest."""
+        """Each second, put outcomes on the disk; each minute, renew leases. Once the caller stops listening, end what
+        is not being sent, and soon the rest."""
         renewed = synced = time.monotonic()
         while not self.stop.is_set():
             await asyncio.sleep(0.1)
@@ -139,8 +125,7 @@ class Run:
             raise
         else:
             entry = self._entry(flight, reply)
-            body = self.wire.clean(json.dumps(call.body, ensure_ascii=False))
-            self.ledger.record(call.key, self.chat.scope, body, entry, flight.ticket, self.owner)
+            self._record(call, entry, flight.ticket, self.owner)
             self.emit(call.ids, entry)
         finally:
             self.flights.discard(flight)
@@ -175,9 +160,8 @@ class Run:
             while True:
                 wait = self.pause_until - time.monotonic()
                 if wait <= 0:
-                    wait, flight.ticket = self.ledger.admit(
-                        self.chat.scope, flight.call.key, flight.quota, flight.billed
-                    )
+                    asked = self.chat.scope, flight.call.key, flight.quota, flight.billed
+                    wait, flight.ticket = self.ledger.admit(*asked)
                 if wait <= 0:
                     return time.monotonic() - start
                 await asyncio.sleep(min(wait, 5.0))
@@ -185,7 +169,7 @@ class Run:
     async def _attempt(self, flight: Flight) -> Reply:
         flight.attempts += 1
         flight.sending, sent_at = True, time.monotonic()
-        reply = await self.wire.ask(flight.call.body)
+        reply = await self.transport.ask(flight.call.body)
         flight.sending, flight.billed = False, reply.billed
         flight.ever_billed |= reply.billed
         if reply.overload:

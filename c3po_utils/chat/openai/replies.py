@@ -97,16 +97,14 @@ async def gather(chunks: AsyncIterator[bytes], limit: int) -> dict:
 
 def _tokens(completion: dict) -> tuple[int | None, int | None]:
     usage = completion.get("usage")
-    counts = (
-        [usage.get(f"{side}_tokens") for side in ("prompt", "completion")] if isinstance(usage, dict) else [None] * 2
-    )
-    prompt, answer = (count if type(count) is int and count >= 0 else None for count in counts)
+    counts = usage if isinstance(usage, dict) else {}
+    found = (counts.get("prompt_tokens"), counts.get("completion_tokens"))
+    prompt, answer = (count if type(count) is int and count >= 0 else None for count in found)
     return prompt, answer
 
 
 def judge(completion: dict) -> Reply:
-    """The typed reply that a chat completion amounts to. It was answered, so it is paid for, whatever it
-    says."""
+    """The typed reply that a chat completion amounts to. It was answered, so it is paid for, whatever it says."""
     tokens = _tokens(completion)
     choices = completion.get("choices")
     choice = choices[0] if isinstance(choices, list) and choices else None
@@ -144,13 +142,8 @@ def failure(error: Exception, limits: Limits) -> Reply:
     if isinstance(cause, (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout)):
         return Reply("failed", reason=reason, heals=True, overload=True)
     if isinstance(cause, (TimeoutError, httpx2.TimeoutException)):
-        return Reply(
-            "failed",
-            reason=f"no answer within {limits.timeout_s:g} s",
-            heals=True,
-            overload=True,
-            billed=True,
-        )
+        reason = f"no answer within {limits.timeout_s:g} s"
+        return Reply("failed", reason=reason, heals=True, overload=True, billed=True)
     network = isinstance(cause, (openai.APIConnectionError, httpx2.HTTPError, OSError))
     return Reply("failed", reason=reason, heals=network, billed=network)
 
@@ -165,11 +158,6 @@ def _refusal(error: openai.APIStatusError) -> Reply:
     schema = status in (400, 422) and re.search("response_format|json_schema|structured output", message) is not None
     heals = (status in PASSING or status >= 500) and not quota
     return Reply(
-        "failed",
-        reason=reason,
-        heals=heals,
-        overload=status in OVERLOAD and not quota,
-        hopeless=quota or status in HOPELESS,
-        asked_s=retry_after(error.response.headers),
-        unsupported=schema,
-    )
+        "failed", reason=reason, heals=heals, overload=status in OVERLOAD and not quota, unsupported=schema,
+        hopeless=quota or status in HOPELESS, asked_s=retry_after(error.response.headers),
+    )  # fmt: skip

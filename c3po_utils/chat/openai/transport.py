@@ -25,19 +25,13 @@ ERROR_BYTES = 1 << 16
 POOL = 16  # connections: for every request a pool looks at each of its own, so that small pools are faster
 
 
-def key_names(endpoint: str) -> list[str]:
-    """The environment variables that may hold the endpoint's key, first come first. OpenAI's key goes to
-    OpenAI only."""
-    if endpoint == OPENAI:
-        return ["OPENAI_API_KEY"]
-    host = re.sub(r"\W", "_", urlsplit(endpoint).hostname or "").upper()
-    return [f"C3PO_API_KEY_{host}", "C3PO_API_KEY"]
-
-
 def api_key(endpoint: str) -> str:
-    """The endpoint's key, or `none` for servers that need none. Raises RuntimeError without one for
-    OpenAI."""
-    names = key_names(endpoint)
+    """The endpoint's key from the environment, or `none` for servers that need none; OpenAI's goes to OpenAI only.
+
+    Raises RuntimeError without one for OpenAI.
+    """
+    host = re.sub(r"\W", "_", urlsplit(endpoint).hostname or "").upper()
+    names = ["OPENAI_API_KEY"] if endpoint == OPENAI else [f"C3PO_API_KEY_{host}", "C3PO_API_KEY"]
     key = next((os.environ[name] for name in names if os.environ.get(name)), "")
     if not key and endpoint == OPENAI:
         raise RuntimeError(f"no API key for {endpoint}: set {names[0]} in the environment, where it stays")
@@ -58,21 +52,19 @@ def _tls() -> ssl.SSLContext:
     return httpx2.create_ssl_context()
 
 
-class Wire:
+class Transport:
     """A client for one endpoint; use `async with`, inside one event loop."""
 
     def __init__(self, endpoint: str, limits: Limits):
         self.limits = limits
         self._secrets = secrets()
-        ours_only = (
-            {} if endpoint == OPENAI else {"OpenAI-Organization": openai.Omit(), "OpenAI-Project": openai.Omit()}
-        )
+        private = () if endpoint == OPENAI else ("OpenAI-Organization", "OpenAI-Project")
         settings = {
             "api_key": api_key(endpoint),
             "base_url": endpoint,
             "max_retries": 0,
             "timeout": httpx2.Timeout(limits.timeout_s, connect=min(15.0, limits.timeout_s)),
-            "default_headers": {"Accept-Encoding": "identity", **ours_only},
+            "default_headers": {"Accept-Encoding": "identity", **{name: openai.Omit() for name in private}},
         }
         tls, hooks = _tls(), {"response": [self._bound]}
         self.clients = [
@@ -82,7 +74,7 @@ class Wire:
         self.client = self.clients[0]
         self._turns = itertools.cycle(self.clients)
 
-    async def __aenter__(self) -> Wire:
+    async def __aenter__(self) -> Transport:
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -104,6 +96,9 @@ class Wire:
             text = text.replace(secret, "[key]")
         return text
 
+    def cleaned(self, reply: Reply) -> Reply:
+        return replace(reply, text=self.clean(reply.text), reason=self.clean(reply.reason))
+
     async def ask(self, body: dict) -> Reply:
         """One attempt; never raises for what a server or the network does."""
         try:
@@ -112,7 +107,7 @@ class Wire:
             reply = judge(completion)
         except Exception as error:
             reply = failure(error, self.limits)
-        return replace(reply, text=self.clean(reply.text), reason=self.clean(reply.reason))
+        return self.cleaned(reply)
 
     async def _post(self, body: dict) -> dict:
         response = await next(self._turns).post("/chat/completions", body=body, cast_to=httpx2.Response)
