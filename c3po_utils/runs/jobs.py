@@ -198,8 +198,8 @@ def open_samples(config: RunConfig) -> Iterator[Sample]:
 
 
 def estimates(config: RunConfig) -> pd.DataFrame:
-    """What sampling would still take at most, by feedback and model; nothing is asked."""
-    table = pd.concat({one.record.id: one.estimate() for one in open_samples(config)}, names=["feedback", "model"])
+    """What sampling would still take at most, by feedback and use of a model; nothing is asked."""
+    table = pd.concat({one.record.id: one.estimate() for one in open_samples(config)}, names=["feedback", "use"])
     table.loc[("all", ""), :] = table.drop(columns="model").sum(skipna=False)
     return table
 

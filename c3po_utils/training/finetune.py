@@ -18,7 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallba
 from trl import DPOConfig
 
 from c3po_utils.engine import fused, load_model, load_tokenizer, threads
-from c3po_utils.feedback import check
+from c3po_utils.feedback import check, records
 from c3po_utils.runs import Stage, files, nearest
 from c3po_utils.sampling import SampleSettings, load_rows, members, stored_feedback, stored_settings
 from c3po_utils.training.adapters import load_adapter, lora_config, save_adapter
@@ -144,6 +144,11 @@ class Training:
     run: Path
     feedback_id: str
     settings: TrainSettings
+
+    @classmethod
+    def of(cls, run: Path | str, feedback: str, settings: TrainSettings) -> Training:
+        """The training on one feedback, `id` or `path/to/set.yaml#id`, of a run."""
+        return cls(Path(run), records.feedback_id(feedback), settings)
 
     @cached_property
     def stage(self) -> Stage:
