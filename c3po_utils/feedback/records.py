@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from pydantic import ValidationError, model_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError
@@ -29,6 +29,14 @@ class Demonstration(Record):
     answer: Text
 
 
+class Examples(Record):
+    """Answers that the metric accepts, and answers that it rejects; `baseline` is what it compares them with."""
+
+    passing: tuple[Text, ...]
+    failing: tuple[Text, ...]
+    baseline: Text | None = None
+
+
 class Feedback(Record):
     """One sentence of feedback (`content`), where it applies (`domain`), and what it changes (`effect`)."""
 
@@ -42,24 +50,38 @@ class Feedback(Record):
     categories: tuple[Text, ...] = ()
     metric: Metric | None = None  # without one, a language model judges
     demonstrations: tuple[Demonstration, ...] = ()
+    examples: Examples | None = None  # the metric is tried on them; they change nothing that is sampled or trained
 
     @model_validator(mode="after")
-    def _demonstrations_show_the_effect(self) -> Feedback:
-        """Every part of the metric holds for every answer; parts that need a baseline's are left out."""
-        parts = [part for part in self.metric.parts() if not part.needs_baseline] if self.metric else []
-        failures = [
-            InitErrorDetails(
-                type=PydanticCustomError("no_effect", f"expected an answer that passes the metric {part.name!r}"),
-                loc=("demonstrations", number, "answer"),
-                input=shown.answer,
-            )
-            for number, shown in enumerate(self.demonstrations)
-            for part in parts
-            if not check(part, shown.answer, "")
-        ]
-        if failures:
+    def _the_metric_tells_answers_apart(self) -> Feedback:
+        """It accepts demonstrations (parts that need a baseline's answer aside), and judges examples as they say."""
+        if failures := [*self._failed_demonstrations(), *self._failed_examples()]:
             raise ValidationError.from_exception_data("Feedback", failures)
         return self
+
+    def _failed_demonstrations(self) -> Iterator[InitErrorDetails]:
+        parts = [part for part in self.metric.parts() if not part.needs_baseline] if self.metric else []
+        for number, shown in enumerate(self.demonstrations):
+            for part in parts:
+                if not check(part, shown.answer, ""):
+                    expected = f"expected an answer that passes the metric {part.name!r}"
+                    yield _failure(expected, shown.answer, "demonstrations", number, "answer")
+
+    def _failed_examples(self) -> Iterator[InitErrorDetails]:
+        if self.examples and not self.metric:
+            yield _failure("expected a metric to be tried on them", self.examples.passing, "examples")
+        elif self.examples and not self.examples.baseline and any(part.needs_baseline for part in self.metric.parts()):
+            yield _failure("expected a baseline's answer that the metric compares with", None, "examples", "baseline")
+        elif self.examples:
+            for key, verb in (("passing", "passes"), ("failing", "fails")):
+                for number, answer in enumerate(getattr(self.examples, key)):
+                    if check(self.metric, answer, self.examples.baseline or "") != (key == "passing"):
+                        expected = f"expected an answer that {verb} the metric {self.metric.name!r}"
+                        yield _failure(expected, answer, "examples", key, number)
+
+
+def _failure(expected: str, found: Any, *loc: int | str) -> InitErrorDetails:
+    return InitErrorDetails(type=PydanticCustomError("no_effect", expected), loc=loc, input=found)
 
 
 class Category(Record):

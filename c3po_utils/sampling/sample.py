@@ -74,7 +74,7 @@ class Sample:
         """The folder of the sampled data, done when made from these settings, record and given prompts."""
         identity = {
             "settings": asdict(self.settings),
-            "feedback": self.record.model_dump(mode="json"),
+            "feedback": self.record.model_dump(mode="json", exclude={"examples"}),
             "prompts": files.content_hash([asdict(prompt) for prompt in self.given]),
         }
         return Stage(self.run / "sample" / self.record.id, identity, ROWS)

@@ -203,6 +203,27 @@ def test_demonstrations_must_pass_the_metric(tmp_path):
     assert len(record(demonstrations=shown).demonstrations) == 2
 
 
+def test_the_metric_is_tried_on_the_examples(tmp_path):
+    examples = {"passing": ["ok lol", "lollipop"], "failing": ["LOL", "fine"]}
+    metric = {"name": "contains_any", "value": "lol"}
+    text = yaml.safe_dump({"feedbacks": [RECORD | {"metric": metric, "examples": examples}]}, sort_keys=False)
+    assert [problem.partition(": ")[2] for problem in problems_of(tmp_path, text)] == [
+        "feedbacks[0].examples.passing[1]: expected an answer that passes the metric 'contains_any', found 'lollipop'",
+        "feedbacks[0].examples.failing[0]: expected an answer that fails the metric 'contains_any', found 'LOL'",
+    ]
+
+
+def test_examples_need_a_metric_and_a_baseline_where_it_compares():
+    examples = {"passing": ["A short one."], "failing": ["One that is quite as long as the other."]}
+    shorter = {"name": "shorter_than_baseline", "value": 0.5}
+    baseline = {"baseline": "An answer of some forty characters, say."}
+    assert record(metric=shorter, examples=examples | baseline).examples.baseline == baseline["baseline"]
+    with pytest.raises(ValueError, match="expected a baseline's answer"):
+        record(metric=shorter, examples=examples)
+    with pytest.raises(ValueError, match="expected a metric"):
+        record(examples=examples)
+
+
 key = st.sampled_from([*RECORD, "metric", "demonstrations", "idd", "", "scope"])
 junk = st.recursive(st.none() | st.booleans() | st.integers() | st.text(), lambda inner: st.lists(inner, max_size=3))
 

@@ -1,0 +1,3 @@
+from c3po_utils.cli import c3po
+
+c3po()
