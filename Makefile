@@ -32,13 +32,13 @@ setup:
 	  $(BIN)/python -m pip install -qq --disable-pip-version-check --no-deps --no-build-isolation --editable . && touch $(STAMP); fi
 
 demo: setup
-	@$(BIN)/python -m c3po_utils.runs.batch $(DEMO)
+	@$(BIN)/c3po run $(DEMO)
 
 embedded: setup
-	@$(BIN)/python -m c3po_utils.runs.batch embedded
+	@$(BIN)/c3po run embedded
 
 tuning: setup
-	@$(BIN)/python -m c3po_utils.runs.batch tuning
+	@$(BIN)/c3po run tuning
 
 lint: setup
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
@@ -57,7 +57,7 @@ bench: setup
 # Runs whose stored answers are here; nothing is sampled, trained or asked.
 figures: setup
 	@set -e; for run in embedded tuning; do if [ -d results/$$run/eval ]; then \
-	  $(BIN)/python -m c3po_utils.runs.batch notebooks/params/runs/$$run.yaml --figures-only; fi; done
+	  $(BIN)/c3po run $$run --figures-only; fi; done
 	@$(BIN)/papermill --no-progress-bar --log-level WARNING --cwd notebooks notebooks/06_theory.ipynb $(VENV)/06_theory.ipynb
 	@$(BIN)/papermill --no-progress-bar --log-level WARNING --cwd notebooks notebooks/07_token_rewards.ipynb $(VENV)/07_token_rewards.ipynb
 

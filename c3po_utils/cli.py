@@ -23,6 +23,46 @@ def told() -> Iterator[None]:
         raise click.ClickException(str(error)) from error
 
 
+@c3po.command()
+@click.argument("run")
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+@click.option("--estimate", is_flag=True, help="Only say what it would take: calls, tokens, USD, of every stage.")
+@click.option("--figures-only", is_flag=True, help="Only make tables and figures again, from stored scores.")
+def run(run: str, overrides: tuple[str, ...], estimate: bool, figures_only: bool) -> None:
+    """Sample, train, evaluate and draw what RUN asks for: a YAML file, or a name in notebooks/params/runs (demo).
+
+    KEY=VALUE is put over the file, VALUE in YAML; `train.epochs=1` changes one key of a group.
+    """
+    from c3po_utils.runs import check, config, stage
+
+    with told():
+        chosen = config.load_config(run, overrides)
+        check.check(chosen)
+    if estimate:
+        from c3po_utils.runs.estimate import estimates
+
+        with told():
+            click.echo(estimates(chosen).to_string(na_rep="-", float_format="{:,.2f}".format))
+        for missing in check.lacking(chosen):
+            click.echo(f"before it can run: {missing}")
+        return
+    with told():
+        if missing := check.lacking(chosen):
+            raise ValueError("; ".join(missing))
+
+    from c3po_utils.runs import batch, jobs  # papermill takes a second to import
+
+    figures = jobs.figures_job(chosen, stage.run_folder(chosen.run))
+    if figures_only:
+        batch.execute(figures)
+    else:
+        batch.run_notebooks(chosen)
+    folder = figures.stages[0].folder
+    click.echo((folder / "table2.md").read_text() + "\nfigures:")
+    for path in sorted(folder.glob("*.png")):
+        click.echo(f"  {stage.shown(path)}")
+
+
 @c3po.group()
 def feedback() -> None:
     """Sets of feedback: check, generate, write."""

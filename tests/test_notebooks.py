@@ -10,8 +10,9 @@ import pytest
 
 from c3po_utils.runs import batch
 from c3po_utils.runs.batch import run_notebooks
+from c3po_utils.runs.config import RunConfig
 from c3po_utils.runs.files import read_jsonl
-from c3po_utils.runs.jobs import RunConfig, feedback_names, plan, train_job
+from c3po_utils.runs.jobs import feedback_names, plan, train_job
 
 SMALL = {"categories": 3, "prompts_per_category": 3}
 BRIEF = {"best_of": 2, "max_new_tokens": 12, "system_prompt": ""}

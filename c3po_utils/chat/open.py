@@ -19,8 +19,8 @@ from c3po_utils.runs import files
 class DryRun:
     """A stand-in that asks nobody: it answers like `model` from the ledger, and else with a made-up text.
 
-    `total` is what asking would take. The made-up text is as long as an answer can be, so that
-    a later question which quotes it is not underrated.
+    `total` is what asking would take. The made-up text is as long as an answer can be, so that a later question which
+    quotes it is not underrated, and no two are alike, so that a judge would be asked to compare them.
     """
 
     def __init__(self, model: ChatModel, made_up: Callable[[Request], str] | None = None):
@@ -32,7 +32,9 @@ class DryRun:
         self.total += self.model.estimate(requests, sampling)
         stored = self.model.stored(requests, sampling)
         for request in requests:
-            text = self._made_up(request) if self._made_up else "word " * sampling.max_new_tokens
+            text = (
+                self._made_up(request) if self._made_up else f"{request.id} " + "word " * (sampling.max_new_tokens - 1)
+            )
             yield stored.get(request.id) or Outcome(request.id, "ok", text)
 
 

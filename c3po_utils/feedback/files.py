@@ -153,9 +153,9 @@ def read_yaml(path: Path, key: str, model: type[R]) -> tuple[list[tuple[R, str]]
         try:
             records.append((model.model_validate(item), f"{path}, line {_line(data, (key, number))}"))
         except ValidationError as error:
-            for loc, problem in _problems(error, model):
+            for loc, problem in problems_of(error, model):
                 place = (key, number, *loc)
-                problems.append((_line(data, place), f"{_dotted(place)}: {problem}"))
+                problems.append((_line(data, place), f"{dotted(place)}: {problem}"))
     return records, [f"{path}, line {line}: {problem}" for line, problem in sorted(problems)]
 
 
@@ -169,7 +169,7 @@ def parse_json(content: str, model: type[R], path: Path, line: int | None = None
         raise FeedbackError([f"{place}: expected JSON, found {found} ({error.msg})"]) from error
     except ValidationError as error:
         place = f"{path}, line {line}" if line else str(path)
-        found = [f"{place}, {_dotted(loc)}: {problem}" for loc, problem in _problems(error, model)]
+        found = [f"{place}, {dotted(loc)}: {problem}" for loc, problem in problems_of(error, model)]
         raise FeedbackError(found) from error
     except ValueError as error:
         raise FeedbackError([f"{path}{f', line {line}' if line else ''}: {error}"]) from error
@@ -203,7 +203,7 @@ def _line(data: Any, loc: Loc) -> int:
     return line + 1
 
 
-def _dotted(loc: Loc) -> str:
+def dotted(loc: Loc) -> str:
     return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in loc).lstrip(".")
 
 
@@ -217,7 +217,7 @@ def _short(value: Any) -> str:
     return shortener.repr(value)
 
 
-def _problems(error: ValidationError, model: type[BaseModel]) -> Iterator[tuple[Loc, str]]:
+def problems_of(error: ValidationError, model: type[BaseModel]) -> Iterator[tuple[Loc, str]]:
     """Where, and what was expected and found, in our words."""
     for problem in error.errors(include_url=False):
         loc, found = problem["loc"], _short(problem["input"])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -21,7 +20,6 @@ from c3po_utils.runs import BUNDLED, Stage, done_stages, files, stage
 PAPER_CSV = BUNDLED / "results" / "paper" / "table2.csv"
 PAIR_TEXTS = ["method", "split", "prompt", "baseline", "answer"]
 ARROWS = {"S_in": "↑", "S_near": "↓", "S_general": "↓", "S_out": "↓", "S_overall": "↑"}
-Uncertainty = Literal["interval", "se"]
 
 
 def paper_table2(path: Path | str = PAPER_CSV) -> pd.DataFrame:
@@ -29,7 +27,7 @@ def paper_table2(path: Path | str = PAPER_CSV) -> pd.DataFrame:
     return pd.read_csv(path)
 
 
-def cell(row: pd.Series, score: str, uncertainty: Uncertainty) -> str:
+def cell(row: pd.Series, score: str, uncertainty: scores.Uncertainty) -> str:
     """`0.56 [0.50, 0.61]` with bounds or `0.56 ± .03` with a standard error; bare where there is none."""
     if pd.isna(row.get(score)):
         return "–"
@@ -53,7 +51,7 @@ def _by_method(table: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
 
 
 def _cells(
-    method_scores: pd.DataFrame, paper: pd.DataFrame | None, scores: Sequence[str], uncertainty: Uncertainty
+    method_scores: pd.DataFrame, paper: pd.DataFrame | None, scores: Sequence[str], uncertainty: scores.Uncertainty
 ) -> pd.DataFrame:
     """The table's texts, a row per method under its display name."""
     rows, table = _by_method(method_scores)
@@ -77,7 +75,7 @@ def table2(
     method_scores: pd.DataFrame,
     paper: pd.DataFrame | None = None,
     scores: Sequence[str] = SCORES,
-    uncertainty: Uncertainty = "interval",
+    uncertainty: scores.Uncertainty = "interval",
 ) -> Styler:
     """Table 2 for a notebook; the caption says what the uncertainty is."""
     table = _cells(method_scores, paper, scores, uncertainty)
@@ -90,7 +88,7 @@ def table2(
     return style.set_caption(_note(method_scores, uncertainty))
 
 
-def _note(method_scores: pd.DataFrame, uncertainty: Uncertainty) -> str:
+def _note(method_scores: pd.DataFrame, uncertainty: scores.Uncertainty) -> str:
     return interval_note(method_scores) if uncertainty == "interval" else "± standard error over feedbacks"
 
 
@@ -98,7 +96,7 @@ def table2_markdown(
     method_scores: pd.DataFrame,
     paper: pd.DataFrame | None = None,
     scores: Sequence[str] = SCORES,
-    uncertainty: Uncertainty = "interval",
+    uncertainty: scores.Uncertainty = "interval",
 ) -> str:
     """Table 2 for a README, with a line below it that says what the uncertainty is."""
     table = _cells(method_scores, paper, scores, uncertainty)
@@ -225,7 +223,7 @@ def store_results(
     folder: Path,
     by_method: pd.DataFrame,
     by_feedback: pd.DataFrame,
-    uncertainty: Uncertainty,
+    uncertainty: scores.Uncertainty,
     swept: dict[str, pd.DataFrame],
     card: str,
     drawn: dict[str, Axes | NDArray],
@@ -241,7 +239,7 @@ def store_results(
 
 
 def store_tables(
-    by_method: pd.DataFrame, by_feedback: pd.DataFrame, folder: Path | str, uncertainty: Uncertainty
+    by_method: pd.DataFrame, by_feedback: pd.DataFrame, folder: Path | str, uncertainty: scores.Uncertainty
 ) -> None:
     """`table2.csv` and `table2.md` (a row per method), `scores.csv` (a row per feedback and method)."""
     folder = Path(folder)

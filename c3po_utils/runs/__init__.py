@@ -2,7 +2,7 @@
 
 In: folders, parameters, a run's YAML. Out: stage folders whose manifest alone says when they are done, files that are
 whole or not there, parameters that are checked, and errors that name the nearest valid name.
-The command `python -m c3po_utils.runs.batch RUN.yaml` runs the notebooks; it is no part of this door.
+The command `c3po run RUN.yaml` (cli.py) runs the notebooks.
 """
 
 import lazy_loader

@@ -1,23 +1,20 @@
-"""A run's settings and its jobs: which notebooks, with which parameters, for which stages."""
+"""A run's jobs: which notebooks, with which parameters, for which stages."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-import yaml
-from pydantic import BaseModel, ConfigDict, PositiveInt
-
 from c3po_utils import figures  # as a room: its heavy parts are imported when they are used
-from c3po_utils.chat.openai import LIMITS
-from c3po_utils.evaluation import Judge, evaluate, open_judge, two_feedbacks
+from c3po_utils.chat import openai
+from c3po_utils.evaluation import evaluate, open_judge, two_feedbacks
 from c3po_utils.feedback import Feedback, load_feedbacks, records
 from c3po_utils.runs import parameters
-from c3po_utils.runs.parameters import ParameterError, nearest
+from c3po_utils.runs.config import RunConfig
+from c3po_utils.runs.parameters import nearest
 from c3po_utils.runs.stage import BUNDLED, Stage, run_folder
 from c3po_utils.sampling import Sample, SampleSettings, open_sample
 from c3po_utils.training import TrainSettings, registered, trained_methods
@@ -25,65 +22,8 @@ from c3po_utils.training.stage import train_stage
 
 How = two_feedbacks.How
 NOTEBOOKS = BUNDLED / "notebooks"
-RUNS = NOTEBOOKS / "params" / "runs"
 SAMPLE, TRAIN, EVALUATE = "01_sample.ipynb", "02_train.ipynb", "03_evaluate.ipynb"
 TWO_FEEDBACKS, FIGURES = "04_two_feedbacks.ipynb", "05_figures.ipynb"
-
-
-class RunConfig(BaseModel):
-    """A run's YAML: what differs from the notebooks' own defaults."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    run: str
-    workers: PositiveInt = 1  # feedbacks at one time, each on its share of the cores
-    feedback_set: str = "embedded"  # a set in feedback/, or the path of a YAML file
-    feedbacks: list[str] | None = None  # ids; all of the set when left out
-    methods: list[str]
-    sample: dict[str, Any] = {}
-    train: dict[str, Any] = {}  # for every trained method
-    train_methods: dict[str, dict[str, Any]] = {}  # for one method, or one variant `method@label`, over `train`
-    evaluate: dict[str, Any] = {}
-    figures: dict[str, Any] = {}
-    two_feedbacks: list[tuple[str, str]] = []  # ids of two feedbacks each, to be put into one model
-    two_feedbacks_methods: list[str] | None = None  # all that are trained when left out
-    two_feedbacks_how: list[How] = ["add"]  # `add` their adapters, train one adapter `joint`ly
-
-
-def run_file(name: Path | str) -> Path:
-    """The YAML of a run: a path, or the name of one in notebooks/params/runs.
-
-    Raises:
-        ParameterError: there is none, with the nearest name.
-    """
-    for path in (Path(name), RUNS / f"{name}.yaml", BUNDLED / name):
-        if path.is_file():
-            return path
-    known = [path.stem for path in RUNS.glob("*.yaml")]
-    raise ParameterError(f"no run {str(name)!r}: expected a YAML file, or a name ({nearest(Path(name).stem, known)})")
-
-
-def read_config(name: Path | str) -> dict[str, Any]:
-    """A run's YAML over the file that its `base` names, beside it, if it has one.
-
-    Raises:
-        ParameterError: no such file, or it is a method's, for 02_train, and no run's.
-    """
-    path = run_file(name)
-    values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    if "method" in values:
-        raise ParameterError(
-            f"{path} changes the method {values['method']!r}, and says nothing of a run: name the method in the"
-            f" `methods` of a run's YAML and the rest of this file below its `train_methods`, or train it alone with"
-            f" `papermill {TRAIN} OUT.ipynb -f {path}`"
-        )
-    base = values.pop("base", None)
-    return {**read_config(path.parent / base), **values} if base else values
-
-
-def load_config(path: Path | str, overrides: Sequence[str] = ()) -> RunConfig:
-    """A run's settings from YAML, with `key=value` overrides (value in YAML) on top."""
-    return RunConfig.model_validate({**read_config(path), **parameters.read_overrides(overrides)})
 
 
 @dataclass(frozen=True)
@@ -183,69 +123,75 @@ def _fields(settings: type, values: dict[str, Any]) -> dict[str, Any]:
     return {entry.name: values[entry.name] for entry in fields(settings) if entry.name in values}
 
 
-def sample_values(config: RunConfig, name: str) -> tuple[dict[str, Any], SampleSettings]:
-    """The parameters of 01_sample for one feedback, and the settings that they come to."""
-    values = _resolved(SAMPLE, {"run": config.run, "feedback": name, **config.sample})
-    parameters.checked(values["limits"], LIMITS, "limit")
-    return values, SampleSettings.of(values["options"], **_fields(SampleSettings, values))
+def sample_values(config: RunConfig, name: str) -> dict[str, Any]:
+    """The parameters of 01_sample for one feedback."""
+    return _resolved(SAMPLE, {"run": config.run, "feedback": name, **config.sample})
+
+
+def sample_settings(values: dict[str, Any]) -> SampleSettings:
+    """The settings that parameters of 01_sample come to."""
+    parameters.checked(values["limits"], openai.LIMITS, "limit")
+    return SampleSettings.of(values["options"], **_fields(SampleSettings, values))
 
 
 def open_samples(config: RunConfig) -> Iterator[Sample]:
     """The sample of each feedback, for what it would still take (`Sample.estimate`)."""
     for name in feedback_names(config):
-        values, settings = sample_values(config, name)
-        yield open_sample(run_folder(config.run), name, settings, values["limits"])
-
-
-def estimates(config: RunConfig) -> pd.DataFrame:
-    """What sampling would still take at most, by feedback and use of a model; nothing is asked."""
-    table = pd.concat({one.record.id: one.estimate() for one in open_samples(config)}, names=["feedback", "use"])
-    table.loc[("all", ""), :] = table.drop(columns="model").sum(skipna=False)
-    return table
+        values = sample_values(config, name)
+        yield open_sample(run_folder(config.run), name, sample_settings(values), values["limits"])
 
 
 def sample_job(config: RunConfig, run: Path, name: str) -> Job:
-    values, settings = sample_values(config, name)
-    stage = open_sample(run, name, settings).stage
+    values = sample_values(config, name)
+    stage = open_sample(run, name, sample_settings(values)).stage
     return Job(SAMPLE, stage.folder / SAMPLE, values, [stage])
 
 
-def train_values(config: RunConfig, name: str, method: str) -> tuple[dict[str, Any], TrainSettings]:
-    """The parameters of 02_train for one feedback and method, and the settings that they come to."""
-    overrides = config.train_methods
-    given = {
-        "method_settings": {},
-        **config.train,
-        **overrides.get(registered(method), {}),
-        **overrides.get(method, {}),
-    }
-    values = _resolved(TRAIN, {"run": config.run, "feedback": name, "method": method, **given})
-    return values, TrainSettings(**_fields(TrainSettings, values))
+def train_values(config: RunConfig, name: str, method: str) -> dict[str, Any]:
+    """The parameters of 02_train for one feedback and method."""
+    own = config.train_methods
+    given = {"method_settings": {}, **config.train, **own.get(registered(method), {}), **own.get(method, {})}
+    return _resolved(TRAIN, {"run": config.run, "feedback": name, "method": method, **given})
+
+
+def train_settings(values: dict[str, Any]) -> TrainSettings:
+    """The settings that parameters of 02_train come to."""
+    return TrainSettings(**_fields(TrainSettings, values))
 
 
 def train_job(config: RunConfig, run: Path, name: str, method: str) -> Job:
-    values, settings = train_values(config, name, method)
-    stage = train_stage(run, records.feedback_id(name), settings)
+    values = train_values(config, name, method)
+    stage = train_stage(run, records.feedback_id(name), train_settings(values))
     return Job(TRAIN, stage.folder / TRAIN, values, [stage])
 
 
-def evaluate_values(config: RunConfig, run: Path, name: str) -> tuple[dict[str, Any], Judge | None]:
-    """The parameters of 03_evaluate for one feedback, and the judge that they name."""
-    values = _resolved(EVALUATE, {"run": config.run, "feedback": name, "methods": config.methods, **config.evaluate})
-    return values, open_judge(run, values["judge_model"], values["judge_helpfulness"], values["limits"])
+def _scoring(config: RunConfig) -> dict[str, Any]:
+    """What 03 and 04 are given for who scores; the limits of sampling hold there too, as they are the run's."""
+    given = {key: config.evaluate[key] for key in ("judge_model", "limits") if key in config.evaluate}
+    return {"limits": config.sample.get("limits", {}), **given}
+
+
+def evaluate_values(config: RunConfig, name: str) -> dict[str, Any]:
+    """The parameters of 03_evaluate for one feedback."""
+    given = {"run": config.run, "feedback": name, "methods": config.methods, **_scoring(config), **config.evaluate}
+    return _resolved(EVALUATE, given)
 
 
 def evaluate_job(config: RunConfig, run: Path, name: str) -> Job:
-    values, judge = evaluate_values(config, run, name)
-    id = records.feedback_id(name)
+    values, id = evaluate_values(config, name), records.feedback_id(name)
+    judge = open_judge(run, values["judge_model"], values["judge_helpfulness"], values["limits"])
     stages = [evaluate.eval_stage(run, id, method, judge) for method in config.methods]
     return Job(EVALUATE, run / "eval" / id / EVALUATE, values, stages)
 
 
+def two_feedbacks_values(config: RunConfig, names: list[str], method: str, how: How) -> dict[str, Any]:
+    """The parameters of 04_two_feedbacks."""
+    given = {"run": config.run, "feedbacks": names, "method": method, "how": how, **_scoring(config)}
+    return _resolved(TWO_FEEDBACKS, given)
+
+
 def two_feedbacks_job(config: RunConfig, run: Path, names: list[str], method: str, how: How) -> Job:
-    judging = {key: config.evaluate[key] for key in ("judge_model", "limits") if key in config.evaluate}
-    given = {"run": config.run, "feedbacks": names, "method": method, "how": how, **judging}
-    values = _resolved(TWO_FEEDBACKS, given)
+    values = two_feedbacks_values(config, names, method, how)
     judge = open_judge(run, values["judge_model"], limits=values["limits"])
     ids = [records.feedback_id(name) for name in names]
     stage = two_feedbacks.two_feedbacks_stage(run, ids, method, how, judge)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import uuid
+from pathlib import Path
 from typing import ClassVar
 from weakref import WeakSet
 
@@ -18,6 +19,7 @@ from jupyter_core.utils import ensure_dir_exists
 from papermill.engines import NBClientEngine, papermill_engines
 from traitlets import Unicode
 
+from c3po_utils.runs.check import check_notebook
 from c3po_utils.runs.parameters import resolve
 
 
@@ -29,18 +31,25 @@ class LocalKernelManager(AsyncKernelManager):
 
     transport = Unicode("ipc")
     started: ClassVar[WeakSet[LocalKernelManager]] = WeakSet()
+    ending: ClassVar[bool] = False  # no kernel is to live any more, nor one that is just being started
 
     async def _async_post_start_kernel(self, **kwargs) -> None:
         self.started.add(self)
+        if self.ending:
+            self._kill()
         await super()._async_post_start_kernel(**kwargs)
+
+    def _kill(self) -> None:
+        process = getattr(self.provisioner, "process", None)
+        if process:
+            process.kill()
 
     @classmethod
     def kill_all(cls) -> None:
-        """End this process's kernels at once, from any thread; those who wait for them find them dead."""
+        """End this process's kernels for good, from any thread; those who wait for them find them dead."""
+        cls.ending = True
         for manager in list(cls.started):
-            process = getattr(manager.provisioner, "process", None)
-            if process:
-                process.kill()
+            manager._kill()
 
     def _ip_default(self) -> str:
         ensure_dir_exists(jupyter_runtime_dir(), mode=0o700)
@@ -51,15 +60,15 @@ class LocalKernelManager(AsyncKernelManager):
 
 
 class CheckedEngine(NBClientEngine):
-    """papermill's own engine behind a check of the parameters that were passed."""
+    """papermill's own engine behind a check of the parameters that were passed: nothing is written if it fails."""
 
     @classmethod
-    def execute_managed_notebook(cls, nb_man, kernel_name, **kwargs):
-        notebook = nb_man.nb
-        if notebook.metadata.get("c3po", {}).get("checked_parameters"):
-            resolve(notebook, dict(notebook.metadata.papermill.get("parameters", {})))
+    def execute_notebook(cls, nb, kernel_name, **kwargs):
+        if nb.metadata.get("c3po", {}).get("checked_parameters"):
+            given = dict(nb.metadata.papermill.get("parameters", {}))
+            check_notebook(Path(nb.metadata.papermill.input_path).name, resolve(nb, given))
             kwargs.setdefault("kernel_manager_class", LocalKernelManager)
-        return super().execute_managed_notebook(nb_man, kernel_name, **kwargs)
+        return super().execute_notebook(nb, kernel_name, **kwargs)
 
 
 papermill_engines.register(None, CheckedEngine)

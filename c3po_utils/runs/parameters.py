@@ -5,15 +5,14 @@ from __future__ import annotations
 import ast
 import difflib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from copy import deepcopy
+from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import yaml
 from pydantic import TypeAdapter, ValidationError
-
-if TYPE_CHECKING:
-    import nbformat
 
 
 def nearest(found: object, valid: Iterable[str]) -> str:
@@ -27,35 +26,36 @@ class ParameterError(ValueError):
     """A parameter that the notebook does not have, or a value of another type."""
 
 
-def declared(notebook: nbformat.NotebookNode) -> dict[str, tuple[Any, Any]]:
+def declared(notebook: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
     """{name: (type, default)} of the cell tagged `parameters`: lines `name: type = literal  # help`."""
-    cells = [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])]
+    cells = [cell for cell in notebook["cells"] if "parameters" in cell["metadata"].get("tags", [])]
     if len(cells) != 1:
         raise ParameterError(f"expected one cell tagged 'parameters', found {len(cells)}")
     found = {}
-    for statement in ast.parse(cells[0].source).body:
+    for statement in ast.parse("".join(cells[0]["source"])).body:
         if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):
             kind = eval(ast.unparse(statement.annotation), {"__builtins__": {}}, _TYPES)
             found[statement.target.id] = (kind, ast.literal_eval(statement.value))
     return found
 
 
+@cache
+def _declared_in(notebook: Path) -> dict[str, tuple[Any, Any]]:
+    return declared(json.loads(notebook.read_text(encoding="utf-8")))  # nbformat takes a second to import
+
+
 _TYPES = {"str": str, "int": int, "float": float, "bool": bool, "list": list, "dict": dict}
 
 
-def resolve(notebook: nbformat.NotebookNode | Path | str, given: dict[str, Any]) -> dict[str, Any]:
+def resolve(notebook: dict[str, Any] | Path, given: dict[str, Any]) -> dict[str, Any]:
     """The notebook's parameters with the given values in place of defaults.
 
     Raises:
         ParameterError: unknown name (with the nearest valid one) or a value of the wrong type.
     """
-    if not isinstance(notebook, dict):
-        import nbformat  # takes a second, which those who only check options need not wait
-
-        notebook = nbformat.read(notebook, as_version=4)
-    parameters = declared(notebook)
+    parameters = _declared_in(notebook) if isinstance(notebook, Path) else declared(notebook)
     defaults = {name: default for name, (_, default) in parameters.items()}
-    return {**defaults, **checked(given, {name: kind for name, (kind, _) in parameters.items()})}
+    return {**deepcopy(defaults), **checked(given, {name: kind for name, (kind, _) in parameters.items()})}
 
 
 def checked(given: dict[str, Any], kinds: dict[str, Any], what: str = "parameter") -> dict[str, Any]:
@@ -74,6 +74,13 @@ def checked(given: dict[str, Any], kinds: dict[str, Any], what: str = "parameter
             kind = getattr(kinds[name], "__name__", kinds[name])
             raise ParameterError(f"{what} {name!r}: expected {kind}, found {value!r}") from None
     return values
+
+
+def at_least(values: Mapping[str, Any], least: Mapping[str, float], what: str = "parameter") -> None:
+    """Raise ParameterError for the first value below its least; NaN is below everything."""
+    for name, low in least.items():
+        if not values[name] >= low:
+            raise ParameterError(f"{what} {name!r}: expected {low} or more, found {values[name]}")
 
 
 def read_overrides(overrides: Iterable[str]) -> dict[str, Any]:

@@ -29,8 +29,15 @@ PACKAGES = ("torch", "transformers", "trl", "peft", "datasets")
 
 
 def run_folder(run: Path | str) -> Path:
-    """A run's folder: relative names are below the checkout (see ROOT), wherever a notebook is started."""
-    return ROOT / Path(run).expanduser()
+    """A run's folder: relative names are below the checkout (see ROOT), wherever a notebook is started.
+
+    Raises:
+        ValueError: the folder is the checkout itself, or holds it: an empty name, `.` or `..`.
+    """
+    folder = ROOT / Path(run).expanduser()
+    if ROOT.resolve().is_relative_to(folder.resolve()):
+        raise ValueError(f"run {str(run)!r}: expected a folder for its results, such as results/mine; found {folder}")
+    return folder
 
 
 def shown(path: Path) -> str:

@@ -15,6 +15,7 @@ from pydantic import Field
 
 from c3po_utils.chat import ChatModel, Sampling, request, structured_output, types
 from c3po_utils.feedback import Text, folded
+from c3po_utils.runs import parameters
 
 # At the end of a question for more.
 AVOID = """
@@ -50,6 +51,12 @@ class Effort:
     resemblance: float = 0.7
     max_new_tokens: int = 4096
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        least = {"at_once": 1, "tries": 1, "spare_rounds": 0, "max_new_tokens": 1, "seed": 0}
+        parameters.at_least(vars(self), least, "effort")
+        if not 0 < self.resemblance <= 1:
+            raise ValueError(f"effort 'resemblance': expected a share above 0 and up to 1, found {self.resemblance}")
 
     @property
     def sampling(self) -> Sampling:

@@ -44,15 +44,16 @@ def open_models(
     return {use: opened[name] for use, name in names.items()}
 
 
-def find_prompts(name: str, settings: SampleSettings) -> list[Prompt]:
-    """The prompts that are there already: of `prompts/<id>.json` beside the feedback's file, and the general ones.
-
-    Those in and near scope are left out where a model is to write them.
-    """
+def bundled_prompts(name: str) -> list[Prompt]:
+    """The prompts of `prompts/<id>.json` beside the feedback's file; `name` as in `find_feedback`."""
     path, _, id = name.rpartition("#")
-    folder = (Path(path).parent if path else records.FEEDBACK_FOLDER) / "prompts"
-    scoped = [] if settings.prompt_model else records.load_prompts(id, folder)
+    return records.load_prompts(id, (Path(path).parent if path else records.FEEDBACK_FOLDER) / "prompts")
+
+
+def find_prompts(name: str, settings: SampleSettings) -> list[Prompt]:
+    """The prompts that are there already: the bundled ones, unless a model is to write them, and the general ones."""
     wanted = settings.categories * settings.prompts_per_category
+    scoped = [] if settings.prompt_model else bundled_prompts(name)
     return [*scoped, *general.general_prompts(settings.general_prompts, wanted, settings.seed)]
 
 
@@ -83,17 +84,22 @@ class Sample:
     def models(self) -> dict[str, ChatModel]:
         return open_models(self.settings, self.run / LEDGER, self.limits)
 
-    def estimate(self) -> pd.DataFrame:
-        """What it still takes, at most, by model: calls, those stored already, tokens, USD. Nothing is asked.
+    def dry_run(self) -> tuple[list[dict], dict[str, chat.DryRun]]:
+        """The rows as they would be, and by use the stand-in that was asked for them. Nobody else is.
 
-        The whole pipeline is played with stand-ins, which answer from the ledger where they can.
+        Stand-ins answer from the ledger where they can; rows that are stored are the rows.
         """
         listing = partial(made_up, count=self._effort.at_once)
         dry = {use: chat.DryRun(model, None if use == "completion" else listing) for use, model in self.models.items()}
-        if not self.stage.done:
-            generated = self._generate(dry)[0].prompts if "prompt" in dry else []
-            rows = deal_prompts(self.record, [*generated, *self.given], self.settings)
-            fill_rows(dry["completion"], rows, self.record, self.settings)
+        if self.stage.done:
+            return self.fill(), dry
+        generated = self._generate(dry)[0].prompts if "prompt" in dry else []
+        rows = deal_prompts(self.record, [*generated, *self.given], self.settings)
+        return fill_rows(dry["completion"], rows, self.record, self.settings), dry
+
+    def estimate(self) -> pd.DataFrame:
+        """What it still takes, at most, by model: calls, those stored already, tokens, USD. Nothing is asked."""
+        dry = self.dry_run()[1]
         table = {use: {"model": model.name, **vars(model.total)} for use, model in dry.items()}
         return pd.DataFrame(table).T.rename(columns=lambda name: name.replace("_", " "))
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, get_type_hints
 
 from c3po_utils.chat import Sampling
-from c3po_utils.runs import parameters
+from c3po_utils.runs import nearest, parameters
 from c3po_utils.sampling.deduplicated import Effort
 
 STRATEGIES = ("demonstrate", "revise")
@@ -38,9 +38,9 @@ class SampleSettings:
 
     def __post_init__(self) -> None:
         if self.strategy not in STRATEGIES:
-            raise ValueError(f"strategy: expected one of {STRATEGIES}, found {self.strategy!r}")
-        if self.best_of < 1 or self.categories < 2 or self.prompts_per_category < 1:
-            raise ValueError(f"expected best_of >= 1, categories >= 2, prompts_per_category >= 1; found {self}")
+            raise ValueError(f"strategy: {self.strategy!r} ({nearest(self.strategy, STRATEGIES)})")
+        least = {"best_of": 1, "categories": 2, "prompts_per_category": 1, "max_new_tokens": 1, "seed": 0}
+        parameters.at_least(vars(self), least)
 
     @classmethod
     def of(cls, options: dict[str, Any], **given: Any) -> SampleSettings:
@@ -52,6 +52,7 @@ class SampleSettings:
         kinds = {name: kind for name, kind in get_type_hints(cls).items() if name not in given}
         settings = cls(**given, **parameters.checked(options, kinds, "option"))
         parameters.checked(settings.effort, get_type_hints(Effort), "effort")
+        Effort(**settings.effort)
         return settings
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -110,9 +111,19 @@ METHODS: dict[str, Method] = {
 }
 
 
+LABEL = re.compile(r"[\w.=,+-]{1,80}")  # of a variant: it is part of a folder's name
+
+
 def registered(name: str) -> str:
-    """The registry's part of a method's name: `c3po@beta=0.01` is a variant of `c3po` with settings of its own."""
-    return name.partition("@")[0]
+    """The registry's part of a method's name: `c3po@beta=0.01` is a variant of `c3po` with settings of its own.
+
+    Raises:
+        ValueError: a label that cannot be part of a folder's name.
+    """
+    method, at, label = name.partition("@")
+    if at and not LABEL.fullmatch(label):
+        raise ValueError(f"method {name!r}: expected a label of letters, digits and . = , + - _, found {label!r}")
+    return method
 
 
 def get_method(name: str, **settings: Any) -> Method:

@@ -13,6 +13,7 @@ from c3po_utils.evaluation.evaluate import collect, eval_stage, evaluate_method,
 from c3po_utils.feedback import find_feedback
 from c3po_utils.feedback.records import FEEDBACK_FOLDER, load_feedbacks, load_general_prompts
 from c3po_utils.runs import batch, jobs
+from c3po_utils.runs.config import RunConfig
 from c3po_utils.runs.files import content_hash, read_jsonl, write_json, write_jsonl
 from c3po_utils.training.methods import trained_methods
 from tests.servers import Reply, scripted
@@ -191,7 +192,7 @@ def test_the_notebook_judges_what_has_no_metric(run, tmp_path, feedback):
             "limits": {"max_in_flight": 2},
             "perplexity": False,
         }
-        config = jobs.RunConfig(
+        config = RunConfig(
             run=str(run),
             feedback_set=str(tmp_path / "own.yaml"),
             methods=["revised", "in_context"],

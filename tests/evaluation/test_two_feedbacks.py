@@ -19,8 +19,9 @@ from c3po_utils.evaluation.two_feedbacks import TwoFeedbacks
 from c3po_utils.feedback.records import Feedback
 from c3po_utils.figures import paper_figures
 from c3po_utils.runs.batch import execute
+from c3po_utils.runs.config import RunConfig
 from c3po_utils.runs.files import content_hash
-from c3po_utils.runs.jobs import RunConfig, two_feedbacks_job, two_feedbacks_runs
+from c3po_utils.runs.jobs import two_feedbacks_job, two_feedbacks_runs
 from c3po_utils.sampling.rows import load_rows, stored_settings
 from c3po_utils.training import Training
 from c3po_utils.training.adapters import add_adapters, load_adapter, load_added

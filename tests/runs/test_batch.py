@@ -15,7 +15,8 @@ import pytest
 
 from c3po_utils.runs import batch, jobs
 from c3po_utils.runs.batch import execute, run_notebooks
-from c3po_utils.runs.jobs import NOTEBOOKS, Job, RunConfig
+from c3po_utils.runs.config import RunConfig
+from c3po_utils.runs.jobs import NOTEBOOKS, Job
 from c3po_utils.runs.stage import ROOT
 
 REPORT = "import os, pathlib; print(os.getcwd(), os.environ.get('OMP_NUM_THREADS'))"
@@ -105,7 +106,8 @@ batch._side_by_side(lambda chain: [batch.execute(each) for each in chain], [iter
 """
 
 
-def test_ctrl_c_ends_the_run_and_its_kernels(tmp_path):
+@pytest.mark.parametrize("signals", [[signal.SIGINT] * 3, [signal.SIGTERM], [signal.SIGTERM, signal.SIGINT]])
+def test_ctrl_c_and_sigterm_end_the_run_and_its_kernels(tmp_path, signals):
     script = INTERRUPTED.format(root=str(ROOT), folder=str(tmp_path))
     process = subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.PIPE, text=True)
     limit = time.monotonic() + 60
@@ -113,8 +115,12 @@ def test_ctrl_c_ends_the_run_and_its_kernels(tmp_path):
         assert process.poll() is None
         assert time.monotonic() < limit
         time.sleep(0.1)
-    process.send_signal(signal.SIGINT)
+    start = time.monotonic()
+    for number in signals:
+        process.send_signal(number)
+        time.sleep(0.02)
     _, errors = process.communicate(timeout=30)
+    assert time.monotonic() - start < 10  # under 5 s where nothing else runs
     assert process.returncode
     assert errors.rstrip().endswith("KeyboardInterrupt")
     assert not any(psutil.pid_exists(pid) for pid in kernels)
@@ -125,33 +131,3 @@ def test_the_working_folder_of_a_notebook_is_its_own(tmp_path):
     alone = job(tmp_path, "alone", REPORT)
     execute(alone)
     assert printed(alone).startswith(f"{NOTEBOOKS} ")
-
-
-UNSCORED = """
-feedbacks:
-  - {id: kind, content: Be kind to Ann., domain: mails to Ann, effect: the mail is kind, source: human, kind: style}
-"""
-LOCAL = "openai:m@http://127.0.0.1:9/v1"
-
-
-@pytest.mark.parametrize(
-    ("changes", "says"),
-    [
-        ({"sample": {"options": {"best_off": 2}}}, "best_of"),
-        ({"train_methods": {"c3po": {"learning_rat": 1e-4}}}, "learning_rate"),
-        ({"train": {"method_settings": {"betta": 0.1}}}, "beta"),
-        ({"evaluate": {"judge_modell": LOCAL}}, "judge_model"),
-        ({"evaluate": {"judge_model": LOCAL, "limits": {"max_in_fligt": 2}}}, "max_in_flight"),
-        ({"figures": {"outputt": "x"}}, "output"),
-        ({"methods": ["c3po_after_scd_negatives", "scd_negatives"]}, "name that before it"),
-        ({"pairs": [("boss_signoff", "boss_signof")]}, "boss_signoff"),
-        ({"feedback_set": "unscored.yaml", "feedbacks": ["kind"]}, "judge_model"),
-    ],
-)
-def test_what_can_be_known_to_be_wrong_is_said_before_anything_runs(tmp_path, monkeypatch, changes, says):
-    (tmp_path / "unscored.yaml").write_text(UNSCORED)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(batch, "execute", lambda job: pytest.fail(f"{job.notebook} ran"))
-    given = {"run": str(tmp_path / "run"), "feedbacks": ["boss_signoff"], "methods": ["c3po"], **changes}
-    with pytest.raises((ValueError, KeyError), match=says):
-        run_notebooks(RunConfig(**given))

@@ -1,0 +1,51 @@
+"""Names of local models, checked before anything is loaded. Imports no library of models."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from c3po_utils.runs import nearest
+
+EMBEDDED = "smollm2-135m"
+QUANTIZED = re.compile(r"@([48])bit$")  # a suffix of a model's name
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+def check_name(name: str) -> str:
+    """The name without its suffix `@4bit` or `@8bit`: the embedded model, a folder, or a Hugging Face id.
+
+    Raises:
+        ValueError: it can be none of these: there is no such folder, or it is no id.
+    """
+    bare = QUANTIZED.sub("", name)
+    is_path = bare.startswith((".", "/", "~"))
+    folder = Path(bare).expanduser()
+    if bare == EMBEDDED or (not is_path and HUB_ID.fullmatch(bare)):
+        return bare
+    if not bare or not folder.is_dir():
+        raise ValueError(
+            f"no model {name!r}: expected a folder that exists, a Hugging Face id such as"
+            f" 'mistralai/Mistral-7B-Instruct-v0.2', or the embedded model ({nearest(bare, [EMBEDDED])})"
+        )
+    if not (folder / "config.json").is_file():
+        raise ValueError(f"model folder {name!r} has no config.json: expected one that save_pretrained has written")
+    return bare
+
+
+def lacking(name: str) -> str | None:
+    """Why this machine cannot load the model, or None: it is here, or the Hugging Face hub says that it has it."""
+    bare = check_name(name)
+    if bare == EMBEDDED or Path(bare).expanduser().is_dir():
+        return None
+    from huggingface_hub import file_exists, try_to_load_from_cache
+
+    if isinstance(try_to_load_from_cache(bare, "config.json"), str):
+        return None
+    try:
+        if file_exists(bare, "config.json"):
+            return None
+    except Exception as error:  # of the hub's client, of its transport, or of a proxy between
+        reason = str(error).strip().splitlines()[0]
+        return f"model {bare!r} is not in this machine's cache, and the Hugging Face hub cannot be asked ({reason})"
+    return f"model {bare!r}: neither a folder here nor a model on the Hugging Face hub"

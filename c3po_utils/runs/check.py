@@ -1,0 +1,184 @@
+"""What can be known to be wrong before a kernel starts, of a run or of one notebook. Imports no library of models."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any, get_args
+
+from c3po_utils import chat, engine  # as rooms: their heavy parts are imported when they are used
+from c3po_utils.evaluation import evaluate, scores
+from c3po_utils.feedback import find_feedback, records
+from c3po_utils.runs import jobs
+from c3po_utils.runs.config import RunConfig
+from c3po_utils.runs.parameters import ParameterError, nearest
+from c3po_utils.runs.stage import run_folder
+from c3po_utils.sampling import members, sample
+from c3po_utils.training import methods as known_methods
+from c3po_utils.training import trained_methods
+
+
+@contextlib.contextmanager
+def _said_of(place: str) -> Iterator[None]:
+    """Whatever is wrong is one kind of error, which begins with the place."""
+    try:
+        yield
+    except (ValueError, KeyError, TypeError, OSError) as error:
+        text = str(error.args[0]) if isinstance(error, KeyError) else str(error)
+        raise ParameterError(f"{place}: {text}") from error
+
+
+def check(config: RunConfig) -> None:
+    """Refuse now what would otherwise be found after hours of sampling and training.
+
+    Raises:
+        ParameterError: which key, what was found, what was expected, the nearest valid name.
+    """
+    with _said_of("run"):
+        run_folder(config.run)
+    with _said_of("methods"):
+        methods = _methods(config.methods)
+    with _said_of("train_methods"):
+        trained_methods(list(config.train_methods))
+    with _said_of("feedbacks"):
+        names = jobs.feedback_names(config)
+    with _said_of("two_feedbacks"):
+        for run in jobs.two_feedbacks_runs(config):
+            check_two_feedbacks(jobs.two_feedbacks_values(config, *run))
+    for name in names:
+        with _said_of("sample"):
+            check_sample(jobs.sample_values(config, name))
+        with _said_of("evaluate"):
+            check_evaluate(jobs.evaluate_values(config, name))
+    for place, method in enumerate(methods):
+        with _said_of(f"train, method {method}"):
+            values = jobs.train_values(config, names[0], method)
+            check_train(values)
+            start = jobs.train_settings(values).objective.start
+            if start and start not in methods[:place]:
+                raise ValueError(f"it starts from {start!r}: name that before it in `methods`")
+    with _said_of("figures"):
+        check_figures(jobs.figures_values(config))
+
+
+def lacking(config: RunConfig) -> list[str]:
+    """What this machine lacks to run it: keys of APIs, weights that are neither here nor to be had."""
+    values = jobs.sample_values(config, jobs.feedback_names(config)[0])
+    settings = jobs.sample_settings(values)
+    judge = jobs.evaluate_values(config, values["feedback"])["judge_model"]
+    used = (settings.model, settings.category_model, settings.prompt_model, settings.completion_model, judge)
+    return [reason for name in dict.fromkeys(filter(None, used)) if (reason := _lacks(name))]
+
+
+def _lacks(name: str) -> str | None:
+    if name.startswith("openai:"):
+        return None
+    return engine.names.lacking(name)
+
+
+def check_model(name: str, limits: dict[str, Any]) -> None:
+    """Refuse a name that can be no model's, and limits that cannot be meant for it."""
+    if name.startswith("openai:"):
+        chat.openai.parse_name(name)
+    else:
+        engine.names.check_name(name)
+
+
+def check_sample(values: dict[str, Any]) -> None:
+    """The parameters of 01_sample."""
+    settings = jobs.sample_settings(values)
+    for key in ("model", "category_model", "prompt_model", "completion_model"):
+        if name := getattr(settings, key):
+            with _said_of(key):
+                check_model(name, values["limits"])
+    run_folder(values["run"])
+    feedback = find_feedback(values["feedback"])
+    if settings.strategy == "demonstrate" and not feedback.demonstrations:
+        raise ValueError(f"feedback {feedback.id!r} has no demonstrations: add some, or use strategy 'revise'")
+    if not settings.prompt_model:
+        sample.bundled_prompts(values["feedback"])
+
+
+def check_train(values: dict[str, Any]) -> None:
+    """The parameters of 02_train."""
+    run_folder(values["run"])
+    _find_members(values["feedback"])
+    _methods([values["method"]])
+    if not trained_methods([values["method"]]):
+        raise ValueError(
+            f"method: {values['method']!r} is asked, not trained ({nearest(values['method'], known_methods.METHODS)})"
+        )
+    jobs.train_settings(values).objective.segments  # noqa: B018  what is wrong is raised as they are made
+
+
+def check_evaluate(values: dict[str, Any]) -> None:
+    """The parameters of 03_evaluate."""
+    run_folder(values["run"])
+    _methods(values["methods"])
+    _check_judge(values, [values["feedback"]])
+
+
+def check_two_feedbacks(values: dict[str, Any]) -> None:
+    """The parameters of 04_two_feedbacks."""
+    run_folder(values["run"])
+    _methods([values["method"]])
+    if values["how"] not in get_args(jobs.How):
+        raise ValueError(f"how: expected one of {get_args(jobs.How)}, found {values['how']!r}")
+    if len(set(values["feedbacks"])) < 2:
+        raise ValueError(f"feedbacks: expected two different ones, found {values['feedbacks']}")
+    _check_judge(values, values["feedbacks"])
+
+
+def check_figures(values: dict[str, Any]) -> None:
+    """The parameters of 05_figures."""
+    for run in [*values["runs"], values["output"]]:
+        run_folder(run)
+    trained_methods(values["methods"])
+    if values["uncertainty"] not in (known := get_args(scores.Uncertainty)):
+        found = values["uncertainty"]
+        raise ValueError(f"uncertainty: expected one of {known}, found {found!r} ({nearest(found, known)})")
+
+
+CHECKS: dict[str, Callable[[dict[str, Any]], None]] = {
+    jobs.SAMPLE: check_sample,
+    jobs.TRAIN: check_train,
+    jobs.EVALUATE: check_evaluate,
+    jobs.TWO_FEEDBACKS: check_two_feedbacks,
+    jobs.FIGURES: check_figures,
+}
+
+
+def check_notebook(notebook: str, values: dict[str, Any]) -> None:
+    """Refuse parameters that are known to be wrong for this notebook (`02_train.ipynb`), whoever runs it.
+
+    Raises:
+        ParameterError: as in `check`.
+    """
+    if notebook in CHECKS:
+        with _said_of(notebook):
+            CHECKS[notebook](values)
+
+
+def _check_judge(values: dict[str, Any], feedbacks: list[str]) -> None:
+    judge = values["judge_model"]
+    if judge:
+        with _said_of("judge_model"):
+            check_model(judge, values["limits"])
+    for name in feedbacks:
+        evaluate.refuse_unscored(find_feedback(name), judge)
+
+
+def _methods(methods: list[str]) -> list[str]:
+    """The trained methods, all of which are known, each named once."""
+    if not methods:
+        raise ValueError("expected one method or more, found none")
+    for name in methods:
+        if methods.count(name) > 1:
+            raise ValueError(f"{name!r} is named twice")
+    return trained_methods(methods)
+
+
+def _find_members(name: str) -> None:
+    place = "".join(name.rpartition("#")[:2])
+    for id in members(records.feedback_id(name)):
+        find_feedback(place + id)

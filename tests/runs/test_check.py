@@ -1,0 +1,194 @@
+"""What is known to be wrong with settings is said in one line before a kernel starts, by runner and papermill alike."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+
+import papermill
+import pytest
+import yaml
+from click.testing import CliRunner
+
+from c3po_utils.cli import c3po
+from c3po_utils.runs import batch
+from c3po_utils.runs.batch import run_notebooks
+from c3po_utils.runs.check import check
+from c3po_utils.runs.config import RunConfig, load_config
+from c3po_utils.runs.estimate import estimates
+from c3po_utils.runs.jobs import NOTEBOOKS, train_values
+from c3po_utils.runs.parameters import ParameterError
+
+UNSCORED = """
+feedbacks:
+  - id: kind
+    content: Be kind to Ann.
+    domain: mails to Ann
+    effect: the mail is kind
+    source: human
+    kind: style
+    demonstrations: [{prompt: a, answer: b}]
+"""
+LOCAL = "openai:m@http://127.0.0.1:9/v1"
+NAN = float("nan")
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"sample": {"options": {"best_off": 2}}}, "best_of"),
+        ({"sample": {"options": {"best_of": 0}}}, "best_of.*expected 1 or more, found 0"),
+        ({"sample": {"options": {"max_new_tokens": 0}}}, "max_new_tokens.*expected 1 or more, found 0"),
+        ({"sample": {"options": {"strategy": "revize"}}}, "did you mean 'revise'"),
+        ({"sample": {"options": {"effort": {"at_once": 0}}}}, "at_once.*expected 1 or more, found 0"),
+        ({"sample": {"model": "smollm2-135"}}, "model: no model 'smollm2-135'.*did you mean 'smollm2-135m'"),
+        ({"sample": {"model": "./nowhere"}}, "model: no model './nowhere'"),
+        ({"sample": {"prompt_model": "openai:m@127.0.0.1:9"}}, "prompt_model: "),
+        ({"train_methods": {"c3po": {"learning_rat": 1e-4}}}, "learning_rate"),
+        ({"train_methods": {"c3p0": {"learning_rate": 1e-4}}}, "train_methods: unknown method 'c3p0'.*'c3po'"),
+        ({"train": {"method_settings": {"betta": 0.1}}}, "beta"),
+        ({"train": {"learning_rate": NAN}}, "learning_rate.*nan"),
+        ({"train": {"learning_rate": -1.0}}, "learning_rate.*-1.0"),
+        ({"train": {"batch_size": 0}}, "batch_size.*0"),
+        ({"train": {"epochs": 0}}, "epochs.*0"),
+        ({"train": {"lora": {"r": -1}}}, "r.*-1"),
+        ({"train": {"lora": {"rank": 8}}}, "rank"),
+        ({"evaluate": {"judge_modell": LOCAL}}, "judge_model"),
+        ({"evaluate": {"judge_model": "smollm"}}, "judge_model: no model 'smollm'.*smollm2-135m"),
+        ({"evaluate": {"judge_model": LOCAL, "limits": {"max_in_fligt": 2}}}, "max_in_flight"),
+        ({"evaluate": {"judge_model": LOCAL, "limits": {"max_in_flight": 0}}}, "max_in_flight.*0"),
+        ({"evaluate": {"judge_model": LOCAL, "limits": {"requests_per_minute": -3}}}, "requests_per_minute.*-3"),
+        ({"evaluate": {"judge_model": LOCAL, "limits": {"prices": {"m": [-1, 2]}}}}, "prices.*-1"),
+        ({"evaluate": {"judge_model": LOCAL, "limits": {"budget_usd": 1.0}}}, "price"),
+        ({"figures": {"outputt": "x"}}, "output"),
+        ({"figures": {"output": ""}}, "expected a folder for its results"),
+        ({"figures": {"uncertainty": "sd"}}, "uncertainty: expected one of .*'se'.*found 'sd'"),
+        ({"methods": ["c3po_after_scd_negatives", "scd_negatives"]}, "name that before it"),
+        ({"methods": ["c3po@../../x"]}, "expected a label of letters.*found '../../x'"),
+        ({"methods": ["c3po", "scd", "c3po"]}, "'c3po' is named twice"),
+        ({"methods": []}, "expected one method or more"),
+        ({"two_feedbacks": [("boss_signoff", "boss_signof")]}, "boss_signoff"),
+        ({"feedback_set": "unscored.yaml", "feedbacks": ["kind"]}, "prompts"),
+        ({"feedback_set": "unscored.yaml", "feedbacks": ["kind"], "sample": {"prompt_model": LOCAL}}, "judge_model"),
+        ({"run": ""}, "expected a folder for its results"),
+        ({"run": ".."}, "expected a folder for its results"),
+    ],
+)
+def test_what_can_be_known_to_be_wrong_is_said_before_anything_runs(tmp_path, monkeypatch, changes, says):
+    (tmp_path / "unscored.yaml").write_text(UNSCORED)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(batch, "execute", lambda job: pytest.fail(f"{job.notebook} ran"))
+    given = {"run": str(tmp_path / "run"), "feedbacks": ["boss_signoff"], "methods": ["c3po"], **changes}
+    with pytest.raises(ParameterError, match=says) as caught:
+        run_notebooks(RunConfig(**given))
+    assert len(str(caught.value).splitlines()) == 1
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("notebook", "given", "says"),
+    [
+        ("01_sample", {"model": "smollm2-135"}, "did you mean 'smollm2-135m'"),
+        ("02_train", {"method": "c3p0"}, "did you mean 'c3po'"),
+        ("02_train", {"method": "revised"}, "'revised' is asked, not trained"),
+        ("02_train", {"epochs": -1}, "epochs"),
+        ("03_evaluate", {"judge_model": "smollm"}, "judge_model: no model 'smollm'"),
+        ("04_two_feedbacks", {"how": "sum"}, "how: expected one of"),
+        ("05_figures", {"uncertainty": "sd"}, "found 'sd'"),
+    ],
+)
+def test_papermill_refuses_the_same_and_writes_nothing(tmp_path, notebook, given, says):
+    output = tmp_path / "out.ipynb"
+    with pytest.raises(ParameterError, match=says) as caught:
+        papermill.execute_notebook(NOTEBOOKS / f"{notebook}.ipynb", output, parameters=given, progress_bar=False)
+    assert str(caught.value).startswith(f"{notebook}.ipynb: ")
+    assert not output.exists()
+
+
+def test_the_defaults_of_the_notebooks_pass():
+    check(load_config("demo"))
+    check(load_config("two_feedbacks"))
+    check(load_config("tuning"))
+
+
+QUICK = """
+import sys
+from c3po_utils.runs import check, config
+check.check(config.load_config("embedded"))
+print(*sorted({"torch", "transformers", "papermill", "openai", "matplotlib", "scipy.stats"} & set(sys.modules)))
+"""
+
+
+def test_the_check_needs_no_library_of_models_and_is_quick():
+    start = time.process_time(), time.monotonic()
+    done = subprocess.run([sys.executable, "-c", QUICK], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == ""
+    assert time.monotonic() - start[1] < 6  # 1 s where nothing else runs
+
+
+def test_a_wrong_run_is_told_in_one_line_by_the_command_too(tmp_path):
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump({"run": str(tmp_path / "run"), "methods": ["c3p0"]}))
+    for options in ([], ["--estimate"]):
+        done = CliRunner().invoke(c3po, ["run", str(tmp_path / "mine.yaml"), *options])
+        assert (done.exit_code, len(done.output.splitlines())) == (1, 1)
+        assert done.output.startswith("Error: methods: unknown method 'c3p0' (did you mean 'c3po'?)")
+
+
+@pytest.mark.parametrize(
+    ("text", "overrides", "says"),
+    [
+        ("run: x\nmethods: [c3po]\nworker: 2\n", [], "mine.yaml, worker: expected a known key .did you mean 'workers'"),
+        ("run: x\nmethods: [c3po]\nworkers: 0\n", [], "workers: .*found 0"),
+        ("run: x\nmethods: c3po\n", [], "methods: expected a valid list, found 'c3po'"),
+        ("- c3po\n", [], "mine.yaml: expected the settings of a run"),
+        ("run: x\nmethods: [c3po]\n", ["trian.epochs=1"], "override trian: .*did you mean 'train'"),
+        ("run: x\nmethods: [c3po]\n", ["workers.two=1"], "override workers.two: workers has no keys"),
+    ],
+)
+def test_a_runs_file_and_overrides_are_read_strictly(tmp_path, text, overrides, says):
+    (tmp_path / "mine.yaml").write_text(text)
+    with pytest.raises(ParameterError, match=says):
+        load_config(tmp_path / "mine.yaml", overrides)
+
+
+def test_an_override_of_train_holds_for_every_method(tmp_path):
+    text = "run: x\nmethods: [scd, c3po]\ntrain: {batch_size: 2}\n"
+    text += "train_methods: {scd: {epochs: 3, learning_rate: 0.1}, c3po: {method_settings: {beta: 0.5, kl: 0.5}}}\n"
+    (tmp_path / "mine.yaml").write_text(text)
+    overrides = ["train.epochs=1", "train.method_settings={c3po: {beta: 0.25}}"]
+    config = load_config(tmp_path / "mine.yaml", overrides)
+    scd, c3po_values = (train_values(config, "boss_signoff", method) for method in ("scd", "c3po"))
+    assert (scd["epochs"], scd["learning_rate"], scd["batch_size"]) == (1, 0.1, 2)
+    assert (c3po_values["epochs"], c3po_values["method_settings"]) == (1, {"beta": 0.25, "kl": 0.5})
+    config = load_config(tmp_path / "mine.yaml", ["train_methods.scd={epochs: 4}", "train={epochs: 1}"])
+    assert train_values(config, "boss_signoff", "scd")["epochs"] == 4
+
+
+def test_limits_of_the_run_bind_in_every_stage(tmp_path):
+    from c3po_utils.runs import jobs
+
+    limits = {"budget_usd": 2.0, "prices": {"m": [1.0, 1.0]}}
+    config = RunConfig(
+        run=str(tmp_path), methods=["base_resampled"], sample={"completion_model": LOCAL, "limits": limits}
+    )
+    assert jobs.evaluate_values(config, "boss_signoff")["limits"] == limits
+    changed = config.model_copy(update={"evaluate": {"limits": {"budget_usd": 1.0}}})
+    assert jobs.evaluate_values(changed, "boss_signoff")["limits"] == {"budget_usd": 1.0}
+
+
+def test_an_estimate_counts_every_stage(tmp_path):
+    limits = {"prices": {"m": [1.0, 1.0]}}
+    config = RunConfig(
+        run=str(tmp_path / "run"), feedbacks=["boss_signoff"], methods=["base_resampled", "revised", "c3po"],
+        sample={"completion_model": LOCAL, "categories": 3, "prompts_per_category": 2, "limits": limits},
+        evaluate={"judge_model": "openai:judge@http://127.0.0.1:9/v1", "limits": {"prices": {"judge": [1.0, 1.0]}}},
+    )  # fmt: skip
+    table = estimates(config).reset_index().set_index(["use", "model"])
+    tests = 2 + 2 + 2  # a third of six prompts in each of three splits
+    assert table.loc[("answers", LOCAL), "calls"] == tests
+    assert table.loc[("answers", "smollm2-135m"), "calls"] == tests
+    # `revised` is the baseline itself out of scope, which a judge is not asked about
+    assert table.loc[("judging", "openai:judge@http://127.0.0.1:9/v1"), "calls"] == 2 * (tests + 2 + tests)
+    assert table.loc[("training", "smollm2-135m"), "prompt tokens"] > 100
+    assert table[table.feedback == "all"].usd.item() == pytest.approx(table[table.feedback != "all"].usd.sum())
