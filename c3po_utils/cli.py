@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -16,10 +17,10 @@ def c3po() -> None:
 
 @contextlib.contextmanager
 def told() -> Iterator[None]:
-    """Errors of the user's files and settings are told on standard error, without a traceback; exit status 1."""
+    """Errors of the user's files, settings and budget are told on standard error, without a traceback; status 1."""
     try:
         yield
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RuntimeError) as error:
         raise click.ClickException(str(error)) from error
 
 
@@ -84,3 +85,69 @@ def check(files: tuple[Path, ...]) -> None:
         f"{len(found)} feedbacks in {len(sets)} files: {sum(one.metric is not None for one in found)} checkable,"
         f" {tried} examples judged as they say, {prompts} bundled prompts"
     )
+
+
+@feedback.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@click.argument("limits", nargs=-1, metavar="[KEY=VALUE]...")
+@click.option("--programmatic", type=int, metavar="N", help="Draw N checkable constraints from the grammar.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the draw.")
+@click.option("--style", type=int, metavar="N", help="Let a model propose N about style,")
+@click.option("--content", type=int, metavar="N", help="or N about content.")
+@click.option("--model", help="openai:MODEL[@BASE_URL], or a local model.")
+@click.option("--ledger", type=click.Path(path_type=Path), help="Where answers are kept  [results/feedback.sqlite]")
+@click.option("--allow-short", is_flag=True, help="Write fewer when no more can be had.")
+@click.option("--estimate", is_flag=True, help="Only say what the model would be asked: calls, tokens, USD.")
+def generate(
+    file: Path,
+    limits: tuple[str, ...],
+    programmatic: int | None,
+    seed: int,
+    style: int | None,
+    content: int | None,
+    model: str | None,
+    ledger: Path | None,
+    allow_short: bool,
+    estimate: bool,
+) -> None:
+    """Write new feedback to FILE: drawn from a grammar, or proposed by a model, unlike any in feedback/.
+
+    KEY=VALUE limits the model's calls, such as budget_usd=1 or requests_per_minute=60.
+    """
+    from c3po_utils.feedback import records
+
+    wanted = {key: n for key, n in (("programmatic", programmatic), ("style", style), ("content", content)) if n}
+    if len(wanted) != 1:
+        raise click.UsageError("expected one of --programmatic N, --style N and --content N")
+    kind, count = wanted.popitem()
+    with told():
+        if file.exists() and not estimate:  # before a model is paid
+            raise FileExistsError(f"{file} is there already: expected the name of a new file")
+        if kind == "programmatic":
+            from c3po_utils.feedback.programmatic import generate as draw
+
+            made, report = draw(count, seed), f"{count} drawn with seed {seed}"
+        else:
+            if not model:
+                raise click.UsageError(f"--{kind} needs --model")
+            found = _proposed(kind, count, model, ledger, limits, allow_short, estimate)
+            if estimate:
+                click.echo(found)
+                return
+            made, report = found
+        click.echo(f"{report}\n{records.write_feedbacks(file, made)}")
+
+
+def _proposed(
+    kind: str, count: int, model: str, ledger: Path | None, limits: tuple[str, ...], allow_short: bool, estimate: bool
+) -> Any:
+    from c3po_utils import chat, sampling
+    from c3po_utils.feedback import records
+    from c3po_utils.runs import parameters, run_folder
+
+    known = records.load_feedbacks(*sorted(records.FEEDBACK_FOLDER.glob("*.yaml")))
+    asked = chat.open_chat(model, ledger or run_folder("results/feedback.sqlite"), **parameters.read_overrides(limits))
+    generate = sampling.generate_feedback
+    if estimate:
+        return generate.estimate(asked, kind, count, known=known)
+    return generate.generate_feedbacks(asked, kind, count, known=known, allow_short=allow_short, progress=True)

@@ -266,25 +266,25 @@ def _(answer: str, value: Count) -> bool:
 @metric("sentences_at_most")
 def _(answer: str, value: Count) -> bool:
     """The answer has no more sentences; a heading or a list item counts as one. Value: 1 or more."""
-    return text.count_sentences(answer) <= value
+    return len(text.sentences(answer)) <= value
 
 
 @metric("sentences_at_least")
 def _(answer: str, value: Count) -> bool:
     """The answer has no fewer sentences; a heading or a list item counts as one. Value: 1 or more."""
-    return text.count_sentences(answer) >= value
+    return len(text.sentences(answer)) >= value
 
 
 @metric("words_at_most")
 def _(answer: str, value: Count) -> bool:
     """The answer has no more words, parted by white space. Value: 1 or more."""
-    return text.count_words(answer) <= value
+    return len(text.words(answer)) <= value
 
 
 @metric("words_at_least")
 def _(answer: str, value: Count) -> bool:
     """The answer has no fewer words, parted by white space. Value: 1 or more."""
-    return text.count_words(answer) >= value
+    return len(text.words(answer)) >= value
 
 
 @metric("ends_with_question")

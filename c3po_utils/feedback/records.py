@@ -8,13 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+import yaml
 from pydantic import ValidationError, model_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
+from c3po_utils.feedback import structure  # noqa: F401  registers its metrics
 from c3po_utils.feedback.files import FeedbackError, Record, Slug, Text, parse_json, read_yaml
 from c3po_utils.feedback.metrics import Metric, check
 from c3po_utils.feedback.text import caseless
-from c3po_utils.runs import BUNDLED, nearest
+from c3po_utils.runs import BUNDLED, files, nearest
 
 FEEDBACK_FOLDER = BUNDLED / "feedback"
 
@@ -243,3 +245,20 @@ def _refuse_repeated(names: Iterable[str], place: str) -> None:
         if name in seen:
             raise FeedbackError([f"{place}: expected each once, found {name!r} again"])
         seen.add(name)
+
+
+def write_feedbacks(path: Path | str, feedbacks: Sequence[Feedback]) -> Path:
+    """A new feedback set that `load_feedbacks` reads; it is read back before this returns.
+
+    Raises:
+        FileExistsError: there is such a file already.
+        RuntimeError: it reads as something else than was to be written.
+    """
+    if Path(path).exists():
+        raise FileExistsError(f"{path} is there already: expected the name of a new file")
+    made = [feedback.model_dump(mode="json", exclude_defaults=True) for feedback in feedbacks]
+    text = yaml.safe_dump({"feedbacks": made}, allow_unicode=True, sort_keys=False, width=110)
+    written = files.write_atomic(path, text)
+    if load_feedbacks(written) != list(feedbacks):
+        raise RuntimeError(f"{written}: the feedbacks read back differ from those written")
+    return written

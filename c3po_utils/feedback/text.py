@@ -118,14 +118,14 @@ def _ends_sentence(text: str, end: re.Match) -> bool:
     return not (follows and (abbreviated or _TITLE.search(text, start, stop)))
 
 
-def count_sentences(text: str) -> int:
+def sentences(text: str) -> list[str]:
     """Stretches with a letter or digit, up to . ! ? … or the end of a paragraph, a list item or the text."""
     text = NUMBER.sub("\n\n", BULLET.sub("\n\n", text))
     ends = [end.end() for end in _SENTENCE_END.finditer(text) if _ends_sentence(text, end)]
     parts = zip([0, *ends], [*ends, len(text)], strict=True)
-    return sum(1 for start, end in parts if _LETTER_OR_DIGIT.search(text, start, end))
+    return [text[start:end].strip() for start, end in parts if _LETTER_OR_DIGIT.search(text, start, end)]
 
 
-def count_words(text: str) -> int:
+def words(text: str) -> list[str]:
     """Stretches between white space that hold a letter or digit: "well-known" is one, "&" is none."""
-    return len(re.findall(r"[^\W_]\S*", text))
+    return re.findall(r"[^\W_]\S*", text)

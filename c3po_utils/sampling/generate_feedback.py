@@ -1,25 +1,18 @@
-"""New feedbacks from a strong model (the paper's appendix D.8, style, and D.9, content), as a set.
-
-python -m c3po_utils.sampling.generate_feedback style 25 feedback/new.yaml --model openai:gpt-4.1 [--estimate]
-"""
+"""New feedbacks from a strong model (the paper's appendix D.8, style, and D.9, content), as a set."""
 
 from __future__ import annotations
 
-import argparse
 import re
 import unicodedata
 from collections.abc import Sequence
 from functools import partial
 from operator import attrgetter
-from pathlib import Path
 from typing import Literal
 
-import yaml
 from pydantic import Field
 
-from c3po_utils.chat import ChatModel, DryRun, open_chat, structured_output
-from c3po_utils.feedback import Feedback, Text, load_feedbacks, records
-from c3po_utils.runs import files, parameters
+from c3po_utils.chat import ChatModel, DryRun, structured_output, types
+from c3po_utils.feedback import Feedback, Text
 from c3po_utils.sampling.deduplicated import Effort, Report, Seen, Short, Target, fill, made_up
 
 # New feedbacks about how an answer is written.
@@ -48,6 +41,7 @@ First think about different people, their work, homes, tastes and obligations. T
 your draft: the domain must be easy to recognise, the effect easy to check, and neither may be a variation
 of another one's. At the end, give the {count} revised ones.{avoid}"""
 
+Kind = Literal["style", "content"]
 TEMPLATES = {"style": STYLE_FEEDBACKS, "content": CONTENT_FEEDBACKS}
 ID_WORDS = 5
 AT_ONCE = 10
@@ -72,7 +66,7 @@ class Ideas(structured_output.Form):
 
 def generate_feedbacks(
     model: ChatModel,
-    kind: Literal["style", "content"],
+    kind: Kind,
     count: int,
     *,
     known: Sequence[Feedback] = (),
@@ -114,43 +108,8 @@ def _new_id(content: str, kind: str, taken: set[str]) -> str:
     return id
 
 
-def write_feedbacks(path: Path | str, feedbacks: Sequence[Feedback]) -> Path:
-    """A feedback set that `load_feedbacks` reads; it is read back before this returns."""
-    records = [feedback.model_dump(mode="json", exclude_defaults=True) for feedback in feedbacks]
-    text = yaml.safe_dump({"feedbacks": records}, allow_unicode=True, sort_keys=False, width=110)
-    written = files.write_atomic(path, text)
-    if load_feedbacks(written) != list(feedbacks):
-        raise RuntimeError(f"{written}: the feedbacks read back differ from those written")
-    return written
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m c3po_utils.sampling.generate_feedback", description=__doc__.split("\n")[0]
-    )
-    parser.add_argument("kind", choices=TEMPLATES)
-    parser.add_argument("count", type=int)
-    parser.add_argument("to", type=Path, help="the set to be written, a YAML file that is not there yet")
-    parser.add_argument("limits", nargs="*", help="key=value, such as budget_usd=1 or requests_per_minute=60")
-    parser.add_argument("--model", required=True, help="openai:MODEL[@BASE_URL], or a local model")
-    parser.add_argument("--ledger", type=Path, default=Path("results/feedback.sqlite"), help="where answers are kept")
-    parser.add_argument("--allow-short", action="store_true", help="write fewer when no more can be had")
-    parser.add_argument("--estimate", action="store_true", help="only say what it would take: calls, tokens, USD")
-    options = parser.parse_intermixed_args(arguments)
-    known = load_feedbacks(*sorted(records.FEEDBACK_FOLDER.glob("*.yaml")))
-    model = open_chat(options.model, options.ledger, **parameters.read_overrides(options.limits))
-    if options.estimate:
-        dry = DryRun(model, partial(made_up, keys=tuple(Idea.model_fields), count=AT_ONCE))
-        generate_feedbacks(dry, options.kind, options.count, known=known, allow_short=True)
-        print(dry.total)
-        return
-    if options.to.exists():
-        parser.error(f"{options.to} is there already: expected the name of a new file")
-    made, report = generate_feedbacks(
-        model, options.kind, options.count, known=known, allow_short=options.allow_short, progress=True
-    )
-    print(report, write_feedbacks(options.to, made), sep="\n")
-
-
-if __name__ == "__main__":
-    main()
+def estimate(model: ChatModel, kind: Kind, count: int, *, known: Sequence[Feedback] = ()) -> types.Estimate:
+    """What `generate_feedbacks` would take, at most; nothing is asked."""
+    dry = DryRun(model, partial(made_up, keys=tuple(Idea.model_fields), count=AT_ONCE))
+    generate_feedbacks(dry, kind, count, known=known, allow_short=True)
+    return dry.total

@@ -6,18 +6,25 @@ from collections import Counter
 from functools import partial
 
 import pytest
+from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
-from c3po_utils.chat.budget import BudgetReached
 from c3po_utils.chat.open import DryRun
 from c3po_utils.chat.openai.client import open_model
 from c3po_utils.chat.types import Estimate
+from c3po_utils.cli import c3po
 from c3po_utils.feedback.general import general_prompts
-from c3po_utils.feedback.records import FEEDBACK_FOLDER, Feedback, load_feedbacks, load_general_prompts, load_prompts
-from c3po_utils.sampling import generate_feedback
+from c3po_utils.feedback.records import (
+    FEEDBACK_FOLDER,
+    Feedback,
+    load_feedbacks,
+    load_general_prompts,
+    load_prompts,
+    write_feedbacks,
+)
 from c3po_utils.sampling.deduplicated import Effort, Report, Seen, Short, Target, fill, made_up, unnumbered
-from c3po_utils.sampling.generate_feedback import Ideas, generate_feedbacks, write_feedbacks
+from c3po_utils.sampling.generate_feedback import Ideas, generate_feedbacks
 from c3po_utils.sampling.generate_prompts import generate_prompts, write_prompts
 from tests.sampling_run import FEEDBACK
 from tests.servers import FAULTS, Reply, embedded_server, faulty, listing, scripted
@@ -300,23 +307,21 @@ def test_new_feedbacks_are_a_valid_set(client, tmp_path, kind):
     assert load_feedbacks(write_feedbacks(tmp_path / "new.yaml", made)) == made
 
 
-def test_the_command_says_what_it_would_cost_and_writes_a_set(tmp_path, capsys):
+def test_the_command_says_what_it_would_cost_and_writes_a_set(tmp_path):
+    def command(*more: str):
+        return CliRunner().invoke(c3po, ["feedback", "generate", str(tmp_path / "new.yaml"), *given, *more])
+
     with scripted(ideas) as server:
-        given = ["style", "12", str(tmp_path / "new.yaml"), "--model", f"openai:m@{server.url}"]
-        given += ["--ledger", str(tmp_path / "calls.sqlite"), "prices={m: [1, 2]}"]
-        generate_feedback.main([*given, "--estimate"])
-        assert (re.search(r"2 calls .* at most 0\.0\d+ USD", capsys.readouterr().out) is None, server.asked) == (
-            False,
-            [],
-        )
-        with pytest.raises(BudgetReached, match="raise budget_usd"):
-            generate_feedback.main([*given, "budget_usd=0.009"])
-        generate_feedback.main([*given, "budget_usd=1"])
-        assert "12 of 12 kept" in capsys.readouterr().out
+        given = ["--style", "12", "--model", f"openai:m@{server.url}", "--ledger", str(tmp_path / "calls.sqlite")]
+        given.append("prices={m: [1, 2]}")
+        estimate = command("--estimate")
+        assert re.search(r"2 calls .* at most 0\.0\d+ USD", estimate.output), estimate.output
+        assert server.asked == []
+        assert "raise budget_usd" in command("budget_usd=0.009").output
+        assert "12 of 12 kept" in command("budget_usd=1").output
         assert len(server.asked) == 2
     assert len(load_feedbacks(tmp_path / "new.yaml")) == 12
-    with pytest.raises(SystemExit):
-        generate_feedback.main(given)
+    assert "is there already" in command("budget_usd=1").output
 
 
 def test_new_feedbacks_do_not_repeat_known_ones(client):
