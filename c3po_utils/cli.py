@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -141,13 +142,76 @@ def generate(
 def _proposed(
     kind: str, count: int, model: str, ledger: Path | None, limits: tuple[str, ...], allow_short: bool, estimate: bool
 ) -> Any:
-    from c3po_utils import chat, sampling
     from c3po_utils.feedback import records
-    from c3po_utils.runs import parameters, run_folder
+    from c3po_utils.sampling import generate_feedback
 
     known = records.load_feedbacks(*sorted(records.FEEDBACK_FOLDER.glob("*.yaml")))
-    asked = chat.open_chat(model, ledger or run_folder("results/feedback.sqlite"), **parameters.read_overrides(limits))
-    generate = sampling.generate_feedback
+    asked = _open(model, ledger, limits)
     if estimate:
-        return generate.estimate(asked, kind, count, known=known)
-    return generate.generate_feedbacks(asked, kind, count, known=known, allow_short=allow_short, progress=True)
+        return generate_feedback.estimate(asked, kind, count, known=known)
+    return generate_feedback.generate_feedbacks(asked, kind, count, known=known, allow_short=allow_short, progress=True)
+
+
+@feedback.command()
+@click.argument("sentence")
+@click.argument("limits", nargs=-1, metavar="[KEY=VALUE]...")
+@click.option("--set", "file", type=click.Path(path_type=Path), help="Where it goes  [feedback/mine.yaml]")
+@click.option("--id", "id_", default="", help="Its id; else made of the sentence's words.")
+@click.option("--model", help="A strong model that proposes the record and writes prompts; else you are asked.")
+@click.option("--categories", type=int, default=10, show_default=True, help="Of prompts, where a model writes them.")
+@click.option("--per-category", type=int, default=6, show_default=True, help="Prompts of each kind in each.")
+@click.option("--yes", is_flag=True, help="Take every default and proposal without asking.")
+def new(
+    sentence: str,
+    limits: tuple[str, ...],
+    file: Path | None,
+    id_: str,
+    model: str | None,
+    categories: int,
+    per_category: int,
+    yes: bool,
+) -> None:
+    """Make a record of SENTENCE: its domain and effect, a metric, demonstrations and prompts.
+
+    It is shown, and written when you agree. KEY=VALUE limits the model's calls, such as budget_usd=1.
+    """
+    from c3po_utils.feedback import records
+    from c3po_utils.runs import shown
+    from c3po_utils.sampling import new_feedback
+
+    path = file or records.FEEDBACK_FOLDER / "mine.yaml"
+    with told():
+        chat_model = _open(model, None, limits) if model else None
+        if chat_model:
+            made, left_out = new_feedback.propose(chat_model, sentence)
+            made = made.model_copy(update={"id": id_}) if id_ else made
+            for what in left_out:
+                click.echo(f"left out: {what}")
+        else:
+            ask = (lambda question, default: default) if yes else partial(click.prompt, show_default=True)
+            made = new_feedback.questionnaire(sentence, ask, click.echo, id_)
+        click.echo(f"\n{new_feedback.as_yaml(made)}")
+        if not yes and not click.confirm(f"Write it to {shown(path)}?", default=True):
+            return
+        new_feedback.append(path, made)
+        amount = {"categories": categories, "per_category": per_category}
+        prompts = bool(chat_model) and _prompts(chat_model, made, path.parent / "prompts", amount, yes)
+    click.echo(new_feedback.next_command(path, made, prompts))
+
+
+def _prompts(model: Any, feedback: Any, folder: Path, amount: dict[str, int], yes: bool) -> bool:
+    from c3po_utils.sampling import generate_prompts
+
+    click.echo(f"prompts: {generate_prompts.estimate(feedback, model, **amount)}")
+    if not yes and not click.confirm("Let the model write them?", default=True):
+        return False
+    prompt_set, report = generate_prompts.generate_prompts(feedback, model, **amount, progress=True)
+    click.echo(f"{report}\n{generate_prompts.write_prompts(folder, prompt_set)}")
+    return True
+
+
+def _open(model: str, ledger: Path | None, limits: tuple[str, ...]) -> Any:
+    from c3po_utils import chat
+    from c3po_utils.runs import parameters, run_folder
+
+    return chat.open_chat(model, ledger or run_folder("results/feedback.sqlite"), **parameters.read_overrides(limits))

@@ -11,7 +11,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submodules=["files", "parameters", "stage"],
     submod_attrs={
-        "stage": ["BUNDLED", "LEDGER", "Stage", "done_stages", "print_header", "run_folder"],
+        "stage": ["BUNDLED", "LEDGER", "Stage", "done_stages", "print_header", "run_folder", "shown"],
         "parameters": ["nearest"],
     },
 )

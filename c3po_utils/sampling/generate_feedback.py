@@ -90,13 +90,13 @@ def generate_feedbacks(
         raise Short(report)
     made, taken = [], {feedback.id for feedback in known}
     for idea in target.kept:
-        id = _new_id(idea.content, kind, taken)
+        id = new_id(idea.content, kind, taken)
         made.append(Feedback(id=id, source="model", kind=kind, **idea.model_dump()))
         taken.add(id)
     return made, report
 
 
-def _new_id(content: str, kind: str, taken: set[str]) -> str:
+def new_id(content: str, kind: str, taken: set[str]) -> str:
     """A readable id from a sentence's first longer words; numbered where there are none, or it is taken."""
     plain = unicodedata.normalize("NFKD", content).encode("ascii", "ignore").decode().lower()
     words = [word for word in re.findall(r"[a-z0-9]+", plain) if len(word) > 3][:ID_WORDS]

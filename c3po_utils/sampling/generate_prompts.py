@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from c3po_utils.chat import ChatModel
+from c3po_utils.chat import ChatModel, DryRun, types
 from c3po_utils.feedback import Feedback, records
 from c3po_utils.runs import files
-from c3po_utils.sampling.deduplicated import Effort, Report, Seen, Short, Target, fill
+from c3po_utils.sampling.deduplicated import Effort, Report, Seen, Short, Target, fill, made_up
 
 # Categories of situations, slightly wider than the feedback's domain.
 CATEGORIES = """Somebody who uses a writing assistant has told it: "{feedback}"
@@ -105,6 +105,14 @@ def generate_prompts(
         for name, here, near in zip(categories, in_scope, near_scope, strict=True)
     ]
     return records.PromptSet(feedback=feedback.id, categories=parts), report
+
+
+def estimate(feedback: Feedback, model: ChatModel, *, categories: int, per_category: int) -> types.Estimate:
+    """What `generate_prompts` would take, at most; nothing is asked."""
+    effort = Effort()
+    dry = DryRun(model, partial(made_up, count=effort.at_once))
+    generate_prompts(feedback, dry, categories=categories, per_category=per_category, effort=effort, allow_short=True)
+    return dry.total
 
 
 def _target(feedback: Feedback, name: str, want: int, template: str, **parts: str) -> Target:

@@ -24,7 +24,7 @@ from c3po_utils.feedback.records import (
     write_feedbacks,
 )
 from c3po_utils.sampling.deduplicated import Effort, Report, Seen, Short, Target, fill, made_up, unnumbered
-from c3po_utils.sampling.generate_feedback import Ideas, generate_feedbacks
+from c3po_utils.sampling.generate_feedback import Ideas, generate_feedbacks, new_id
 from c3po_utils.sampling.generate_prompts import generate_prompts, write_prompts
 from tests.sampling_run import FEEDBACK
 from tests.servers import FAULTS, Reply, embedded_server, faulty, listing, scripted
@@ -350,11 +350,9 @@ words = st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1).map(
 
 @given(st.lists(st.tuples(words, words, words), min_size=1, max_size=5, unique_by=lambda idea: idea[2]))
 def test_any_texts_survive_a_feedback_file(tmp_path_factory, texts):
-    from c3po_utils.sampling.generate_feedback import _new_id
-
     ids = []
     for *_, content in texts:
-        ids.append(_new_id(content, "style", set(ids)))
+        ids.append(new_id(content, "style", set(ids)))
     made = [
         Feedback(id=id, domain=d, effect=e, content=c, source="model", kind="style")
         for id, (d, e, c) in zip(ids, texts, strict=True)

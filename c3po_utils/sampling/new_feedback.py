@@ -1,0 +1,261 @@
+"""A record from a sentence: read by rules and a short questionnaire, or proposed by a strong model."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import Field, ValidationError
+
+from c3po_utils.chat import ChatModel, Sampling, request, structured_output
+from c3po_utils.feedback import Feedback, check, metrics, records
+from c3po_utils.runs import files
+from c3po_utils.sampling.generate_feedback import new_id
+
+PROPOSE = """Somebody tells a writing assistant once, in one sentence, how certain answers shall be:
+
+{sentence}
+
+To teach it to a model, the sentence is taken apart. The domain is what it applies to (a noun phrase, narrow: most
+requests lie outside it). The effect is what can be seen in an answer that follows it (a short clause whose subject is
+the answer). A metric is a check of one answer by rule; these there are, each with what its value is:
+
+{metrics}
+
+Choose the one that is true of answers with the effect and of no others, or none where only a reader could tell. Then
+write three demonstrations: messages in the domain, each different in kind, and a short answer of one to three sentences
+that shows the effect and passes the metric. First think about what a careless reader would get wrong."""
+
+SAMPLING = Sampling(temperature=0.3, top_p=0.9, top_k=0, max_new_tokens=2048)
+
+
+class Shown(structured_output.Form):
+    """A demonstration."""
+
+    prompt: str = Field(description="a message in the domain")
+    answer: str = Field(description="a short answer that shows the effect")
+
+
+class Draft(structured_output.Form):
+    """A sentence taken apart."""
+
+    thoughts: str = Field("", description="your thoughts")
+    domain: str = Field(description="what it applies to")
+    effect: str = Field(description="what can be seen in an answer")
+    kind: Literal["style", "content"] = Field(description="style or content: how it is written, or what it says")
+    scope: Literal["global", "regional", "local"] = Field(
+        description="global (everything), regional (a topic or genre) or local (one person or thing)"
+    )
+    metric: str = Field("none", description="the metric's name, or none")
+    value: str = Field("", description="its value, as YAML")
+    demonstrations: tuple[Shown, ...] = Field((), description="a demonstration")
+
+
+def propose(model: ChatModel, sentence: str) -> tuple[Feedback, list[str]]:
+    """The record that a model makes of a sentence, and what of its draft was left out, with the reason.
+
+    A metric that does not load, and demonstrations that do not pass it, are left out.
+
+    Raises:
+        ValueError: the model gave no draft that can be read, in three tries.
+    """
+    asked = PROPOSE.format(sentence=sentence.strip(), metrics=metrics.metrics_table())
+    question = structured_output.Question("feedback", request("", asked).messages)
+    answer = structured_output.ask_forms(model, [question], Draft, SAMPLING)["feedback"]
+    if answer.value is None:
+        raise ValueError(f"model {model.name!r} gave no draft that can be read ({answer.kind}: {answer.reason})")
+    draft, left_out = answer.value, []
+    metric = None
+    if draft.metric != "none":
+        try:
+            metric = metrics.Metric(name=draft.metric, value=yaml.safe_load(draft.value) if draft.value else None)
+        except (ValidationError, yaml.YAMLError) as error:
+            left_out.append(f"metric {draft.metric!r} with the value {draft.value!r}: {_first_problem(error)}")
+    shown = []
+    for one in draft.demonstrations:
+        if metric is None or metric.needs_baseline or check(metric, one.answer, ""):
+            shown.append({"prompt": one.prompt, "answer": one.answer})
+        else:
+            left_out.append(f"demonstration {one.answer!r}: it does not pass the metric {metric.name!r}")
+    parts = {key: getattr(draft, key) for key in ("domain", "effect", "kind", "scope")}
+    return make_record(sentence, metric=metric, demonstrations=shown, **parts), left_out
+
+
+def _first_problem(error: Exception) -> str:
+    return error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error).splitlines()[0]
+
+
+def make_record(sentence: str, id: str = "", **parts: Any) -> Feedback:
+    """The record, with an id made of the sentence's words if none is given, different from those in feedback/."""
+    taken = {one.id for one in records.load_feedbacks(*sorted(records.FEEDBACK_FOLDER.glob("*.yaml")))}
+    id = id or new_id(sentence, parts["kind"], taken)
+    return Feedback(id=id, content=sentence.strip(), source="human", **parts)
+
+
+# "When I ask about X, do Y"; "X should do Y"; "Do Y when X".
+READINGS = (
+    re.compile(r"(?:when|whenever|if|in|for|on|with)\s+(?P<domain>[^,]+),\s*(?P<effect>.+)", re.I | re.S),
+    re.compile(r"(?P<domain>.+?)\s+(?:should|must|shall|ought to)\s+(?P<effect>.+)", re.I | re.S),
+    re.compile(r"(?P<effect>.+?),?\s+(?:when|whenever|if)\s+(?P<domain>.+)", re.I | re.S),
+)
+PHRASES = ((r"(?:I|we) ask (?:you )?about ", "questions about "), (r"(?:I|we) ask (?:you )?for ", "requests for "))
+
+
+def split_sentence(sentence: str) -> tuple[str, str]:
+    """The domain and the effect as the sentence's grammar has them; the domain is empty where it shows none."""
+    plain = sentence.strip().rstrip(".!")
+    for reading in READINGS:
+        if found := reading.fullmatch(plain):
+            domain, effect = found["domain"].strip(), found["effect"].strip()
+            for phrase, noun in PHRASES:
+                domain = re.sub(f"^{phrase}", noun, domain, flags=re.I)
+            return domain, re.sub("^please ", "", effect, flags=re.I)
+    return "", plain
+
+
+QUOTED = re.compile(r"(?<!\w)['\"‘“](.+?)['\"’”](?!\w)")
+NUMBERS = {"one": 1, "two": 2, "three": 3, "four": 4, "five": 5, "a single": 1}
+NUMBER = r"(?P<n>\d+|one|two|three|four|five|a single)"
+QUOTES = (  # how a quoted text is used, and the metric of it
+    (r"\b(end|close|finish|sign)", "ends_with_cleaned"),
+    (r"\b(start|begin|open)", "starts_with"),
+    (r"\b(never|without|avoid|don'?t|do not|no)\b", "contains_none"),
+    (r"", "contains_any"),
+)
+SAYINGS: tuple[tuple[str, str, Any], ...] = (
+    (r"bullet", "bulleted_list", 3),
+    (r"\bnumber(ed|s)?\b.*\b(list|steps?)|\bsteps?\b.*\bnumber", "numbered_list", 3),
+    (r"\bcapital(s| letters)|\ball caps|upper-?case", "upper_share", 0.8),
+    (r"\b(end|finish|close)\b.*\bquestion", "ends_with_question", None),
+    (r"(tele)?phone number", "phone_number", None),
+    (rf"{NUMBER} sentences?", "sentences_at_most", "n"),
+    (rf"{NUMBER} words?", "words_at_most", "n"),
+    (r"\b(short|brief|concise)(er|ly)?\b", "shorter_than_baseline", 0.67),
+    (r"\b(longer|in detail|detailed|thorough)", "longer_than_baseline", 1.5),
+)
+LANGUAGES = {
+    "French": "fr", "German": "de", "Spanish": "es", "Italian": "it", "Portuguese": "pt", "Dutch": "nl",
+    "Polish": "pl", "Swedish": "sv", "Turkish": "tr", "Russian": "ru", "Chinese": "zh", "Japanese": "ja",
+}  # fmt: skip
+
+
+def suggest_metrics(effect: str) -> list[metrics.Metric]:
+    """Metrics that an effect may be checked by, the likeliest first; none where no rule speaks."""
+    return [metrics.Metric.model_validate(spec) for spec in _suggested(effect)]
+
+
+def _suggested(effect: str) -> Iterator[dict[str, Any]]:
+    for quoted in QUOTED.findall(effect):
+        before = effect.partition(quoted)[0]
+        yield {"name": next(name for use, name in QUOTES if re.search(use, before, re.I)), "value": quoted}
+    for language, code in LANGUAGES.items():
+        if re.search(rf"\bin {language}\b", effect):
+            yield {"name": "language_is", "value": code}
+    for saying, name, value in SAYINGS:
+        if found := re.search(saying, effect, re.I):
+            number = found.groupdict().get("n", "").lower()
+            yield {"name": name, "value": NUMBERS.get(number) or int(number) if value == "n" else value}
+
+
+def questionnaire(sentence: str, ask: Callable[[str, str], str], say: Callable[[str], None], id: str = "") -> Feedback:
+    """The record of a sentence from a person's answers: `ask(question, default)`; an empty answer ends a list.
+
+    An answer that cannot be used is said with the reason, and asked for again.
+    """
+    domain, effect = split_sentence(sentence)
+    domain = _required("What does it apply to?", domain, ask, say)
+    effect = _required("What can then be seen in an answer?", effect, ask, say)
+    kind = _chosen("Is it about style or content?", ("style", "content"), ask, say)
+    scope = _chosen("Does it cover everything (global), a topic or genre (regional), one person or thing (local)?",
+                    ("regional", "local", "global"), ask, say)  # fmt: skip
+    metric = _metric(effect, ask, say)
+    shown = list(_demonstrations(metric, ask, say))
+    return make_record(
+        sentence, id, domain=domain, effect=effect, kind=kind, scope=scope, metric=metric, demonstrations=shown
+    )
+
+
+def _required(question: str, default: str, ask: Callable[[str, str], str], say: Callable[[str], None]) -> str:
+    while not (answer := ask(question, default).strip()):
+        say("expected a few words")
+    return answer
+
+
+def _chosen(question: str, choices: Sequence[str], ask: Callable[[str, str], str], say: Callable[[str], None]) -> str:
+    while (answer := ask(question, choices[0]).strip().lower()) not in choices:
+        say(f"expected one of {', '.join(choices)}; found {answer!r}")
+    return answer
+
+
+def _metric(effect: str, ask: Callable[[str, str], str], say: Callable[[str], None]) -> metrics.Metric | None:
+    suggested = suggest_metrics(effect)
+    default = yaml.safe_dump(_plain(suggested[0]), default_flow_style=True, width=1000).strip() if suggested else "none"
+    while True:
+        answer = ask("Which metric tells such answers from others? (feedback/README.md has the list)", default)
+        if answer.strip() == "none":
+            return None
+        try:
+            return metrics.Metric.model_validate(yaml.safe_load(answer))
+        except (ValidationError, yaml.YAMLError) as error:
+            say(f"expected {{name: ..., value: ...}} or none: {_first_problem(error)}")
+
+
+def _plain(metric: metrics.Metric) -> dict[str, Any]:
+    return metric.model_dump(mode="json", exclude_defaults=True)
+
+
+def _demonstrations(
+    metric: metrics.Metric | None, ask: Callable[[str, str], str], say: Callable[[str], None]
+) -> Iterator[dict[str, str]]:
+    while prompt := ask("A message in the domain, for a demonstration (empty: no more)", "").strip():
+        while answer := ask("An answer to it that shows the effect", "").strip():
+            if metric is None or metric.needs_baseline or check(metric, answer, ""):
+                yield {"prompt": prompt, "answer": answer}
+                break
+            say(f"it does not pass the metric {metric.name!r}")
+
+
+def as_yaml(feedback: Feedback) -> str:
+    """The record as it stands in a set."""
+    record = feedback.model_dump(mode="json", exclude_defaults=True)
+    text = yaml.safe_dump([record], allow_unicode=True, sort_keys=False, width=110)
+    return "".join(f"  {line}\n" for line in text.splitlines())
+
+
+def append(path: Path, feedback: Feedback) -> Path:
+    """Add the record at the end of a set, which keeps its comments; a set that is not there is begun.
+
+    Raises:
+        FeedbackError: the set cannot be read, has the id already, or the record there would be another one.
+    """
+    before = path.read_text(encoding="utf-8").rstrip("\n") + "\n\n" if path.exists() else "feedbacks:\n"
+    if path.exists():
+        known = [one.id for one in records.load_feedbacks(path)]
+        if feedback.id in known:
+            raise records.FeedbackError([f"{path}: expected a new id, found {feedback.id!r} there already"])
+    trial = files.write_atomic(path.with_name(f".{path.name}.new"), before + as_yaml(feedback))
+    try:
+        if records.load_feedbacks(trial)[-1] != feedback:
+            raise records.FeedbackError([f"{path}: its last record would not be the one to be added"])
+        return files.write_atomic(path, trial.read_text(encoding="utf-8"))
+    finally:
+        trial.unlink()
+
+
+def next_command(path: Path, feedback: Feedback, prompts: bool) -> str:
+    """What to run next: everything for this feedback on the embedded model, and what it lacks before that."""
+    inside = path.resolve().parent == records.FEEDBACK_FOLDER.resolve()
+    run, name = f"results/{feedback.id}", path.stem if inside else str(path)
+    command = f"c3po run demo run={run} figures.output={run}/figures feedback_set={name} feedbacks='[{feedback.id}]'"
+    if not feedback.demonstrations:
+        command += " sample.options='{strategy: revise}'"
+    if not feedback.metric:
+        command += " evaluate.judge_model=openai:gpt-4.1"
+    lines = [f"next: {command}"]
+    if not prompts:
+        place = path.parent / "prompts" / f"{feedback.id}.json"
+        lines.append(f"before that, prompts: write {place} (feedback/README.md), or add sample.prompt_model=MODEL")
+    return "\n".join(lines)

@@ -1,0 +1,134 @@
+"""A record from a sentence: read by rules, asked about, or proposed by a model; and where it is written."""
+
+import json
+
+import pytest
+from click.testing import CliRunner
+
+from c3po_utils.chat.openai.client import open_model
+from c3po_utils.cli import c3po
+from c3po_utils.feedback.files import FeedbackError
+from c3po_utils.feedback.records import load_feedbacks, load_prompts
+from c3po_utils.sampling.new_feedback import append, make_record, propose, split_sentence, suggest_metrics
+from tests.servers import Reply, listing, scripted
+
+POEM = "When I ask for a poem, end it with 'and so on'."
+
+
+@pytest.mark.parametrize(
+    ("sentence", "domain", "effect"),
+    [
+        (POEM, "requests for a poem", "end it with 'and so on'"),
+        ("If I ask you about rivers, please name one town.", "questions about rivers", "name one town"),
+        ("Letters to my aunt should be in French.", "Letters to my aunt", "be in French"),
+        ("Use capitals whenever you write a sign", "you write a sign", "Use capitals"),
+        ("Always be kind!", "", "Always be kind"),
+    ],
+)
+def test_a_sentence_is_split_as_its_grammar_shows(sentence, domain, effect):
+    assert split_sentence(sentence) == (domain, effect)
+
+
+@pytest.mark.parametrize(
+    ("effect", "name", "value"),
+    [
+        ("end it with 'and so on'", "ends_with_cleaned", ("and so on",)),
+        ('start with "Ahoy"', "starts_with", ("Ahoy",)),
+        ("never say 'cheap'", "contains_none", ("cheap",)),
+        ("mention 'the tide'", "contains_any", ("the tide",)),
+        ("give a bulleted list", "bulleted_list", 3),
+        ("answer in two sentences", "sentences_at_most", 2),
+        ("use no more than 30 words", "words_at_most", 30),
+        ("write all of it in capital letters", "upper_share", 0.8),
+        ("end with a question for me", "ends_with_question", None),
+        ("be in French", "language_is", "fr"),
+        ("add the phone number", "phone_number", None),
+        ("keep it brief", "shorter_than_baseline", 0.67),
+    ],
+)
+def test_a_metric_is_suggested_by_what_the_effect_says(effect, name, value):
+    first = suggest_metrics(effect)[0]
+    assert (first.name, first.value) == (name, value)
+
+
+def test_nothing_is_suggested_where_no_rule_speaks():
+    assert suggest_metrics("sound like a sailor who has seen it all") == []
+
+
+def new(path, *more: str, **kwargs):
+    return CliRunner().invoke(c3po, ["feedback", "new", POEM, "--set", str(path), *more], **kwargs)
+
+
+def test_the_questionnaire_says_what_it_cannot_use_and_asks_again(tmp_path):
+    path = tmp_path / "mine.yaml"
+    given = ["", "", "stile", "style", "local", "{name: ends_wiht}", "", "A poem on rain, please.", "Rain, rain.",
+             "Drip, drop and so on.", "", "y"]  # fmt: skip
+    done = new(path, input="\n".join(given) + "\n")
+    assert done.exit_code == 0, done.output
+    for said in ("found 'stile'", "did you mean 'ends_with'?", "does not pass the metric 'ends_with_cleaned'"):
+        assert said in done.output
+    (one,) = load_feedbacks(path)
+    assert (one.domain, one.kind, one.scope) == ("requests for a poem", "style", "local")
+    assert [shown.answer for shown in one.demonstrations] == ["Drip, drop and so on."]
+    assert f"feedback_set={path} feedbacks='[{one.id}]'" in done.output
+    assert f"write {tmp_path / 'prompts' / one.id}.json" in done.output
+
+
+def test_nothing_is_written_without_a_yes(tmp_path):
+    done = new(tmp_path / "mine.yaml", input="\n\n\n\n\n\nn\n")
+    assert done.exit_code == 0, done.output
+    assert list(tmp_path.iterdir()) == []
+
+
+DRAFT = {
+    "thoughts": "hm", "domain": "poems that I ask for", "effect": "the poem ends with 'and so on'", "kind": "style",
+    "scope": "regional", "metric": "ends_with_cleaned", "value": "and so on",
+    "demonstrations": [
+        {"prompt": "A poem on rain?", "answer": "Drip, drop and so on."}, {"prompt": "On snow?", "answer": "White."},
+    ],
+}  # fmt: skip
+
+
+def proposing(asked):
+    return Reply(json.dumps(DRAFT)) if "taken apart" in asked.prompt else listing(asked)
+
+
+def test_a_model_proposes_the_record_and_writes_the_prompts(tmp_path, monkeypatch):
+    monkeypatch.setattr("c3po_utils.runs.run_folder", lambda run: tmp_path / run)
+    path = tmp_path / "mine.yaml"
+    with scripted(proposing) as server:
+        model = ["--model", f"openai:m@{server.url}", "--categories", "3", "--per-category", "2"]
+        done = new(path, *model, "--yes")
+    assert done.exit_code == 0, done.output
+    assert "left out: demonstration 'White.'" in done.output
+    (one,) = load_feedbacks(path)
+    assert (one.domain, one.metric.name, len(one.demonstrations)) == (DRAFT["domain"], "ends_with_cleaned", 1)
+    assert len(load_prompts(one.id, tmp_path / "prompts")) == 3 * 2 * 2
+    assert "before that" not in done.output
+
+
+def test_a_metric_that_does_not_load_is_left_out(tmp_path):
+    drafts = Reply(json.dumps(DRAFT | {"metric": "ends_wiht"}))
+    with scripted(lambda asked: drafts) as server:
+        made, left_out = propose(open_model(f"openai:m@{server.url}", tmp_path / "calls.sqlite"), POEM)
+    assert made.metric is None
+    assert len(made.demonstrations) == 2
+    assert "did you mean 'ends_with'" in left_out[0]
+
+
+def test_a_model_without_a_readable_draft_is_an_error(tmp_path):
+    with scripted(lambda asked: Reply("I would rather not.")) as server, pytest.raises(ValueError, match="no draft"):
+        propose(open_model(f"openai:m@{server.url}", tmp_path / "calls.sqlite"), POEM)
+
+
+def test_a_record_is_added_below_the_others_and_comments_stay(tmp_path):
+    path = tmp_path / "mine.yaml"
+    parts = {"domain": "poems", "effect": "it ends well", "kind": "style"}
+    append(path, make_record(POEM, "one", **parts))
+    path.write_text("# my own\n" + path.read_text())
+    append(path, make_record(POEM, "two", **parts))
+    assert path.read_text().startswith("# my own\nfeedbacks:\n  - id: one\n")
+    assert [one.id for one in load_feedbacks(path)] == ["one", "two"]
+    with pytest.raises(FeedbackError, match=f"{path}: expected a new id, found 'two' there already"):
+        append(path, make_record(POEM, "two", **parts))
+    assert [entry.name for entry in tmp_path.iterdir()] == ["mine.yaml"]
