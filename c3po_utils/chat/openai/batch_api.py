@@ -12,8 +12,8 @@ from typing import TypeVar
 from c3po_utils.chat.budget import BudgetReached, Quota, alive
 from c3po_utils.chat.ledger import Batch, Entry
 from c3po_utils.chat.openai.calls import Call, Run
-from c3po_utils.chat.openai.limits import backoff
-from c3po_utils.chat.openai.replies import BrokenAnswer, Reply, decode, failure, judge, lines
+from c3po_utils.chat.openai.pace import backoff
+from c3po_utils.chat.openai.replies import BrokenAnswer, Reply, decode, judge, lines
 
 DAY_S = 26 * 3600.0  # the server's window, and some
 CLAIM_S = 3600.0  # until a claimed call is in a batch: uploads take their time
@@ -55,7 +55,7 @@ class BatchRun(Run):
         sent = {key for batch in self.ledger.batches(self.chat.scope) for key in batch.keys}
         self.halt, mine = None, []
         for key, call in [item for item in self.waiting.items() if item[0] not in sent]:
-            claim = self.ledger.claim(key, self.owner, CLAIM_S, self.since)
+            claim = self._lease(call, CLAIM_S)
             if isinstance(claim, Entry):
                 self.emit(call.ids, claim)
                 del self.waiting[key]
@@ -148,9 +148,9 @@ class BatchRun(Run):
             try:
                 return await act()
             except Exception as error:
-                reply = failure(error, self.limits)
+                reply = self.transport.failure(error)
             if not reply.heals or attempt >= self.limits.max_attempts:
-                raise RuntimeError(f"batch API of {self.chat.endpoint}: {self.transport.clean(reply.reason)}")
+                raise RuntimeError(f"batch API of {self.chat.endpoint}: {reply.reason}")
             await asyncio.sleep(min(backoff(attempt, self.limits, reply.asked_s), self.limits.max_wait_s))
 
 

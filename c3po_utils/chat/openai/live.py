@@ -11,7 +11,7 @@ from typing import Any
 from c3po_utils.chat.budget import BudgetReached, Quota
 from c3po_utils.chat.ledger import Entry
 from c3po_utils.chat.openai.calls import Call, Run
-from c3po_utils.chat.openai.limits import Adaptive, backoff
+from c3po_utils.chat.openai.pace import Adaptive, backoff
 from c3po_utils.chat.openai.replies import Reply
 
 LEASE_S = 300.0  # a claim on a call holds this long without news; renewed while its process lives
@@ -81,7 +81,7 @@ class LiveRun(Run):
     def _claim(self, call: Call, quota: Quota) -> Entry | bool:
         if self.hopeless:
             return Entry("failed", f"not asked, for another call failed for good: {self.hopeless}", attempts=0)
-        return self.ledger.claim(call.key, self.owner, LEASE_S, self.since, quota.ceiling * quota.free)
+        return self._lease(call, LEASE_S, quota.ceiling * quota.free)
 
     def _quota(self, call: Call) -> Quota:
         limits = self.limits
