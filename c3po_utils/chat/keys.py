@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Iterable
 from typing import Any
-from urllib.parse import quote, quote_plus, urlsplit
+from urllib.parse import urlsplit
 
 from c3po_utils.chat.names import OPENAI, parse_model_name
 
 MOST_SHOWN = 500  # characters of a server's message
-SECRET_NAME = re.compile(r"(^|[\W_])(api[-_]?key|secret([-_]key)?|passw(or)?d|authorization|(access|auth)[-_]token)$", re.I)
+SECRET_NAME = re.compile(
+    r"(^|[\W_])(api[-_]?key|secret([-_]key)?|passw(or)?d|authorization|(access|auth)[-_]token)$", re.I
+)
 SECRET_TEXT = re.compile(
     r"(?<![A-Za-z0-9])(sk|gsk|xai|hf|gh[opsu])[-_](?=[\w-]*\d)[\w-]{16,}"  # vendors' keys by their beginnings
     r"|\b(AKIA[0-9A-Z]{16}|AIza[\w-]{30,})"
@@ -72,9 +73,9 @@ class Redaction:
     """Takes secrets out of texts, as they are or as they look in code, JSON and URLs."""
 
     def __init__(self, values: Iterable[str]):
-        forms = {form for value in values for form in _forms(value) | _forms(value.strip())}
-        longest_first = sorted(forms, key=len, reverse=True)
-        self._pattern = re.compile("|".join(map(re.escape, longest_first)) or "(?!)", re.IGNORECASE)
+        longest_first = sorted({value.strip() for value in values}, key=len, reverse=True)
+        patterns = ("".join(map(_written, value)) for value in longest_first)
+        self._pattern = re.compile("|".join(patterns) or "(?!)", re.IGNORECASE)
 
     def clean(self, text: str) -> str:
         """The text without any secret in it: servers echo headers."""
@@ -85,9 +86,13 @@ class Redaction:
         return self.clean(text).encode("utf-8", "backslashreplace").decode()[:MOST_SHOWN]
 
 
-def _forms(value: str) -> set[str]:
-    plain = {value, repr(value)[1:-1], ascii(value)[1:-1], json.dumps(value)[1:-1], quote(value, safe="")}
-    return plain | {quote(value), quote_plus(value), json.dumps(value, ensure_ascii=False)[1:-1]}
+def _written(char: str) -> str:
+    """A pattern of the ways in which a character of a secret may be written."""
+    if char.isascii() and char.isalnum():
+        return char
+    percent = "".join(f"%{byte:02x}" for byte in char.encode(errors="surrogateescape"))
+    forms = {char, percent, f"\\u{ord(char):04x}", repr(char)[1:-1], ascii(char)[1:-1]}
+    return rf"\\{{0,4}}(?:{'|'.join(re.escape(form) for form in forms)})"
 
 
 def looks_like_secret(value: Any) -> bool:

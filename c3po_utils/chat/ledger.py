@@ -38,12 +38,13 @@ class Entry:
 
 @dataclass(frozen=True)
 class Batch:
-    """Calls sent together. `job` is the server's name for them, None until it was seen to take them."""
+    """Calls sent together `at` a time. `job` is the server's name for them, None until it was seen to take them."""
 
     token: str
     owner: str
     job: str | None
     keys: list[str]
+    at: float
 
 
 class Ledger(LedgerFile):
@@ -181,6 +182,11 @@ class Ledger(LedgerFile):
         with self._write() as db:
             db.execute("UPDATE batches SET job = ? WHERE token = ?", (job, token))
 
+    def disown_batch(self, token: str) -> None:
+        """Leave a batch, of which nobody knows whether it was started, to whoever looks next."""
+        with self._write() as db:
+            db.execute("UPDATE batches SET owner = '' WHERE token = ?", (token,))
+
     def end_batch(self, token: str) -> None:
         """Forget a batch; the leases of what it left unanswered go."""
         with self._write() as db:
@@ -189,8 +195,8 @@ class Ledger(LedgerFile):
 
     def batches(self, scope: str) -> list[Batch]:
         """The open batches of a scope, oldest first."""
-        rows = self._read("SELECT token, owner, job, keys FROM batches WHERE scope = ? ORDER BY at", scope)
-        return [Batch(token, owner, job, json.loads(keys)) for token, owner, job, keys in rows]
+        rows = self._read("SELECT token, owner, job, keys, at FROM batches WHERE scope = ? ORDER BY at", scope)
+        return [Batch(token, owner, job, json.loads(keys), at) for token, owner, job, keys, at in rows]
 
     def batch_content(self, token: str) -> str:
         """The requests of a batch as they were sent, one JSON object a line."""

@@ -7,7 +7,9 @@ from typing import NamedTuple
 from urllib.parse import SplitResult, urlsplit
 
 OPENAI = "https://api.openai.com/v1"
-EXPECTED = "expected openai:MODEL (at OpenAI) or openai:MODEL@BASE_URL, for example openai:llama@http://127.0.0.1:8000/v1"
+EXPECTED = (
+    "expected openai:MODEL (at OpenAI) or openai:MODEL@BASE_URL, for example openai:llama@http://127.0.0.1:8000/v1"
+)
 AT_URL = re.compile(r"@(?=[a-z][a-z0-9+.-]*://)", re.IGNORECASE)  # model ids may hold other @
 HOST = re.compile(r"[\w.-]+|\[[0-9a-f:.]+\]", re.ASCII | re.IGNORECASE)
 

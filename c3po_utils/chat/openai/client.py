@@ -162,7 +162,6 @@ def _from_thread(start: Callable) -> Iterator[tuple[list[str], Entry]]:
         thread.join()
 
 
-
 def open_model(name: str, ledger: Ledger | Path | str, **limits: object) -> OpenAIChat:
     """The chat model `openai:MODEL[@BASE_URL]`, its calls kept in `ledger`; `limits` are fields of `Limits`.
 

@@ -62,7 +62,9 @@ class Limits:
             raise ValueError(f"limit 'omit': found {self.omit!r}, expected a list of parameters other than {NEEDED}")
         for model, price in self.prices.items():
             if not isinstance(price, (tuple, list)) or len(price) != 2:
-                raise ValueError(f"price of {model!r}: found {price!r}, expected USD per million tokens of (prompt, answer)")
+                raise ValueError(
+                    f"price of {model!r}: found {price!r}, expected USD per million tokens of (prompt, answer)"
+                )
             for usd in price:
                 expect(f"price of {model!r}", usd, 0)
 
@@ -71,7 +73,7 @@ LIMITS = get_type_hints(Limits)
 
 
 def read_limits(given: dict[str, Any]) -> Limits:
-    """Limits as a file or a notebook gives them. Raises ValueError for an unknown one (with the nearest) or a bad one."""
+    """Limits as a file or a notebook gives them. Raises ValueError for an unknown or bad one."""
     return Limits(**parameters.checked(given, LIMITS, "limit"))
 
 
@@ -82,9 +84,10 @@ def price_of(name: ModelName, limits: Limits) -> tuple[float, float] | None:
     """
     prices = {**(PRICES if name.endpoint == OPENAI else {}), **limits.prices}.get(name.model)
     if limits.budget_usd is not None and prices is None:
-        raise ValueError(
-            f"limit 'budget_usd': budget_usd needs prices={{{name.model!r}: (USD per million prompt tokens, answer tokens)}}"
-        )
+        price = f"prices={{{name.model!r}: (USD per million prompt tokens, answer tokens)}}"
+        raise ValueError(f"limit 'budget_usd': budget_usd needs {price}")
     if limits.budget_usd is not None and {"max_tokens", "max_completion_tokens"} & set(limits.omit):
-        raise ValueError("limit 'omit': a budget holds only for answers of bounded length, expected no token limit here")
+        raise ValueError(
+            "limit 'omit': a budget holds only for answers of bounded length, expected no token limit here"
+        )
     return prices

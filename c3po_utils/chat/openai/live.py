@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -47,13 +48,16 @@ class LiveRun(Run):
 
     async def _make_all(self) -> None:
         try:
-            async with asyncio.TaskGroup() as group:
-                scheduler = group.create_task(self._schedule(group))
-                watcher = asyncio.create_task(self._watch(scheduler))
+            async with asyncio.TaskGroup() as watch:
+                async with asyncio.TaskGroup() as group:
+                    scheduler = group.create_task(self._schedule(group))
+                    watcher = watch.create_task(self._watch(scheduler))
+                watcher.cancel()
         except BaseExceptionGroup as errors:
-            raise errors.exceptions[0] from None
-        finally:
-            watcher.cancel()
+            error: BaseException = errors
+            while isinstance(error, BaseExceptionGroup):
+                error = error.exceptions[0]
+            raise error from None
 
     async def _schedule(self, group: asyncio.TaskGroup) -> None:
         waiting, busy = deque(self.calls), 0
@@ -75,8 +79,17 @@ class LiveRun(Run):
             waiting.append(call)
             busy += 1
             if busy >= len(waiting):  # all that is left is being asked by others
-                busy = 0
+                busy, waiting = 0, deque(self._not_in_batches(waiting))
                 await asyncio.sleep(OTHERS_S)
+
+    def _not_in_batches(self, calls: Iterable[Call]) -> list[Call]:
+        """The calls that come back within a request's time; those in a batch end here, until the batch is collected."""
+        sent = {key for batch in self.ledger.batches(self.chat.scope) for key in batch.keys}
+        for call in calls:
+            if call.key in sent:
+                reason = "sent in a batch that is not collected yet: run with the limit `batch: true` to do so"
+                self.emit(call.ids, Entry("failed", reason, attempts=0))
+        return [call for call in calls if call.key not in sent]
 
     def _claim(self, call: Call, quota: Quota) -> Entry | bool:
         if self.hopeless:

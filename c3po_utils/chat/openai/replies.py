@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import AsyncIterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import httpx2
 import openai
@@ -58,21 +58,33 @@ def decode(body: bytes, headers: Mapping[str, str]) -> dict:
         value = json.loads(body)
     except (ValueError, RecursionError) as error:
         raise BrokenAnswer(f"broken JSON ({error}), {len(body)} bytes") from error
+    return checked(value, body)
+
+
+def checked(value: object, body: bytes) -> dict:
+    """The JSON object with `choices`, as read from a body. Raises BrokenAnswer."""
     if not isinstance(value, dict) or "choices" not in value:
         raise BrokenAnswer(f"no choices: {body.decode(errors='replace')}")
     return value
 
 
-async def lines(chunks: AsyncIterator[bytes], limit: int) -> AsyncIterator[bytes]:
-    """Lines of at most about `limit` bytes. Raises AnswerTooLong."""
-    rest = b""
+async def lines(chunks: AsyncIterator[bytes], limit: int, cut: bool = False) -> AsyncIterator[bytes]:
+    """Lines that are not empty, of at most about `limit` bytes. Raises AnswerTooLong, or cuts longer ones off."""
+    rest, skipping = b"", False
     async for chunk in chunks:
         *whole, rest = (rest + chunk).split(b"\n")
-        for line in whole:
-            yield line.strip()
-        if len(rest) > limit:
+        for line in whole[skipping:]:
+            if line := line.strip():
+                yield line
+        skipping = skipping and not whole
+        if len(rest) > limit and not cut:
             raise AnswerTooLong(f"event longer than {limit} bytes")
-    yield rest.strip()
+        if len(rest) > limit and not skipping:
+            skipping = True
+            yield rest
+        rest = b"" if skipping else rest
+    if rest := rest.strip():
+        yield rest
 
 
 async def gather(chunks: AsyncIterator[bytes], limit: int) -> dict:
@@ -163,11 +175,17 @@ def failure(error: Exception, limits: Limits, endpoint: str) -> Reply:
 
 
 def _refusal(error: openai.APIStatusError, endpoint: str) -> Reply:
-    status, details = error.status_code, error.body if isinstance(error.body, dict) else {}
+    reply = refusal(error.status_code, error.body, error.message, endpoint)
+    return replace(reply, asked_s=retry_after(error.response.headers))
+
+
+def refusal(status: int, error: object, otherwise: str, endpoint: str) -> Reply:
+    """The typed reply that an HTTP status amounts to, by the `error` in its body, or `otherwise`."""
+    details = error if isinstance(error, dict) else {}
     said, name = (details.get(key) for key in ("message", "code"))
-    message = said if said and isinstance(said, str) else error.message
+    message = said if said and isinstance(said, str) else otherwise
     code = name if name and isinstance(name, str) else details.get("type")
-    reason = f"HTTP {status}: {message}" + f" (at {endpoint})" * (status == 404)
+    reason = f"HTTP {status}: " * bool(status) + message + f" (at {endpoint})" * (status == 404)
     if status < 500 and code in ("content_filter", "content_policy_violation", "invalid_prompt"):
         return Reply("filtered", reason=reason)
     quota = code == "insufficient_quota"
@@ -175,5 +193,5 @@ def _refusal(error: openai.APIStatusError, endpoint: str) -> Reply:
     heals = (status in PASSING or status >= 500) and not quota
     return Reply(
         "failed", reason=reason, heals=heals, overload=status in OVERLOAD and not quota, unsupported=schema,
-        hopeless=quota or status in HOPELESS, asked_s=retry_after(error.response.headers),
+        hopeless=quota or status in HOPELESS,
     )  # fmt: skip
