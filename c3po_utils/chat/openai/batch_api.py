@@ -156,9 +156,7 @@ class BatchRun(Run):
 
     async def _settle(self, batch: Batch, job: Any) -> None:
         """Record what a job's files hold; what they lack has failed, and is asked again by the next run."""
-        errors = getattr(job.errors, "data", None) or []
-        said = " ".join(str(getattr(error, "message", "")) for error in errors if error)
-        why = f"batch {batch.job} {job.status} without this answer. {said}".strip()
+        why = " ".join([f"batch {batch.job} {job.status} without this answer.", *_messages(job)])
         failed: dict[str, Reply] = {}
         for file in (job.output_file_id, job.error_file_id):
             if isinstance(file, str) and file:
@@ -207,13 +205,14 @@ class BatchRun(Run):
             return key, Reply("malformed", reason=f"answer longer than {len(line)} bytes", billed=True)
         try:
             result = json.loads(line)
+            key = result["custom_id"] if isinstance(result["custom_id"], str) else ""
             response = result["response"] or {"status_code": 0, "body": result}
             status, body = response["status_code"], response["body"]
             if status == 200:
-                return result["custom_id"], judge(checked(body, line))
+                return key, judge(checked(body, line))
             error = body.get("error") if isinstance(body, dict) else None
             status = status if type(status) is int else 0
-            return result["custom_id"], refusal(status, error, line.decode(errors="replace"), self.chat.endpoint)
+            return key, refusal(status, error, line.decode(errors="replace"), self.chat.endpoint)
         except (ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
             return key, Reply("failed", reason=f"batch: broken line ({error})", billed=True)
 
@@ -239,6 +238,13 @@ def _field(thing: object, name: str) -> str:
     if not isinstance(value, str) or not value:
         raise BrokenAnswer(f"expected an object with {name!r}, found {thing!r}")
     return value
+
+
+def _messages(job: Any) -> list[str]:
+    """What a job says went wrong."""
+    errors = getattr(job.errors, "data", None)
+    found = [getattr(error, "message", None) for error in errors] if isinstance(errors, list) else []
+    return [message for message in found if isinstance(message, str)]
 
 
 def _line(call: Call) -> str:
