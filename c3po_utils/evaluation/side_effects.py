@@ -79,7 +79,7 @@ def perplexities(run: Path | str, feedback_id: str, methods: Sequence[str]) -> p
 def _stored_perplexity(run: Path | str, feedback_id: str, method: str) -> float:
     stage = eval_stage(run, feedback_id, method)
     path = stage.path(STORED)
-    known = files.read_json(path) if path.exists() else {}
+    known = files.remembered(path) or {}
     if known.get("identity") == stage.identity:
         return known["perplexity"]
     settings = stored_settings(run, feedback_id)

@@ -25,10 +25,9 @@ from c3po_utils.training.adapters import load_adapter, lora_config, save_adapter
 from c3po_utils.training.data import Preflight, training_rows
 from c3po_utils.training.methods import Method
 from c3po_utils.training.references import with_references
-from c3po_utils.training.stage import TrainSettings, adapter_folder, train_stage
+from c3po_utils.training.stage import LOG, TrainSettings, adapter_folder, train_stage
 from c3po_utils.training.trainer import Bar, C3POTrainer, last_valid
 
-LOG = "log.json"
 TOKENS_PER_PASS = {"cpu": 2048, "cuda": 8192}
 WHOLE_BATCH = {"aot", "aot_unpaired", "sft"}  # trl's losses that are no mean over pairs
 PAPER = {

@@ -6,11 +6,13 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from c3po_utils.runs import Stage, files
+from c3po_utils.runs import Stage
+from c3po_utils.runs.stage import intact
 from c3po_utils.sampling import members, rows_hash, stored_settings
 from c3po_utils.training.methods import Method, get_method, registered
 
-WEIGHTS = "adapter_model.safetensors"
+# An adapter's files: peft's two, the logits that prove it (adapters.py), and the training's log.
+WEIGHTS, CONFIG, PROBE, LOG = "adapter_model.safetensors", "adapter_config.json", "probe.safetensors", "log.json"
 
 
 def adapter_folder(run: Path | str, feedback_id: str, method: str) -> Path:
@@ -22,13 +24,14 @@ def adapter_hash(folder: Path) -> str:
 
     Raises:
         FileNotFoundError: it is not trained yet; says how it is.
+        DamagedFile: it is not the one that its stage's manifest was written for.
     """
     if not (folder / WEIGHTS).exists():
         raise FileNotFoundError(
             f"{folder} has no adapter: run notebooks/02_train.ipynb with feedback={folder.parent.name!r} and"
             f" method={folder.name!r} first"
         )
-    return files.content_hash(folder / WEIGHTS)
+    return intact(folder, WEIGHTS)
 
 
 @dataclass(frozen=True)
@@ -76,4 +79,4 @@ def train_stage(run: Path | str, feedback_id: str, settings: TrainSettings) -> S
     }
     if objective.start:
         identity["start"] = adapter_hash(adapter_folder(run, feedback_id, objective.start))
-    return Stage(run / "train" / feedback_id / settings.method, identity, WEIGHTS)
+    return Stage(run / "train" / feedback_id / settings.method, identity, WEIGHTS, CONFIG, PROBE, LOG)

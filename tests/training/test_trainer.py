@@ -18,12 +18,12 @@ from transformers import modeling_utils
 from trl import DPOConfig, DPOTrainer
 
 from c3po_utils.training import objective, references, trainer
-from c3po_utils.training.adapters import PROBE, load_adapter, lora_config, merged
+from c3po_utils.training.adapters import load_adapter, lora_config, merged
 from c3po_utils.training.finetune import train
 from c3po_utils.training.loss import sequence_logps
 from c3po_utils.training.methods import METHODS, get_method
 from c3po_utils.training.references import with_references
-from c3po_utils.training.stage import WEIGHTS
+from c3po_utils.training.stage import PROBE, WEIGHTS
 from c3po_utils.training.trainer import C3POTrainer
 from tests.tiny import tiny_tokenizer
 from tests.token_rows import CONFIGS, tiny_model, token_rows
