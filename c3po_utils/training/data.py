@@ -5,13 +5,12 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, NamedTuple
 
-from jinja2.exceptions import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from c3po_utils.chat import request
+from c3po_utils.engine import templates
 from c3po_utils.feedback import SPLITS
 from c3po_utils.training.methods import SEGMENTS
 
@@ -28,24 +27,6 @@ class Example(NamedTuple):
 
 class DataError(ValueError):
     """Rows that cannot be trained on: too many dropped or truncated, or a template that does not round-trip."""
-
-
-def render(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, str]], **kwargs: Any) -> str:
-    """The conversation through the model's own chat template.
-
-    Some templates refuse a system message or pass over it (Mistral's, Gemma's): it then opens the first user turn.
-    """
-    spell = partial(tokenizer.apply_chat_template, tokenize=False, **kwargs)
-    first, *rest = messages
-    if first["role"] != "system":
-        return spell(list(messages))
-    try:
-        text = spell(list(messages))
-    except TemplateError:
-        text = ""
-    if first["content"].strip() in text:
-        return text
-    return spell([{**rest[0], "content": f"{first['content']}\n\n{rest[0]['content']}"}, *rest[1:]])
 
 
 def encode(
@@ -71,12 +52,8 @@ def encode(
     """
     messages = list(request("", prompt, system=system, turns=turns).messages)
     eos = tokenizer.eos_token_id
-
-    def ids(messages: list[dict], **kwargs: Any) -> list[int]:
-        return tokenizer(render(tokenizer, messages, **kwargs), add_special_tokens=False).input_ids
-
-    prompt_ids = ids(messages, add_generation_prompt=True)
-    full_ids = ids([*messages, {"role": "assistant", "content": answer}])
+    prompt_ids = templates.encode(tokenizer, messages, add_generation_prompt=True)
+    full_ids = templates.encode(tokenizer, [*messages, {"role": "assistant", "content": answer}])
     if full_ids[: len(prompt_ids)] != prompt_ids:
         raise DataError(
             f"{id}: the chat template does not round-trip: the prompt's tokens are no prefix of the conversation's; "

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from c3po_utils.training.data import DataError, encode, render, training_rows
+from c3po_utils.engine.templates import render
+from c3po_utils.training.data import DataError, encode, training_rows
 from tests.tiny import TEMPLATE, tiny_tokenizer
 
 # The reference's base models' chat formats, written from their documentation.
