@@ -57,10 +57,16 @@ def perplexity(
     Args:
         rows: sampled rows of general prompts (see sampling/rows.py).
         system: the system prompt that the answers were sampled with.
+
+    Raises:
+        ValueError: no row has a baseline, or one is longer than the model's context.
     """
     answered = [row for row in rows if row["baseline"]]
+    if not answered:
+        raise ValueError(f"perplexity: none of the {len(rows)} rows has a baseline answer, expected one or more")
     ended = [row["baseline_status"] == "ok" for row in answered]
-    examples = told(tokenizer, [(row["prompt"], row["baseline"]) for row in answered], ended, system=system)
+    pairs, ids = [(row["prompt"], row["baseline"]) for row in answered], [row["id"] for row in answered]
+    examples = told(tokenizer, pairs, ended, ids=ids, system=system)
     return math.exp(-np.concatenate(answer_logps(model, examples)).mean())
 
 

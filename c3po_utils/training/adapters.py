@@ -12,13 +12,14 @@ from typing import Any
 import torch
 from peft import LoraConfig, PeftModel
 from peft.tuners.lora import LoraLayer
-from peft.tuners.tuners_utils import cast_adapter_dtype
+from peft.tuners.tuners_utils import cast_adapter_dtype, check_target_module_exists
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
 from c3po_utils.engine import load_model
 from c3po_utils.runs import files, stage
+from c3po_utils.training.limits import NO_GRADIENT, check_lora
 from c3po_utils.training.stage import CONFIG, PROBE, WEIGHTS, adapter_folder
 
 PROBE_IDS = list(range(5, 37))
@@ -35,15 +36,18 @@ PLAIN = {  # what an adapter's configuration must say for its change to a weight
 
 
 def lora_config(r: int = 64, alpha: int = 128, dropout: float = 0.05, **kwargs: Any) -> LoraConfig:
-    """The paper's adapter: every linear layer but the head."""
-    return LoraConfig(
-        r=r,
-        lora_alpha=alpha,
-        lora_dropout=dropout,
-        target_modules="all-linear",
-        task_type="CAUSAL_LM",
-        **kwargs,
-    )
+    """The paper's adapter: every linear layer but the head. What it may be in a run: `limits.check_lora`."""
+    given = {"target_modules": "all-linear", **kwargs}
+    return LoraConfig(r=r, lora_alpha=alpha, lora_dropout=dropout, task_type="CAUSAL_LM", **given)
+
+
+def refuse_untrainable(model: PreTrainedModel, config: LoraConfig) -> None:
+    """Raise ValueError for a configuration whose adapter would change the embeddings, the head or whole modules."""
+    check_lora({name: getattr(config, name) for name in ("modules_to_save", "trainable_token_indices", "bias")})
+    ends = (model.get_input_embeddings(), model.get_output_embeddings())
+    for name, module in model.named_modules():
+        if module in ends and config.target_modules != "all-linear" and check_target_module_exists(config, name):
+            raise ValueError(f"LoRA setting 'target_modules': it matches {name!r}, and {NO_GRADIENT}")
 
 
 @torch.no_grad()

@@ -6,10 +6,20 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from c3po_utils.runs import Stage
+from c3po_utils.runs import Stage, nearest
 from c3po_utils.runs.stage import intact
 from c3po_utils.sampling import members, rows_hash, stored_settings
-from c3po_utils.training.methods import Method, get_method, registered
+from c3po_utils.training.limits import (
+    REFUSED_ARGUMENTS,
+    SETTLED,
+    Count,
+    Positive,
+    Seed,
+    check_arguments,
+    check_fields,
+    check_lora,
+)
+from c3po_utils.training.methods import METHODS, Method, get_method, registered
 
 # An adapter's files: peft's two, the logits that prove it (adapters.py), and the training's log.
 WEIGHTS, CONFIG, PROBE, LOG = "adapter_model.safetensors", "adapter_config.json", "probe.safetensors", "log.json"
@@ -40,21 +50,31 @@ class TrainSettings:
 
     `method_settings` are fields of `Method` that differ; given by method (`{"c3po": {"beta": 0.03}}`) those of this
     method hold, so that a notebook's default for one method is none for another.
+
+    Raises:
+        ValueError: a value that cannot be meant, in any of them; found in a moment, without a library of models.
+        KeyError: no such method, or setting of one, with the nearest that is.
     """
 
     method: str
-    learning_rate: float
-    epochs: float
-    batch_size: int
-    seed: int
+    learning_rate: Positive
+    epochs: Positive
+    batch_size: Count
+    seed: Seed
     lora: dict[str, Any] = field(default_factory=dict)  # arguments of lora_config that differ
     method_settings: dict[str, Any] = field(default_factory=dict)
     training_arguments: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        check_fields(self, "training setting")
+        check_lora(self.lora)
+        check_arguments(self.training_arguments, REFUSED_ARGUMENTS | SETTLED)
         given = self.method_settings
         if given and all(isinstance(settings, dict) for settings in given.values()):
+            for name in given.keys() - METHODS.keys():
+                raise ValueError(f"method_settings: unknown method {name!r} ({nearest(name, METHODS)})")
             object.__setattr__(self, "method_settings", given.get(registered(self.method), {}))
+        _ = self.objective
 
     @property
     def objective(self) -> Method:

@@ -182,6 +182,16 @@ def test_dropped_rows_are_counted_and_fatal_above_the_limit(tokenizer):
     assert "a/in_scope/1" not in {row["id"] for row in found}
 
 
+def test_rows_beyond_the_models_context_are_dropped_and_named(tokenizer):
+    rows = sampled()
+    rows[4]["prompt"] = "long " * 40
+    with pytest.raises(DataError, match=r"longer than the model's context of 60 tokens, the first 'a/in_scope/4'"):
+        training_rows(rows, tokenizer, context=60, max_dropped_share=0.0)
+    _, preflight = training_rows(rows, tokenizer, context=60)
+    assert (preflight.pairs, preflight.dropped) == (5, 1)
+    assert preflight.longest <= 60
+
+
 def test_answers_cut_off_are_counted(tokenizer):
     rows = sampled()
     rows[0]["baseline_status"] = rows[8]["baseline_status"] = "truncated"
