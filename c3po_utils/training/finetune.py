@@ -163,7 +163,8 @@ class Training:
         objective = self.settings.objective
         return training_rows(
             load_rows(self.run, self.feedback_id, "train"), self.tokenizer, system=self.sampled_with.system_prompt,
-            context=models.context_of(self.sampled_with.model), seed=self.settings.seed, keep=self._passing() if objective.only_passing else None, **objective.rows,
+            context=models.context_of(self.sampled_with.model), seed=self.settings.seed,
+            keep=self._passing() if objective.only_passing else None, **objective.rows,
         )  # fmt: skip
 
     @property

@@ -6,8 +6,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from c3po_utils.runs import Stage, nearest
-from c3po_utils.runs.stage import intact
+from c3po_utils.runs import Stage, nearest, stage
 from c3po_utils.sampling import members, rows_hash, stored_settings
 from c3po_utils.training.limits import (
     REFUSED_ARGUMENTS,
@@ -41,7 +40,7 @@ def adapter_hash(folder: Path) -> str:
             f"{folder} has no adapter: run notebooks/02_train.ipynb with feedback={folder.parent.name!r} and"
             f" method={folder.name!r} first"
         )
-    return intact(folder, WEIGHTS)
+    return stage.intact(folder, WEIGHTS)
 
 
 @dataclass(frozen=True)

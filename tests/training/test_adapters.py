@@ -68,6 +68,12 @@ def interrupt_at(monkeypatch, owner, name: str, call: int) -> None:
     monkeypatch.setattr(owner, name, interrupted)
 
 
+def answer(model, folder, failure: str) -> None:
+    with merged(model, folder):
+        assert failure == "answering"
+        raise KeyboardInterrupt
+
+
 FAILURES = {
     "probe": lambda folder, _: rewrite(folder / PROBE, lambda t: {"logits": t["logits"].flip(0).contiguous()}),
     "keys": lambda folder, _: rewrite(folder / WEIGHTS, unused),
@@ -85,9 +91,8 @@ def test_a_model_is_as_it_was_after_any_failure(plain, tiny_folder, monkeypatch,
     untouched, before = logits(model), state(model)
     with monkeypatch.context() as patch:
         FAILURES[failure](plain, patch)
-        with pytest.raises((RuntimeError, KeyboardInterrupt)), merged(model, plain):
-            assert failure == "answering"
-            raise KeyboardInterrupt
+        with pytest.raises((RuntimeError, KeyboardInterrupt)):
+            answer(model, plain, failure)
     assert torch.equal(logits(model), untouched)
     assert state(model) == before
 

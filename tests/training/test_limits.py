@@ -95,7 +95,7 @@ assert not {{"torch", "transformers", "peft", "trl"}} & sys.modules.keys()
 @pytest.mark.parametrize("targets", [[*LAYERS, "embed_tokens"], [*LAYERS, "lm_head"], r".*(proj|tokens)"])
 def test_trained_embeddings_and_heads_are_refused_before_training(tmp_path, name, targets):
     config = LoraConfig(r=2, target_modules=targets)
-    with pytest.raises(ValueError, match="it matches '.*(embed_tokens|lm_head)'.*no gradient"):
+    with pytest.raises(ValueError, match=r"it matches '.*(embed_tokens|lm_head)'.*no gradient"):
         train(tiny_model(name), tiny_tokenizer(), token_rows(2), get_method("c3po"), tmp_path / "a", lora=config)
     assert not (tmp_path / "a").exists()
 
