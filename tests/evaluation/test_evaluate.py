@@ -9,13 +9,13 @@ import time
 import pytest
 
 from c3po_utils.evaluation import evaluate, scores
-from c3po_utils.evaluation.evaluate import collect, eval_stage, evaluate_method, open_judge, score_rows
+from c3po_utils.evaluation.evaluate import collect, eval_stage, evaluate_method, open_judge, read_scores, score_rows
 from c3po_utils.feedback import find_feedback
 from c3po_utils.feedback.records import FEEDBACK_FOLDER, load_feedbacks, load_general_prompts
 from c3po_utils.runs import batch, jobs
 from c3po_utils.runs.config import RunConfig
 from c3po_utils.runs.files import DamagedFile, content_hash, read_json, read_jsonl, write_json, write_jsonl
-from c3po_utils.runs.stage import fingerprint
+from c3po_utils.runs.stage import ROOT, Stage, done_stages, fingerprint
 from c3po_utils.sampling import load_rows
 from c3po_utils.training.methods import trained_methods
 from tests.servers import Reply, scripted
@@ -128,6 +128,15 @@ def test_a_damaged_evaluation_is_named_and_made_anew(run, feedback):
         collect(run)
     with pytest.warns(UserWarning, match=r"manifest\.json.*made anew"):
         assert evaluate_method(run, feedback, "in_context") == first
+
+
+def test_committed_evaluations_whose_manifests_note_no_files_are_valid():
+    found = list(done_stages(ROOT / "results" / "embedded", "eval"))
+    assert found
+    for folder, manifest in found:
+        stage = Stage(folder, manifest["identity"], "answers.jsonl")
+        assert stage.done
+        assert read_scores(folder)
 
 
 def test_damaged_rows_are_refused_by_later_stages(run, feedback):
