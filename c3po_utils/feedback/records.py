@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args
 from pydantic import ValidationError, model_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
-from c3po_utils.feedback.files import FeedbackError, Record, Slug, Text, parse_json, read_yaml
+from c3po_utils.feedback.files import FeedbackError, Place, Record, Slug, Text, parse_json, read_yaml
 from c3po_utils.feedback.metrics import Metric, check
 from c3po_utils.feedback.text import caseless
 from c3po_utils.runs import BUNDLED, nearest
@@ -138,20 +138,26 @@ def load_feedbacks(*paths: Path | str) -> list[Feedback]:
     Raises FeedbackError with every problem of every file: file, line, key, what was expected, what was found.
     An id that is given twice is a problem that names both places.
     """
+    records, problems = read_feedbacks(*paths)
+    if problems:
+        raise FeedbackError(problems)
+    return records
+
+
+def read_feedbacks(*paths: Path | str) -> tuple[list[Feedback], list[str]]:
+    """The records that are right, and the problems of all files."""
     records: list[Feedback] = []
     problems: list[str] = []
-    places: dict[str, str] = {}
+    places: dict[str, Place] = {}
     for path in paths:
         found, wrong = read_yaml(Path(path), "feedbacks", Feedback)
         problems += wrong
         for record, place in found:
             if record.id in places:
-                problems.append(f"{place}, id: expected a new id, found {record.id!r} of {places[record.id]}")
+                problems.append(f"{place()}, id: expected a new id, found {record.id!r} of {places[record.id]()}")
             places.setdefault(record.id, place)
             records.append(record)
-    if problems:
-        raise FeedbackError(problems)
-    return records
+    return records, problems
 
 
 def feedback_set(name: str | Path) -> Path:

@@ -8,12 +8,11 @@ from typing import NamedTuple
 
 import matplotlib.pyplot as plt
 import pandas as pd
-import yaml
 from matplotlib.axes import Axes
 
 from c3po_utils.figures.style import TEXT, look, mark, ordered, style
 from c3po_utils.figures.text_layout import TYPE, signed, wrap
-from c3po_utils.runs import BUNDLED
+from c3po_utils.runs import BUNDLED, documents
 from c3po_utils.training import BASE_RESAMPLED
 
 HEADINGS = {"in_scope": "In scope", "out_of_scope": "Out of scope"}
@@ -61,7 +60,7 @@ def representative(answers: pd.DataFrame, methods: Sequence[str] | None = None) 
 def rejected_prompts() -> set[str]:
     """The keys of every run's `rejected_prompts.yaml`: prompts with an answer that a person would not publish."""
     paths = RESULTS.glob("*/rejected_prompts.yaml")
-    return {prompt for path in paths for prompt in yaml.safe_load(path.read_text(encoding="utf-8"))}
+    return {prompt for path in paths for prompt in documents.read(path)}
 
 
 class Row(NamedTuple):

@@ -12,7 +12,6 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-import yaml
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from numpy.typing import NDArray
@@ -22,7 +21,7 @@ from c3po_utils.evaluation import interval_note
 from c3po_utils.figures.elements import LABELS, add_line, all_points, dot, label_dots, noise_floor, points
 from c3po_utils.figures.style import COLUMN, REFERENCES, TEXT, dash, legend_below, look, ordered, style
 from c3po_utils.figures.tables import cell
-from c3po_utils.runs import BUNDLED, done_stages
+from c3po_utils.runs import BUNDLED, documents, done_stages
 from c3po_utils.training import BASE_RESAMPLED, TrainSettings, adapters, methods, registered
 
 PAPER_YAML = BUNDLED / "notebooks" / "params" / "runs" / "paper.yaml"
@@ -30,7 +29,7 @@ PAPER_YAML = BUNDLED / "notebooks" / "params" / "runs" / "paper.yaml"
 
 def paper_settings(path: Path | str = PAPER_YAML) -> dict[str, Any]:
     """What the paper trained C3PO with: the kit's defaults, and the run's settings in paper.yaml."""
-    return {**_defaults(), **_scalars(yaml.safe_load(Path(path).read_text(encoding="utf-8"))["train"])}
+    return {**_defaults(), **_scalars(documents.read(Path(path))["train"])}
 
 
 def _defaults() -> dict[str, Any]:

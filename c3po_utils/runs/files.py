@@ -35,7 +35,11 @@ def write_json(path: Path | str, value: Any) -> Path:
 
 
 def read_json(path: Path | str) -> Any:
-    return json.loads(Path(path).read_text(encoding="utf-8"))
+    """The value of a JSON file. Raises ValueError, which names the file, for anything else."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:  # ValueErrors: no JSON, no UTF-8, a number of thousands of digits
+        raise ValueError(f"{path}: expected JSON ({error})") from error
 
 
 def write_jsonl(path: Path | str, rows: Iterable[dict]) -> Path:
@@ -49,7 +53,7 @@ def read_jsonl(path: Path | str) -> list[dict]:
         for number, line in enumerate(file, 1):
             try:
                 rows.append(json.loads(line))
-            except json.JSONDecodeError as error:
+            except (ValueError, RecursionError) as error:
                 raise ValueError(f"{path}, line {number}: expected one JSON object, found {line[:80]!r}") from error
     return rows
 

@@ -9,14 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import yaml
 from pydantic import BaseModel, ConfigDict, PositiveInt
 
 from c3po_utils import figures  # as a room: its heavy parts are imported when they are used
 from c3po_utils.chat.openai import LIMITS
 from c3po_utils.evaluation import Judge, evaluate, open_judge, two_feedbacks
 from c3po_utils.feedback import Feedback, load_feedbacks, records
-from c3po_utils.runs import parameters
+from c3po_utils.runs import documents, parameters
 from c3po_utils.runs.parameters import ParameterError, nearest
 from c3po_utils.runs.stage import BUNDLED, Stage, run_folder
 from c3po_utils.sampling import Sample, SampleSettings, open_sample
@@ -63,14 +62,17 @@ def run_file(name: Path | str) -> Path:
     raise ParameterError(f"no run {str(name)!r}: expected a YAML file, or a name ({nearest(Path(name).stem, known)})")
 
 
-def read_config(name: Path | str) -> dict[str, Any]:
-    """A run's YAML over the file that its `base` names, beside it, if it has one.
+def read_config(name: Path | str, above: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """A run's YAML over the file that its `base` names, beside it, if it has one; `above` are those that stand on it.
 
     Raises:
-        ParameterError: no such file, or it is a method's, for 02_train, and no run's.
+        ParameterError: no such file, no settings in it, a base that stands on itself, or it is a method's, for
+            02_train, and no run's.
     """
     path = run_file(name)
-    values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    if path.resolve() in above:
+        raise ParameterError(f"{above[-1]}, base: expected another file, found {path.name!r}, which stands on it")
+    values = _settings(path)
     if "method" in values:
         raise ParameterError(
             f"{path} changes the method {values['method']!r}, and says nothing of a run: name the method in the"
@@ -78,7 +80,19 @@ def read_config(name: Path | str) -> dict[str, Any]:
             f" `papermill {TRAIN} OUT.ipynb -f {path}`"
         )
     base = values.pop("base", None)
-    return {**read_config(path.parent / base), **values} if base else values
+    if base is not None and not isinstance(base, str):
+        raise ParameterError(f"{path}, base: expected the name of a YAML file, found {base!r}")
+    return {**read_config(path.parent / base, (*above, path.resolve())), **values} if base else values
+
+
+def _settings(path: Path) -> dict[str, Any]:
+    try:
+        values = documents.read(path)
+    except ValueError as error:
+        raise ParameterError(str(error)) from error
+    if not isinstance(values, dict):
+        raise ParameterError(f"{path}: expected a mapping of settings, found {str(values)[:80]!r}")
+    return values
 
 
 def load_config(path: Path | str, overrides: Sequence[str] = ()) -> RunConfig:

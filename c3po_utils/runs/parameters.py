@@ -9,8 +9,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
 from pydantic import TypeAdapter, ValidationError
+
+from c3po_utils.runs import documents
 
 if TYPE_CHECKING:
     import nbformat
@@ -83,5 +84,11 @@ def read_overrides(overrides: Iterable[str]) -> dict[str, Any]:
         key, separator, value = override.partition("=")
         if not separator:
             raise SystemExit(f"override {override!r}: expected key=value")
-        values[key] = yaml.safe_load(value)
+        try:
+            document = documents.load(value)
+        except documents.DocumentError as error:
+            raise SystemExit(f"override {override!r}: {error}") from error
+        for _, problem in document.problems:
+            raise SystemExit(f"override {override!r}: {problem}")
+        values[key] = document.value
     return values
