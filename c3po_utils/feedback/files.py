@@ -13,7 +13,7 @@ from typing import Annotated, Any, TypeVar, get_args
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from c3po_utils.feedback import text
+from c3po_utils.feedback import patterns, text
 from c3po_utils.runs import documents, nearest
 from c3po_utils.runs.documents import Loc
 
@@ -81,18 +81,10 @@ def _needle_with_word(value: Any) -> str:
     return value
 
 
-def _regex(value: str) -> str:
-    try:
-        text.compile_regex(value)
-    except re.error as error:
-        raise ValueError(f"expected a regular expression of Python's re ({error})") from error
-    return value
-
-
 TEXTS = some("a text or a list of texts")
 Texts = Annotated[tuple[Annotated[Any, BeforeValidator(_needle)], ...], TEXTS]
 TextsWithWords = Annotated[tuple[Annotated[Any, BeforeValidator(_needle_with_word)], ...], TEXTS]
-Regex = Annotated[str, Field(strict=True, min_length=1), AfterValidator(_regex)]
+Regex = Annotated[str, Field(strict=True, min_length=1), AfterValidator(patterns.tried)]
 Count = Annotated[int, Field(strict=True, ge=1)]
 
 

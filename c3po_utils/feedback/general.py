@@ -13,7 +13,7 @@ from c3po_utils.feedback.records import Prompt, load_general_prompts
 from c3po_utils.feedback.text import folded
 from c3po_utils.runs import nearest
 
-TURN = re.compile(r"<human>:\s*(.*?)\s*(?:<bot>:|<human>:|\Z)", re.DOTALL)
+TURN = re.compile(r"<human>:(.*?)(?:<bot>:|<human>:|\Z)", re.DOTALL)
 
 
 def general_prompts(source: str, count: int, seed: int = 0) -> list[Prompt]:

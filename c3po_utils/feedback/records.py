@@ -11,6 +11,7 @@ from typing import Any, Literal, get_args
 from pydantic import ValidationError, model_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
+from c3po_utils.feedback import patterns
 from c3po_utils.feedback.files import FeedbackError, Place, Record, Slug, Text, parse_json, read_yaml
 from c3po_utils.feedback.metrics import Metric, check
 from c3po_utils.feedback.text import caseless
@@ -58,6 +59,16 @@ class Feedback(Record):
         if failures := [*self._failed_demonstrations(), *self._failed_examples()]:
             raise ValidationError.from_exception_data("Feedback", failures)
         return self
+
+    def passes(self, answer: str, baseline: str) -> bool:
+        """Whether an answer shows the effect, beside the untuned model's, by the metric that the feedback must have.
+
+        Raises patterns.EndlessSearch, which names feedback, metric and pattern, where a search is given up.
+        """
+        try:
+            return check(self.metric, answer, baseline)
+        except patterns.EndlessSearch as error:
+            raise patterns.EndlessSearch(f"feedback {self.id}, {error}") from error
 
     def _failed_demonstrations(self) -> Iterator[InitErrorDetails]:
         parts = [part for part in self.metric.parts() if not part.needs_baseline] if self.metric else []
