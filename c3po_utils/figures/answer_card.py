@@ -10,6 +10,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.axes import Axes
 
+from c3po_utils.figures.plain_text import NO_MATHJAX
 from c3po_utils.figures.style import TEXT, look, mark, ordered, style
 from c3po_utils.figures.text_layout import TYPE, signed, wrap
 from c3po_utils.runs import BUNDLED, documents
@@ -136,7 +137,7 @@ def fig5_html(answers: pd.DataFrame, methods: Sequence[str] | None = None) -> st
     heads = "".join(f"<th>{HEADINGS[split]}<br>{html.escape(text)}</th>" for split, text in pairs)
     body = "".join(f"<tr><th>{html.escape(row.name)}</th>{_html_cells(row)}</tr>" for row in rows)
     table = f"<thead><tr><th>{html.escape(prompts.name)}</th>{heads}</tr></thead><tbody>{body}</tbody>"
-    return f'{CSS}<table class="answer-card">{table}</table>'
+    return f'{CSS}<table class="answer-card {NO_MATHJAX}">{table}</table>'
 
 
 def _html_cells(row: Row) -> str:

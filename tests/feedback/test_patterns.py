@@ -29,9 +29,7 @@ def within(seconds: float) -> Iterator[None]:
     assert time.process_time() - start < seconds
 
 
-@pytest.mark.parametrize(
-    "pattern", [ENDLESS, r"^(\w|\w\w)*!$", r"(lol|lo|l|ol)+!$", "(?i)(A|a|AA)+$"]
-)
+@pytest.mark.parametrize("pattern", [ENDLESS, r"^(\w|\w\w)*!$", r"(lol|lo|l|ol)+!$", "(?i)(A|a|AA)+$"])
 def test_a_pattern_without_an_end_is_refused_on_loading(tmp_path, pattern):
     path = tmp_path / "set.yaml"
     path.write_text(yaml.safe_dump({"feedbacks": [RECORD | {"metric": {"name": "regex_found", "value": pattern}}]}))
