@@ -249,7 +249,14 @@ def load_general_prompts(path: Path | str = FEEDBACK_FOLDER / "prompts" / "gener
     """The out-of-scope prompts, the same for every feedback. Raises FeedbackError with file, line and key."""
     with open(path, encoding="utf-8") as file:
         lines = [line.rstrip("\n") for line in file]
-    rows = [parse_json(line, GeneralPrompt, Path(path), number) for number, line in enumerate(lines, 1)]
+    rows, problems = [], []
+    for number, line in enumerate(lines, 1):
+        try:
+            rows.append(parse_json(line, GeneralPrompt, Path(path), number))
+        except FeedbackError as error:
+            problems += error.problems
+    if problems:
+        raise FeedbackError(problems)
     _refuse_repeated((row.id for row in rows), f"{path}, id")
     return [Prompt(f"general/{r.id.removeprefix('general-')}", "out_of_scope", r.kind, r.prompt) for r in rows]
 

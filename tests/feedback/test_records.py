@@ -10,10 +10,10 @@ import pytest
 import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from scipy.sparse import csr_matrix
 
 from c3po_utils.chat.openai.limits import Limits
 from c3po_utils.feedback import records as module
+from c3po_utils.feedback.checking import overlaps
 from c3po_utils.feedback.files import FeedbackError
 from c3po_utils.feedback.metrics import METRICS, Metric, check, metrics_table
 from c3po_utils.feedback.records import (
@@ -446,22 +446,6 @@ def test_no_in_scope_prompt_gives_the_effect_away(feedback_id):
         (word, p.text) for p in prompts for word in GIVEAWAYS[feedback_id] if occurs(word, normalise(p.text), False)
     ]
     assert told == []
-
-
-def overlaps(texts: list[str]) -> np.ndarray:
-    """The share of words in common (Jaccard, on sets of words), for each pair of texts: n x n."""
-    words = [set(re.findall(r"[^\W_]+", normalise(text).casefold())) for text in texts]
-    column = {word: number for number, word in enumerate(sorted(set().union(*words)))}
-    places = [(row, column[word]) for row, of_text in enumerate(words) for word in of_text]
-    matrix = csr_matrix((np.ones(len(places), dtype=np.int32), tuple(zip(*places, strict=True))))
-    common = (matrix @ matrix.T).toarray()
-    sizes = common.diagonal()
-    return np.triu(common / (sizes[:, None] + sizes - common), k=1)
-
-
-def test_overlaps():
-    found = overlaps(["Text my dog, please", "please TEXT my cat", "lunch"])
-    assert found.tolist() == [[0, 3 / 5, 0], [0, 0, 0], [0, 0, 0]]
 
 
 def test_no_prompt_is_a_near_duplicate_of_another():
