@@ -15,7 +15,6 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from c3po_utils.feedback import patterns, text
 from c3po_utils.runs import documents, nearest
-from c3po_utils.runs.documents import Loc
 
 MOST_PROBLEMS = 100  # of a file, told at one time
 LONGEST_NAME = 64  # characters: two of them, joined by +, are one folder's name
@@ -101,7 +100,8 @@ def read_yaml(path: Path, key: str, model: type[R]) -> tuple[list[tuple[R, Place
         return [], [f"{path}: {error}"]
     records: list[tuple[R, Place]] = []
     found = chain(document.problems, _read_records(path, document, key, model, records))
-    problems = sorted(islice(found, MOST_PROBLEMS))
+    with documents.no_collector():
+        problems = sorted(islice(found, MOST_PROBLEMS))
     told = [f"{path}, line {line}: {problem}" for line, problem in problems]
     return records, [*told, f"{path}: and so on; these are the first {len(told)}"] if next(found, None) else told
 
@@ -125,7 +125,7 @@ def _read_records(
                 yield document.line(place), f"{_dotted(place)}: {problem}"
 
 
-def _place(path: Path, document: documents.Document, loc: Loc) -> str:
+def _place(path: Path, document: documents.Document, loc: documents.Loc) -> str:
     return f"{path}, line {document.line(loc)}"
 
 
@@ -155,7 +155,7 @@ def _unrepeated(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return data
 
 
-def _dotted(loc: Loc) -> str:
+def _dotted(loc: documents.Loc) -> str:
     return "".join(f"[{part}]" if isinstance(part, int) else f".{part[:80]}" for part in loc).lstrip(".")
 
 
@@ -168,7 +168,7 @@ def _short(value: Any) -> str:
     return shortener.repr(value)
 
 
-def _problems(error: ValidationError, model: type[BaseModel]) -> Iterator[tuple[Loc, str]]:
+def _problems(error: ValidationError, model: type[BaseModel]) -> Iterator[tuple[documents.Loc, str]]:
     """Where, and what was expected and found, in our words."""
     for problem in error.errors(include_url=False):
         loc, found = problem["loc"], _short(problem["input"])
@@ -186,7 +186,7 @@ def _problems(error: ValidationError, model: type[BaseModel]) -> Iterator[tuple[
         yield loc, f"{expected}, found {found}"
 
 
-def _model_at(model: type[BaseModel], loc: Loc) -> type[BaseModel]:
+def _model_at(model: type[BaseModel], loc: documents.Loc) -> type[BaseModel]:
     """The model of the mapping at `loc`; records in a value of any type are of the model that holds it."""
     for part in loc:
         if part in model.model_fields:

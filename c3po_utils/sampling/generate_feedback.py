@@ -19,6 +19,7 @@ from pydantic import Field
 
 from c3po_utils.chat import ChatModel, DryRun, open_chat, structured_output
 from c3po_utils.feedback import Feedback, Text, load_feedbacks, records
+from c3po_utils.feedback import files as set_files
 from c3po_utils.runs import files, parameters
 from c3po_utils.sampling.deduplicated import Effort, Report, Seen, Short, Target, fill, made_up
 
@@ -106,7 +107,8 @@ def _new_id(content: str, kind: str, taken: set[str]) -> str:
     """A readable id from a sentence's first longer words; numbered where there are none, or it is taken."""
     plain = unicodedata.normalize("NFKD", content).encode("ascii", "ignore").decode().lower()
     words = [word for word in re.findall(r"[a-z0-9]+", plain) if len(word) > 3][:ID_WORDS]
-    stem, number = "_".join(words) or kind, 1
+    room = set_files.LONGEST_NAME - len(f"_{len(taken) + 1}")  # an id has a limit, and words of models have none
+    stem, number = "_".join(words)[:room].rstrip("_") or kind, 1
     id = stem if words else f"{stem}_1"
     while id in taken:
         number += 1
