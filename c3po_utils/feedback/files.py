@@ -100,7 +100,8 @@ def read_yaml(path: Path, key: str, model: type[R]) -> tuple[list[tuple[R, Place
         return [], [f"{path}: {error}"]
     records: list[tuple[R, Place]] = []
     found = chain(document.problems, _read_records(path, document, key, model, records))
-    problems = sorted(islice(found, MOST_PROBLEMS))
+    with documents.no_collector():
+        problems = sorted(islice(found, MOST_PROBLEMS))
     told = [f"{path}, line {line}: {problem}" for line, problem in problems]
     return records, [*told, f"{path}: and so on; these are the first {len(told)}"] if next(found, None) else told
 

@@ -15,6 +15,7 @@ from c3po_utils.feedback import patterns, text
 from c3po_utils.feedback.files import Count, Record, Regex, Texts, TextsWithWords, some
 from c3po_utils.runs import nearest
 
+ENOUGH_TO_TELL = 20_000  # characters for a language; of an endless word, it takes the square of its length
 FEW_LETTERS = 5  # with fewer cased letters, `upper_share` says nothing ("OK.", "A+")
 
 
@@ -234,7 +235,7 @@ def _detector() -> LanguageDetector:
 def _(answer: str, value: Annotated[Any, BeforeValidator(_language_code)]) -> bool:
     """The answer is most likely in this language; a guess for answers below some 120 characters.
     Value: an ISO 639-1 code, such as `fr`."""
-    language = _detector().detect_language_of(answer)
+    language = _detector().detect_language_of(answer[:ENOUGH_TO_TELL])
     return language is not None and _code(language) == value
 
 

@@ -20,7 +20,7 @@ LARGEST = 32 * 2**20  # bytes of a file: 10,000 records take about 8 MiB
 
 
 @contextlib.contextmanager
-def _no_collector() -> Iterator[None]:
+def no_collector() -> Iterator[None]:
     """No search for garbage while there is none: it goes through all that is read, again and again.
 
     Of threads that overlap here, the one that found the collector on puts it on again, whoever is last.
@@ -47,7 +47,7 @@ class Document:
     def _root(self) -> Node | None:
         """The parts with their lines; twice the work of reading, and only wanted where something is wrong."""
         loader = Loader(self.content)
-        with _no_collector():
+        with no_collector():
             root = loader.get_single_node()
         loader.dispose()
         return root
@@ -78,7 +78,7 @@ def load(content: str) -> Document:
     """The document in a YAML text. Raises DocumentError, with the line, for no YAML and for more than bounds allow."""
     reader = Reader(content)
     try:
-        with _no_collector():
+        with no_collector():
             return Document(content, reader.read(), reader.problems)
     except yaml.reader.ReaderError as error:
         before = content.encode()[: error.position]

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from c3po_utils.chat.schemas import Form, Rejected, parse
 from c3po_utils.feedback import general, patterns, text
 from c3po_utils.feedback.files import FeedbackError
+from c3po_utils.feedback.metrics import Metric, check
 from c3po_utils.feedback.records import Feedback, load_feedbacks
 from tests.feedback.test_records import RECORD
 
@@ -216,6 +217,12 @@ def test_reading_100_000_characters_takes_no_time(read):
         ):
             with within(1):
                 READERS[read](before + piece * (100_000 // len(piece)) + after)
+
+
+def test_an_endless_word_is_of_some_language_at_once():
+    check(Metric(name="language_is", value="de"), "warm", "")
+    with within(1):
+        assert not check(Metric(name="language_is", value="de"), "x" * 200_000, "")
 
 
 def test_a_number_of_thousands_of_digits_is_no_form():
