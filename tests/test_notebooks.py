@@ -7,7 +7,9 @@ import json
 import nbformat
 import pandas as pd
 import pytest
+from click.testing import CliRunner
 
+from c3po_utils.cli import c3po
 from c3po_utils.runs import batch
 from c3po_utils.runs.batch import run_notebooks
 from c3po_utils.runs.config import RunConfig
@@ -107,6 +109,24 @@ def test_executed_copies_show_no_errors_and_no_secrets(tiny_run):
         assert all(out.output_type != "error" for out in outputs), path
         logged = "".join(out.text for out in outputs if out.output_type == "stream" and out.name == "stderr")
         assert "Warning" not in logged, path
+
+
+def test_a_runs_rows_adapters_and_scores_can_be_exported(tiny_run, tmp_path):
+    run, _ = tiny_run
+    export = ["export", "rows", str(run), str(tmp_path / "rows")]
+    assert "preference/train: 6 rows" in CliRunner().invoke(c3po, export).output
+    export = ["export", "adapter", str(run), str(tmp_path / "c3po"), "-m", "c3po"]
+    assert CliRunner().invoke(c3po, export).exit_code == 0
+    card = (tmp_path / "c3po" / "README.md").read_text()
+    row = pd.read_csv(run / "figures" / "scores.csv").set_index("method").loc["c3po"]
+    assert f"| {row.S_in:.2f} [".replace("-", "−") in card
+    assert "- r: 4\n" in card
+    export = ["export", "scores", str(run), str(tmp_path / "scores.csv")]
+    assert CliRunner().invoke(c3po, export).exit_code == 0
+    table = pd.read_csv(tmp_path / "scores.csv")
+    assert table[(table.method == "c3po") & (table.split == "in_scope")].score.mean() == pytest.approx(
+        row.S_in, abs=1e-4
+    )
 
 
 @pytest.mark.embedded

@@ -65,8 +65,13 @@ class Trained:
     def settings(self) -> TrainSettings:
         return TrainSettings(**Stage(self.folder, {}).manifest["identity"]["settings"])
 
+    @cached_property
+    def lora(self) -> dict:
+        """The adapter's configuration, as peft stores it."""
+        return json.loads((self.folder / CONFIG).read_text(encoding="utf-8"))
+
     def card(self, library: str, load: str, scores: str = "") -> str:
-        return card(self.run, self.feedback_id, self.settings, library=library, load=load, scores=scores)
+        return card(self.run, self.feedback_id, self.settings, self.lora, library=library, load=load, scores=scores)
 
 
 def export_adapter(adapter: Trained, out: Path | str, scores: str = "", force: bool = False) -> Path:
@@ -81,8 +86,7 @@ def export_adapter(adapter: Trained, out: Path | str, scores: str = "", force: b
     with exports.placed(out, force) as folder:
         folder.mkdir()
         shutil.copy(adapter.folder / WEIGHTS, folder / WEIGHTS)
-        config = json.loads((adapter.folder / CONFIG).read_text(encoding="utf-8"))
-        files.write_json(folder / CONFIG, config | {"base_model_name_or_path": base, "inference_mode": True})
+        files.write_json(folder / CONFIG, adapter.lora | {"base_model_name_or_path": base, "inference_mode": True})
         text = adapter.card("peft", LOAD_ADAPTER.format(base=base, folder=Path(out).name), scores)
         (folder / exports.CARD).write_text(text, encoding="utf-8")
     return Path(out)

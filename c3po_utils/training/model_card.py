@@ -53,6 +53,10 @@ $$ {equation} $$
 {citation}
 ```
 """
+SCORES = (
+    "S_in: how much more often than the base model the feedback is followed where it applies; S_near and S_general: how"
+    " often answers change in this respect elsewhere, on tempting and on general prompts; S_out is the mean of these."
+)
 NO_SCORES = "Not evaluated in this run."
 ROUNDED = " (trained on its weights as a Q4_1 GGUF file rounds them)"
 SPLIT_NAMES = {
@@ -85,10 +89,13 @@ def licence(model: str) -> str | None:
     return stated or (json.loads(config.read_text(encoding="utf-8")).get("license") if config.is_file() else None)
 
 
-def card(run: Path, feedback_id: str, settings: TrainSettings, *, library: str, load: str, scores: str = "") -> str:
+def card(
+    run: Path, feedback_id: str, settings: TrainSettings, lora: dict, *, library: str, load: str, scores: str = ""
+) -> str:
     """The card in Markdown, with the head that the Hugging Face hub reads.
 
     Args:
+        lora: the adapter's configuration, as peft stores it.
         library: `peft` for an adapter, `transformers` for a merged model.
         load: Python code that loads it.
         scores: the table of its scores in Markdown; empty: it was not evaluated.
@@ -105,8 +112,8 @@ def card(run: Path, feedback_id: str, settings: TrainSettings, *, library: str, 
         feedback="\n\n".join(_feedback(record) for record in records),
         base=f"`{base}`{ROUNDED * (base == names.EMBEDDED_ON_HUB)}",
         licence=known or "not known; ask whoever made it", load=load, data=_data(run, feedback_id),
-        equation=settings.objective.equation, settings=_settings(settings, sampled_with.system_prompt),
-        scores=scores or NO_SCORES, citation=CITATION,
+        equation=settings.objective.equation, settings=_settings(settings, lora, sampled_with.system_prompt),
+        scores=f"{SCORES}\n\n{scores}" if scores else NO_SCORES, citation=CITATION,
     )  # fmt: skip
 
 
@@ -134,10 +141,10 @@ def _data(run: Path, feedback_id: str) -> str:
     return "\n".join(lines)
 
 
-def _settings(settings: TrainSettings, system_prompt: str) -> str:
+def _settings(settings: TrainSettings, lora: dict, system_prompt: str) -> str:
     chosen = {
         "learning_rate": settings.learning_rate, "epochs": settings.epochs, "batch_size": settings.batch_size,
-        "seed": settings.seed, **{f"lora {key}": value for key, value in settings.lora.items()},
+        "seed": settings.seed, **{key: lora[key] for key in ("r", "lora_alpha", "lora_dropout")},
         **settings.method_settings, **settings.training_arguments, "system prompt": system_prompt,
     }  # fmt: skip
     return "\n".join(f"- {key}: {json.dumps(value, ensure_ascii=False)}" for key, value in chosen.items())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 
 import pytest
 from datasets import load_dataset, load_from_disk
@@ -95,3 +96,18 @@ def test_datasets_on_disk_hold_the_same_rows(run):
         stored = load_from_disk(str(run / "made" / kind))["train"]
         assert stored.to_list() == read_jsonl(run / "lines" / kind / "train.jsonl")
     assert {path.name for path in (run / "made").iterdir()} == {"README.md", "preference", "sft"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", ["jsonl", "dataset"])
+def test_a_hundred_thousand_rows_take_less_than_twenty_seconds(run, form, capsys):
+    path = run / "sample" / "tea" / "rows.jsonl"
+    rows = read_jsonl(path)
+    long = {"baseline": "A sentence of some length. " * 12, "prompt": "What about it, and why? " * 6}
+    write_jsonl(path, ({**rows[n % 10], **long, "id": f"{n}", "fold": "train"} for n in range(100_000)))
+    start = time.monotonic()
+    assert sum(export_rows(run, run / "out", form=form).values()) == 100_000
+    took = time.monotonic() - start
+    with capsys.disabled():
+        print(f"\n100,000 rows as {form}: {took:.1f} s")
+    assert took < 20

@@ -51,7 +51,7 @@ def test_the_card_says_what_was_learned_from_what_and_how(run, tmp_path):
     for said in (
         "> Be short about tea.", "**Where**: tea", "the answer is short", "(`in_scope`) | 4 | 2 |",
         "(`out_of_scope`) | 2 | 2 |",
-        r"\beta=0.03", "- learning_rate: 0.001", "- lora r: 3", 'system prompt: "Be brief."', "S_in 0.65",
+        r"\beta=0.03", "- learning_rate: 0.001", "- r: 3", "- lora_alpha: 6", 'system prompt: "Be brief."', "S_in 0.65",
         "**Licence of the base**: not known", 'PeftModel.from_pretrained(model, "out")',
     ):  # fmt: skip
         assert said in text, said
