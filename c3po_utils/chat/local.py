@@ -9,7 +9,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from c3po_utils.chat.decoding import BatchLoop, Row, SlotLoop, uniforms
-from c3po_utils.chat.types import Outcome, Request, Sampling
+from c3po_utils.chat.types import LocalLimits, Outcome, Request, Sampling
 from c3po_utils.engine import attention, linear, models, threads
 
 LEAST_SLOTS = 16  # of each loop where several run side by side
@@ -21,7 +21,7 @@ class LocalChat:
     Prompts enter a fixed number of slots, each with its own length; a finished row's slot goes to the next prompt
     at once, so no pass is spent on rows that have ended. A prefix common to all prompts (a system prompt,
     demonstrations) and the prompts of several samples are computed once. `memory_gib` bounds the key-value cache
-    and so the number of slots (at most `max_slots`).
+    and so the number of slots (at most `max_slots`); see `LocalLimits`.
     """
 
     def __init__(
@@ -30,12 +30,12 @@ class LocalChat:
         tokenizer: PreTrainedTokenizerBase,
         *,
         name: str = "local",
-        memory_gib: float = 1.5,
-        max_slots: int = 128,
+        memory_gib: float = LocalLimits.memory_gib,
+        max_slots: int = LocalLimits.max_slots,
     ):
         threads.keep_memory()
         self.model, self.tokenizer, self.name = model, tokenizer, name
-        self.memory_gib, self.max_slots = memory_gib, max_slots
+        self.limits = LocalLimits(memory_gib, max_slots)
         self.eos = models.eos_ids(model, tokenizer)
         self.context = models.context_length(model.config)
 
@@ -85,13 +85,13 @@ class LocalChat:
         layers, heads, dim = self.cache_shape()
         length = self.length(rows, sampling)
         bytes_per_slot = 2 * layers * heads * dim * length * self.model.dtype.itemsize
-        fitting = int(self.memory_gib * 2**30 / bytes_per_slot)
+        fitting = int(self.limits.memory_gib * 2**30 / bytes_per_slot)
         if fitting < 1:
             raise MemoryError(
                 f"one slot of {length} tokens needs {bytes_per_slot / 2**30:.2f} GiB of cache, "
-                f"memory_gib is {self.memory_gib}"
+                f"memory_gib is {self.limits.memory_gib}"
             )
-        return min(len(rows), fitting, self.max_slots)
+        return min(len(rows), fitting, self.limits.max_slots)
 
     def length(self, rows: list[Row], sampling: Sampling) -> int:
         return min(max(len(row.prompt) for row in rows) + sampling.max_new_tokens, self.context)

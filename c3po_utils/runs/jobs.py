@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from c3po_utils import figures  # as a room: its heavy parts are imported when they are used
-from c3po_utils.chat import openai
 from c3po_utils.evaluation import evaluate, open_judge, two_feedbacks
 from c3po_utils.feedback import Feedback, load_feedbacks, records
 from c3po_utils.runs import parameters
@@ -130,7 +129,6 @@ def sample_values(config: RunConfig, name: str) -> dict[str, Any]:
 
 def sample_settings(values: dict[str, Any]) -> SampleSettings:
     """The settings that parameters of 01_sample come to."""
-    parameters.checked(values["limits"], openai.LIMITS, "limit")
     return SampleSettings.of(values["options"], **_fields(SampleSettings, values))
 
 

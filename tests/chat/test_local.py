@@ -186,7 +186,7 @@ def test_slots_follow_from_the_memory_limit(tiny):
     (loop,) = chat._slots(asked, sampling)
     assert loop.slots == 5
     assert loop._room_for(128) == 128
-    assert sum(cache.nbytes for cache in (*loop.keys, *loop.values)) <= chat.memory_gib * 2**30
+    assert sum(cache.nbytes for cache in (*loop.keys, *loop.values)) <= chat.limits.memory_gib * 2**30
     with pytest.raises(MemoryError, match="GiB"):
         LocalChat(*tiny, memory_gib=0.5 * per_slot / 2**30)._slots(asked, sampling)
 
