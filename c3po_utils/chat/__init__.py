@@ -16,7 +16,6 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "local",
         "names",
         "open",
-        "openai",
         "schemas",
         "structured_output",
         "types",

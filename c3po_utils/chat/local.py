@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 
+from jinja2.exceptions import TemplateError
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from c3po_utils.chat.decoding import BatchLoop, Row, SlotLoop, uniforms
 from c3po_utils.chat.types import LocalLimits, Outcome, Request, Sampling
-from c3po_utils.engine import attention, linear, models, threads
+from c3po_utils.engine import attention, linear, models, templates, threads
 
 LEAST_SLOTS = 16  # of each loop where several run side by side
 
@@ -46,13 +47,12 @@ class LocalChat:
     def complete(self, requests: Sequence[Request], sampling: Sampling, *, desc: str = "") -> Iterator[Outcome]:
         """Answer every request, in the order in which they finish.
 
-        Rows that cannot be answered (an empty prompt, one that leaves no room in the context, logits that are no
-        numbers) end as `failed` and leave the others alone.
+        Rows that cannot be answered (an empty prompt, one that the chat template refuses or that leaves no room in the
+        context, logits that are no numbers) end as `failed` and leave the others alone.
         """
         rows, failures = [], []
         for request in requests:
-            prompt = self._encode(request)
-            reason = self._objection(request, prompt)
+            prompt, reason = self._encode(request)
             if reason:
                 failures.append(Outcome(request.id, "failed", reason=reason, prompt_tokens=len(prompt)))
             else:
@@ -102,16 +102,16 @@ class LocalChat:
         dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         return config.num_hidden_layers, heads, dim
 
-    def _encode(self, request: Request) -> list[int]:
-        text = self.tokenizer.apply_chat_template(list(request.messages), tokenize=False, add_generation_prompt=True)
-        return self.tokenizer(text, add_special_tokens=False).input_ids
-
-    def _objection(self, request: Request, prompt: list[int]) -> str:
+    def _encode(self, request: Request) -> tuple[list[int], str]:
+        """The prompt's tokens, and why it cannot be answered, if so."""
         if not request.messages or not request.messages[-1]["content"].strip():
-            return "empty prompt"
-        if len(prompt) >= self.context:
-            return f"prompt of {len(prompt)} tokens leaves no room in the context of {self.context}"
-        return ""
+            return [], "empty prompt"
+        try:
+            prompt = templates.encode(self.tokenizer, request.messages, add_generation_prompt=True)
+        except TemplateError as error:
+            return [], f"the model's chat template refuses the conversation: {error}"
+        full = len(prompt) >= self.context
+        return prompt, f"prompt of {len(prompt)} tokens leaves no room in the context of {self.context}" * full
 
     def finish(self, row: Row, sampling: Sampling) -> Outcome | None:
         """The row's outcome if its last token ended it, else None."""

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 from c3po_utils import chat, engine  # as rooms: their heavy parts are imported when they are used
+from c3po_utils.chat import openai
 from c3po_utils.chat.ledger import Entry, Ledger
 from c3po_utils.chat.names import parse_model_name
 from c3po_utils.chat.openai.limits import price_of, read_limits
@@ -112,7 +113,7 @@ def open_chat(name: str, ledger: Path | str, **limits: Any) -> ChatModel:
     """
     check_model(name, **limits)
     if parse_model_name(name).endpoint:
-        return chat.openai.open_model(name, ledger, **limits)
+        return openai.open_model(name, ledger, **limits)
     return RememberedChat(_Waiting(name, **limits), Ledger(ledger))
 
 

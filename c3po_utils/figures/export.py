@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -43,6 +42,7 @@ def export_scores(
     Raises:
         ValueError: a feedback or method that was not evaluated, with the nearest name.
         FileExistsError: see exports.placed.
+        DamagedFile: scores are not those that were stored.
     """
     stages = [(folder, _learned(manifest, folder), folder.name) for folder, manifest in done_stages(run, "eval")]
     ids = exports.chosen("evaluated feedback", feedbacks, (id for _, id, _ in stages), run)
@@ -73,8 +73,7 @@ def _write_answers(opened: Any, stages: Sequence[Path], columns: Sequence[str]) 
 
 def _rows(stages: Sequence[Path]) -> Iterator[dict]:
     for folder in stages:
-        with open(folder / evaluate.ANSWERS, encoding="utf-8") as lines:
-            yield from map(json.loads, lines)
+        yield from evaluate.read_scores(folder)
 
 
 def _cell(value: Any) -> Any:

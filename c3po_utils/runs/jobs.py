@@ -164,14 +164,16 @@ def train_job(config: RunConfig, run: Path, name: str, method: str) -> Job:
 
 
 def _scoring(config: RunConfig) -> dict[str, Any]:
-    """What 03 and 04 are given for who scores; the limits of sampling hold there too, as they are the run's."""
-    given = {key: config.evaluate[key] for key in ("judge_model", "limits") if key in config.evaluate}
-    return {"limits": config.sample.get("limits", {}), **given}
+    """What 03 and 04 are given for who scores, and within which limits: those of sampling, where they say no other."""
+    sampling, own = config.sample.get("limits", {}), config.evaluate.get("limits", {})
+    prices = {**sampling.get("prices", {}), **own.get("prices", {})}
+    limits = {**sampling, **own, **({"prices": prices} if prices else {})}
+    return {"limits": limits, **{key: config.evaluate[key] for key in ("judge_model",) if key in config.evaluate}}
 
 
 def evaluate_values(config: RunConfig, name: str) -> dict[str, Any]:
     """The parameters of 03_evaluate for one feedback."""
-    given = {"run": config.run, "feedback": name, "methods": config.methods, **_scoring(config), **config.evaluate}
+    given = {"run": config.run, "feedback": name, "methods": config.methods, **config.evaluate, **_scoring(config)}
     return _resolved(EVALUATE, given)
 
 

@@ -6,9 +6,10 @@ import random
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from c3po_utils.feedback import Feedback, Prompt
-from c3po_utils.runs import Stage, files
+from c3po_utils.runs import files, stage
 from c3po_utils.sampling.settings import SampleSettings
 
 ROWS = "rows.jsonl"
@@ -49,18 +50,24 @@ def _row(feedback: Feedback, prompt: Prompt, fold: str) -> dict:
     }  # fmt: skip
 
 
-def _finished(run: Path | str, feedback_id: str) -> Stage:
-    stage = Stage(Path(run) / "sample" / feedback_id, {})
-    if not stage.manifest:
+def _folder(run: Path | str, feedback_id: str) -> Path:
+    return Path(run) / "sample" / feedback_id
+
+
+def _identity(run: Path | str, feedback_id: str) -> dict[str, Any]:
+    """What a finished sample was made from."""
+    path = _folder(run, feedback_id) / stage.MANIFEST
+    if not path.exists():
         raise FileNotFoundError(
-            f"{stage.folder} has no finished sample: run notebooks/01_sample.ipynb for {feedback_id!r} first"
+            f"{path.parent} has no finished sample: run notebooks/01_sample.ipynb for {feedback_id!r} first"
         )
-    return stage
+    return files.read_json(path, dict)["identity"]
 
 
 def rows_hash(run: Path | str, feedback_id: str) -> str:
-    """The hash by which later stages know the sampled rows of one feedback."""
-    return files.content_hash(Path(run) / "sample" / feedback_id / ROWS)
+    """The hash by which later stages know the sampled rows of one feedback. Errors as in `load_rows`."""
+    _identity(run, feedback_id)
+    return stage.intact(_folder(run, feedback_id), ROWS)
 
 
 def members(feedback_id: str) -> list[str]:
@@ -75,8 +82,12 @@ def load_rows(run: Path | str, feedback_id: str, fold: str | None = None) -> lis
 
     Raises:
         FileNotFoundError: the stage is not done; says which notebook makes it.
+        DamagedFile: the rows are not those that the stage's manifest was written for, or the manifest is damaged.
     """
-    rows = [row for id in members(feedback_id) for row in files.read_jsonl(_finished(run, id).path(ROWS))]
+    rows = []
+    for id in members(feedback_id):
+        rows_hash(run, id)
+        rows += files.read_jsonl(_folder(run, id) / ROWS)
     tested = {row["id"] for row in rows if row["fold"] == "test"}
     by_id = {row["id"]: row for row in rows if row["fold"] == "test" or row["id"] not in tested}
     return [row for row in by_id.values() if fold in (None, row["fold"])]
@@ -89,7 +100,7 @@ def stored_settings(run: Path | str, feedback_id: str) -> SampleSettings:
         FileNotFoundError: as in `load_rows`.
         ValueError: the feedbacks of `a+b` were sampled from different models, or with different system prompts.
     """
-    found = {id: SampleSettings(**_finished(run, id).manifest["identity"]["settings"]) for id in members(feedback_id)}
+    found = {id: SampleSettings(**_identity(run, id)["settings"]) for id in members(feedback_id)}
     for key in ("model", "system_prompt"):
         values = {id: getattr(settings, key) for id, settings in found.items()}
         if len(set(values.values())) > 1:
@@ -99,7 +110,7 @@ def stored_settings(run: Path | str, feedback_id: str) -> SampleSettings:
 
 def stored_feedback(run: Path | str, feedback_id: str) -> Feedback:
     """The record that a finished sample was made for. Errors as in `load_rows`."""
-    return Feedback.model_validate(_finished(run, feedback_id).manifest["identity"]["feedback"])
+    return Feedback.model_validate(_identity(run, feedback_id)["feedback"])
 
 
 def counts(rows: Sequence[dict]) -> dict[str, dict[str, int]]:

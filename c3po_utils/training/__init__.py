@@ -15,6 +15,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "export",
         "finetune",
         "gguf_file",
+        "limits",
         "loss",
         "methods",
         "model_card",

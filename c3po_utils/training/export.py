@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from safetensors import SafetensorError
+
 from c3po_utils.engine import load_model, load_tokenizer, names
-from c3po_utils.runs import Stage, done_stages, exports, files
+from c3po_utils.runs import Stage, done_stages, exports, files, stage
 from c3po_utils.sampling import stored_settings
 from c3po_utils.training.adapters import merged
 from c3po_utils.training.gguf_file import write_gguf
 from c3po_utils.training.model_card import base_name, card, licence
-from c3po_utils.training.stage import WEIGHTS, TrainSettings, adapter_folder, adapter_hash
+from c3po_utils.training.stage import CONFIG, WEIGHTS, TrainSettings, adapter_folder, adapter_hash
 
-CONFIG = "adapter_config.json"
 LOAD_ADAPTER = """from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -45,6 +45,7 @@ class Trained:
         Raises:
             ValueError: no such adapter, with the nearest name, or several.
             FileNotFoundError: its weights are not here, as in a checkout that keeps no adapters.
+            DamagedFile: they are not those that were trained.
         """
         trained = [(folder.parent.name, folder.name) for folder, _ in done_stages(run, "train")]
         id = exports.only("trained feedback", feedback, (id for id, _ in trained), run)
@@ -68,7 +69,8 @@ class Trained:
     @cached_property
     def lora(self) -> dict:
         """The adapter's configuration, as peft stores it."""
-        return json.loads((self.folder / CONFIG).read_text(encoding="utf-8"))
+        stage.intact(self.folder, CONFIG)
+        return files.read_json(self.folder / CONFIG, dict)
 
     def card(self, library: str, load: str, scores: str = "") -> str:
         return card(self.run, self.feedback_id, self.settings, self.lora, library=library, load=load, scores=scores)
@@ -124,7 +126,8 @@ def export_merged(
         elif gguf:
             file = open_.enter_context(exports.placed(gguf, force))
         model = open_.enter_context(merged(load_model(bare, device="cpu"), adapter.folder))
-        model.save_pretrained(folder)
+        with files.writing(out, SafetensorError):
+            model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         text = adapter.card("transformers", LOAD_MERGED.format(folder=Path(out).name), scores)
         (folder / exports.CARD).write_text(text, encoding="utf-8")

@@ -10,7 +10,7 @@ from typing import Any
 from huggingface_hub import ModelCard, ModelCardData
 
 from c3po_utils.engine import names
-from c3po_utils.runs import exports
+from c3po_utils.runs import exports, files
 from c3po_utils.sampling import load_rows, members, stored_feedback, stored_settings
 from c3po_utils.training.stage import TrainSettings
 
@@ -86,7 +86,7 @@ def licence(model: str) -> str | None:
     except Exception:  # no card, a card without a head, or a hub that cannot be reached: not known, in every case
         stated = None
     config = folder / "config.json"
-    return stated or (json.loads(config.read_text(encoding="utf-8")).get("license") if config.is_file() else None)
+    return stated or (files.read_json(config, dict).get("license") if config.is_file() else None)
 
 
 def card(

@@ -217,8 +217,10 @@ def test_limits_of_the_run_bind_in_every_stage(tmp_path):
         run=str(tmp_path), methods=["base_resampled"], sample={"completion_model": LOCAL, "limits": limits}
     )
     assert jobs.evaluate_values(config, "boss_signoff")["limits"] == limits
-    changed = config.model_copy(update={"evaluate": {"limits": {"budget_usd": 1.0}}})
-    assert jobs.evaluate_values(changed, "boss_signoff")["limits"] == {"budget_usd": 1.0}
+    own = {"budget_usd": 1.0, "prices": {"judge": [2.0, 2.0]}}
+    changed = config.model_copy(update={"evaluate": {"limits": own}})
+    together = {"budget_usd": 1.0, "prices": {"m": [1.0, 1.0], "judge": [2.0, 2.0]}}
+    assert jobs.evaluate_values(changed, "boss_signoff")["limits"] == together
 
 
 def test_an_estimate_counts_every_stage(tmp_path):
