@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 
 import papermill
 import pytest
@@ -16,7 +17,7 @@ from c3po_utils.runs.batch import run_notebooks
 from c3po_utils.runs.check import check, lacking
 from c3po_utils.runs.config import RunConfig, load_config
 from c3po_utils.runs.estimate import estimates
-from c3po_utils.runs.jobs import NOTEBOOKS, train_values
+from c3po_utils.runs.jobs import NOTEBOOKS, feedback_names, train_values
 from c3po_utils.runs.parameters import ParameterError
 
 UNSCORED = """
@@ -147,6 +148,22 @@ def test_weights_that_cannot_be_had_are_said_before_anything_runs(tmp_path, monk
     config = RunConfig(run=str(tmp_path / "run"), methods=["c3po"], sample={"model": "nobody/no-such-model"})
     (reason,) = lacking(config)
     assert reason.startswith("model 'nobody/no-such-model' is not in this machine's cache, and the Hugging Face hub")
+
+
+def test_a_run_may_span_sets(tmp_path):
+    (tmp_path / "own.yaml").write_text(UNSCORED)
+    config = RunConfig(run="x", methods=["c3po"], feedback_set=["style", str(tmp_path / "own.yaml")])
+    names = feedback_names(config)
+    assert (len(names), names[0], names[-1]) == (26, "bedtime_goodnight", f"{tmp_path / 'own.yaml'}#kind")
+    assert feedback_names(config.model_copy(update={"feedbacks": ["kind"]})) == names[-1:]
+
+
+def test_the_library_is_checked_within_seconds():
+    judged = ["evaluate.judge_model=openai:gpt-4.1", "feedback_set=[human, style, content]"]
+    config, start = load_config("paper", judged), time.process_time()
+    check(config)
+    assert len(feedback_names(config)) == 100
+    assert time.process_time() - start < 4
 
 
 def test_the_defaults_of_the_notebooks_pass():
