@@ -52,3 +52,10 @@ def test_no_category_nearly_repeats_a_prompt_of_another(feedback_id):
     """Whole categories are held out for testing, whichever they are."""
     close = near_duplicates(load_prompts(feedback_id))
     assert close == []
+
+
+def test_the_readme_counts_it_right():
+    text = (FEEDBACK_FOLDER / "README.md").read_text(encoding="utf-8")
+    checkable = [one.id for one in LIBRARY if one.metric]
+    assert f"{len(checkable)} of its records have a metric" in text
+    assert f"and {len(set(checkable) & set(BUNDLED))} of these have bundled prompts" in text
