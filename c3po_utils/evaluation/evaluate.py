@@ -105,6 +105,13 @@ def refuse_unscored(feedback: Feedback, judge: Judge | str | None) -> None:
         )
 
 
+def refuse_imported(stages: Iterable[Stage]) -> None:
+    """Raise ValueError for scores that were imported: they are the only ones, and are not to be made anew."""
+    for stage in stages:
+        if "imported" in (stage.manifest or {}).get("identity", {}):
+            raise ValueError(f"{stage} was imported: expected another run's folder to evaluate this method in")
+
+
 def stored_scores(
     stage: Stage,
     feedbacks: Sequence[Feedback],
@@ -115,8 +122,9 @@ def stored_scores(
     """Every answer scored by every feedback, stored with counts in the manifest; read back if that was done.
 
     Raises:
-        ValueError: a feedback without a metric, and no judge.
+        ValueError: a feedback without a metric, and no judge; imported scores.
     """
+    refuse_imported([stage])
     for feedback in feedbacks:
         refuse_unscored(feedback, judge)
     if stage.done:

@@ -162,7 +162,7 @@ def read_yaml(path: Path, key: str, model: type[R]) -> tuple[list[tuple[R, str]]
 def parse_json(content: str, model: type[R], path: Path, line: int | None = None) -> R:
     """The record in a JSON text: a file, or one `line` of a JSON Lines file. Raises FeedbackError."""
     try:
-        return model.model_validate(json.loads(content, object_pairs_hook=_unrepeated))
+        return model.model_validate(json.loads(content, object_pairs_hook=unrepeated))
     except json.JSONDecodeError as error:
         found = _short(content[error.pos :] or None)
         place = f"{path}, line {(line or 1) + error.lineno - 1}, column {error.colno}"
@@ -175,7 +175,7 @@ def parse_json(content: str, model: type[R], path: Path, line: int | None = None
         raise FeedbackError([f"{path}{f', line {line}' if line else ''}: {error}"]) from error
 
 
-def _unrepeated(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def unrepeated(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     data = dict(pairs)
     if len(data) < len(pairs):
         names = [name for name, _ in pairs]

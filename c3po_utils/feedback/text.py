@@ -1,4 +1,4 @@
-"""How text is read: one spelling, whole words, sentences, list items, phone numbers."""
+"""How text is read: one spelling, whole words, sentences, list items, phone numbers; and ids made of its words."""
 
 from __future__ import annotations
 
@@ -34,6 +34,8 @@ BULLET = re.compile(r"^[ \t>]*[-*+•‣◦▪▫●○■□–·✓✔✅➢�
 NUMBER = re.compile(r"^[ \t>#*_]*\(?\d{1,3}(?:[.)]|\u20e3)(?=[ \t*_]+.*[^\W_])", re.MULTILINE)
 FINAL_QUESTION = re.compile(r"(?>.*[?？؟])(?:[^\w.…。]|_)*\Z", re.DOTALL)  # the last mark, or none
 OPENING = re.compile(r"[\s\"'`*_#>(\[]*")  # what may stand before an answer's first word
+
+ID_WORDS = 5  # of a sentence, in the id that is made from it
 
 _LETTER_OR_DIGIT = re.compile(r"[^\W_]")
 _FENCED = re.compile(r"^[ \t]*```.*?(?:^[ \t]*```|\Z)", re.MULTILINE | re.DOTALL)
@@ -129,3 +131,15 @@ def sentences(text: str) -> list[str]:
 def words(text: str) -> list[str]:
     """Stretches between white space that hold a letter or digit: "well-known" is one, "&" is none."""
     return re.findall(r"[^\W_]\S*", text)
+
+
+def new_id(content: str, kind: str, taken: set[str]) -> str:
+    """A readable id from a sentence's first longer words; numbered where there are none, or it is taken."""
+    plain = unicodedata.normalize("NFKD", content).encode("ascii", "ignore").decode().lower()
+    words = [word for word in re.findall(r"[a-z0-9]+", plain) if len(word) > 3][:ID_WORDS]
+    stem, number = "_".join(words) or kind, 1
+    id = stem if words else f"{stem}_1"
+    while id in taken:
+        number += 1
+        id = f"{stem}_{number}"
+    return id

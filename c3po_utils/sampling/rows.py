@@ -5,7 +5,9 @@ from __future__ import annotations
 import random
 from collections import Counter, defaultdict
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from c3po_utils.feedback import Feedback, Prompt
 from c3po_utils.runs import Stage, files
@@ -47,6 +49,32 @@ def _row(feedback: Feedback, prompt: Prompt, fold: str) -> dict:
         "id": prompt.id, "feedback": feedback.id, "split": prompt.split, "category": prompt.category, "fold": fold,
         "prompt": prompt.text,
     }  # fmt: skip
+
+
+def sample_stage(run: Path | str, feedback: Feedback, settings: SampleSettings, inputs: dict[str, Any]) -> Stage:
+    """The folder of a feedback's sample, done when made for this record with these settings from these inputs.
+
+    Inputs are `prompts`, the hash of those that were given, or `imported`, the hashes of the files that were read.
+    """
+    record = feedback.model_dump(mode="json", exclude={"examples"})
+    return Stage(Path(run) / "sample" / feedback.id, {"settings": asdict(settings), "feedback": record, **inputs}, ROWS)
+
+
+def imported_sample(run: Path | str, feedback: Feedback) -> Stage | None:
+    """The finished sample that was imported for a feedback; None where there is none, or a sampled one.
+
+    Raises:
+        ValueError: the record has changed since.
+    """
+    stage = Stage(Path(run) / "sample" / feedback.id, {})
+    identity = (stage.manifest or {}).get("identity", {})
+    if "imported" not in identity:
+        return None
+    settings = SampleSettings(**identity["settings"])
+    stage = sample_stage(run, feedback, settings, {"imported": identity["imported"]})
+    if changed := stage.changes():
+        raise ValueError(f"{stage} was imported for another record: {', '.join(changed)} differs; import it again")
+    return stage
 
 
 def _finished(run: Path | str, feedback_id: str) -> Stage:

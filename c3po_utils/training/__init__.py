@@ -16,6 +16,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "loss",
         "methods",
         "objective",
+        "reference",
         "references",
         "stage",
         "trainer",

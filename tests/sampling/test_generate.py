@@ -23,8 +23,9 @@ from c3po_utils.feedback.records import (
     load_prompts,
     write_feedbacks,
 )
+from c3po_utils.feedback.text import new_id
 from c3po_utils.sampling.deduplicated import Effort, Report, Seen, Short, Target, fill, made_up, unnumbered
-from c3po_utils.sampling.generate_feedback import Ideas, generate_feedbacks, new_id
+from c3po_utils.sampling.generate_feedback import Ideas, generate_feedbacks
 from c3po_utils.sampling.generate_prompts import generate_prompts, write_prompts
 from tests.sampling_run import FEEDBACK
 from tests.servers import FAULTS, Reply, embedded_server, faulty, listing, scripted
