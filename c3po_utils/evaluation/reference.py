@@ -15,8 +15,8 @@ from c3po_utils.evaluation.evaluate import ANSWERS
 from c3po_utils.feedback import Feedback, foreign
 from c3po_utils.runs import Stage, files
 from c3po_utils.sampling import reference as sampled
+from c3po_utils.training import methods
 from c3po_utils.training import reference as trained
-from c3po_utils.training.methods import LABEL
 
 SPLIT_OF = {"in_domain": "in_scope", "out_of_domain": "near_scope", "general": "out_of_scope"}
 PROMPTED = {"in_context": "in_context", "cot": "in_context_cot", "revised": "revised"}
@@ -101,7 +101,7 @@ def _method(path: Path, data: Mapping[str, Any]) -> str:
     label = ",".join(
         f"{key}={value:g}" if isinstance(value, float) else f"{key}={value}" for key, value in settings.items()
     )
-    return f"{method}@{label if LABEL.fullmatch(label) else path.stem[-80:]}" if label else method
+    return f"{method}@{label if methods.LABEL.fullmatch(label) else path.stem[-80:]}" if label else method
 
 
 def _wrong(place: str, row: Any) -> Iterator[str]:
