@@ -250,6 +250,8 @@ class Batches:
         self.calls: list[str] = []
         self.requests: list[dict] = []
         self.faults: list[Reply] = []  # answered first, one a request
+        self.fault: Callable[[str], Reply | None] = lambda call: None  # in place of an answer to `METHOD /path`
+        self.output: Callable[[bytes], bytes] = lambda content: content  # what becomes of a result file
         self.lost_starts = 0  # batches that start although the answer says that they did not
 
     def handle(self, method: str, path: str, body: bytes) -> Reply:
@@ -257,6 +259,8 @@ class Batches:
         self.calls.append(f"{method} {path}")
         if self.faults:
             return self.faults.pop(0)
+        if fault := self.fault(self.calls[-1]):
+            return fault
         if method == "POST" and path == "/files":
             return self._upload(body)
         if method == "POST" and path == "/batches":
@@ -266,7 +270,8 @@ class Batches:
         if match := re.fullmatch(r"/batches/(.+)", path):
             return self._look(match[1])
         if match := re.fullmatch(r"/files/(.+)/content", path):
-            return Reply(body=self.files[match[1]], kind="application/octet-stream")
+            found = self.files.get(match[1])
+            return error(404, path) if found is None else Reply(body=found, kind="application/octet-stream")
         return error(404, path)
 
     def _upload(self, body: bytes) -> Reply:
@@ -310,6 +315,7 @@ class Batches:
             lines = self.files[job["input_file_id"]].decode().splitlines()
             kept = lines[: len(lines) - self.leave_out]
             self.files[f"{name}-out"] = "".join(self._result(json.loads(line)) for line in kept).encode()
+            self.files[f"{name}-out"] = self.output(self.files[f"{name}-out"])
             job |= {"status": self.end, "output_file_id": f"{name}-out"}
         return _json(job)
 

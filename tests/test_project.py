@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import importlib.metadata
 import os
 import re
 import statistics
@@ -16,6 +17,7 @@ import nbformat
 import pytest
 import yaml
 from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from c3po_utils.runs import parameters
 from c3po_utils.runs.config import RunConfig, read_config
@@ -37,6 +39,28 @@ def test_the_lock_pins_every_line_and_every_dependency():
     for text in [*project()["dependencies"], *extras["dev"], *extras["serve"]]:
         requirement = Requirement(text)
         assert requirement.specifier.contains(pinned[requirement.name.lower()]), text
+
+
+TOOLS = {  # declared, and imported by others on our behalf
+    "gguf": "transformers, to read the embedded model",
+    "tabulate": "pandas, to write tables in Markdown",
+    "ipywidgets": "tqdm and transformers, for bars in notebooks",
+    "jupyterlab": "where the notebooks are read and run",
+}
+
+
+def test_dependencies_are_what_is_imported():
+    """Every third-party package that is imported is declared, and every declared one is imported or a tool."""
+    paths = [*(ROOT / "c3po_utils").rglob("*.py"), *NOTEBOOKS]
+    nodes = [node for path in paths for node in ast.walk(_tree(path))]
+    names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    names |= {node.module for node in nodes if isinstance(node, ast.ImportFrom) and not node.level}
+    tops = {name.partition(".")[0] for name in names} - sys.stdlib_module_names - {"c3po_utils"}
+    providers = importlib.metadata.packages_distributions()
+    imported = {canonicalize_name(providers.get(top, [top])[0]) for top in tops}
+    declared = {canonicalize_name(Requirement(text).name) for text in project()["dependencies"]}
+    assert imported - declared == set(), "imported, and not declared"
+    assert declared - imported == TOOLS.keys(), "declared, and not imported"
 
 
 def test_conda_installs_the_same_lock(tmp_path):

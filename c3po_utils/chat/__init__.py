@@ -8,7 +8,18 @@ import lazy_loader
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
-    submodules=["budget", "decoding", "ledger", "local", "open", "schemas", "structured_output", "types"],
+    submodules=[
+        "budget",
+        "decoding",
+        "keys",
+        "ledger",
+        "local",
+        "names",
+        "open",
+        "schemas",
+        "structured_output",
+        "types",
+    ],
     submod_attrs={
         "types": ["ChatModel", "Outcome", "Sampling", "ask", "request"],
         "open": ["DryRun", "open_chat", "remembered"],

@@ -7,7 +7,6 @@ import json
 import os
 import platform
 import sqlite3
-import time
 import uuid
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,6 +51,7 @@ def window_wait(db: sqlite3.Connection, scope: str, quota: Quota, now: float) ->
     if not quota.rate_limited:
         return 0.0
     db.execute("DELETE FROM sent WHERE at <= ?", (now - quota.window_s,))
+    db.execute("UPDATE sent SET at = ? WHERE at > ?", (now, now))  # the clock was set back since, or the machine moved
     too_many, query = 0.0, "SELECT at, tokens FROM sent WHERE scope = ? ORDER BY at"
     if quota.requests_per_minute:
         row = db.execute(f"{query} DESC LIMIT 1 OFFSET ?", (scope, quota.requests_per_minute - 1)).fetchone()
@@ -66,7 +66,7 @@ def window_wait(db: sqlite3.Connection, scope: str, quota: Quota, now: float) ->
     return max(too_many + quota.window_s - now, 0.001) if too_many else 0.0
 
 
-def budget_wait(db: sqlite3.Connection, key: str, quota: Quota) -> float:
+def budget_wait(db: sqlite3.Connection, key: str, quota: Quota, now: float) -> float:
     """0 if the attempt fits the budget, else seconds until calls in flight may have turned out cheaper.
 
     Spending is what is settled, what calls in flight may cost, and what was lost with processes that died.
@@ -78,7 +78,7 @@ def budget_wait(db: sqlite3.Connection, key: str, quota: Quota) -> float:
     if spent + quota.ceiling <= quota.budget_usd + ROUNDING_USD:
         return 0.0
     in_flight = "SELECT owner FROM leases WHERE reserved > 0 AND key != ? AND until > ?"
-    if any(alive(owner) for (owner,) in db.execute(in_flight, (key, time.time()))):
+    if any(alive(owner) for (owner,) in db.execute(in_flight, (key, now))):
         return 0.2
     raise BudgetReached(
         f"{spent:.4f} of the budget of {quota.budget_usd:.4f} USD are spent, and the next call could cost"

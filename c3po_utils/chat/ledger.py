@@ -2,76 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
-import sqlite3
-import threading
-import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 
 from c3po_utils.chat.budget import Quota, alive, budget_wait, window_wait
+from c3po_utils.chat.ledger_file import LedgerFile
 from c3po_utils.chat.types import Outcome, Status
 
-APPLICATION, VERSION = 0xC3B0, 1
-TABLES = """
-CREATE TABLE IF NOT EXISTS calls (key TEXT PRIMARY KEY, scope TEXT NOT NULL, request TEXT NOT NULL,
-  status TEXT NOT NULL, reason TEXT NOT NULL, text TEXT NOT NULL, prompt_tokens INTEGER,
-  completion_tokens INTEGER, price REAL, at_most REAL, latency_s REAL, attempts INTEGER, at REAL);
-CREATE TABLE IF NOT EXISTS leases (key TEXT PRIMARY KEY, owner TEXT NOT NULL, until REAL NOT NULL,
-  lost REAL NOT NULL DEFAULT 0, reserved REAL NOT NULL DEFAULT 0);
-CREATE TABLE IF NOT EXISTS sent (ticket INTEGER PRIMARY KEY, scope TEXT NOT NULL, at REAL NOT NULL,
-  tokens INTEGER NOT NULL);
-CREATE INDEX IF NOT EXISTS sent_by_time ON sent (scope, at);
-CREATE TABLE IF NOT EXISTS batches (token TEXT PRIMARY KEY, scope TEXT NOT NULL, owner TEXT NOT NULL,
-  job TEXT, keys TEXT NOT NULL, content TEXT NOT NULL, at REAL);
-CREATE TABLE IF NOT EXISTS totals (settled REAL NOT NULL, held REAL NOT NULL);
-INSERT INTO totals SELECT 0, 0 WHERE NOT EXISTS (SELECT 1 FROM totals);
-CREATE TRIGGER IF NOT EXISTS hold AFTER INSERT ON leases BEGIN
-  UPDATE totals SET held = held + NEW.lost + NEW.reserved; END;
-CREATE TRIGGER IF NOT EXISTS rehold AFTER UPDATE ON leases BEGIN
-  UPDATE totals SET held = held + NEW.lost + NEW.reserved - OLD.lost - OLD.reserved; END;
-CREATE TRIGGER IF NOT EXISTS unhold AFTER DELETE ON leases BEGIN
-  UPDATE totals SET held = held - OLD.lost - OLD.reserved; END;
-"""
-
-
-def open_file(path: Path) -> sqlite3.Connection:
-    """A connection to the ledger at a path, made if there is none.
-
-    Raises sqlite3.DatabaseError for a file that is no ledger.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    db = sqlite3.connect(path, timeout=60, isolation_level=None, check_same_thread=False)
-    try:
-        _check(db)
-    except sqlite3.DatabaseError as error:
-        raise sqlite3.DatabaseError(f"{path}: expected a call ledger; {error}") from None
-    for _ in range(100):  # entering WAL mode does not wait for another process that does the same
-        try:
-            db.execute("PRAGMA journal_mode=WAL")
-            break
-        except sqlite3.OperationalError as error:
-            if "locked" not in str(error):
-                raise
-            time.sleep(0.05)
-    db.execute("PRAGMA synchronous=NORMAL")
-    marks = f"PRAGMA application_id={APPLICATION}; PRAGMA user_version={VERSION};"
-    db.executescript(f"BEGIN IMMEDIATE; {TABLES} {marks} COMMIT;")
-    return db
-
-
-def _check(db: sqlite3.Connection) -> None:
-    queries = ("SELECT COUNT(*) FROM sqlite_master", "PRAGMA application_id", "PRAGMA user_version")
-    db.execute("BEGIN")  # one snapshot: another process may be making the tables now
-    tables, application, version = (db.execute(query).fetchone()[0] for query in queries)
-    db.execute("COMMIT")
-    if tables and (application, version) != (APPLICATION, VERSION):
-        raise sqlite3.DatabaseError(f"found a database of application {application}, version {version}")
-
-
+LONGEST_LEASE_S = 27 * 3600.0  # one that ends later was made before the clock was set back
 COLUMNS = "status, reason, text, prompt_tokens, completion_tokens, price, at_most, latency_s, attempts"
 NEWEST = ", ".join(
     f"{name} = excluded.{name}" for name in f"request, at, {COLUMNS}".split(", ") if name not in ("price", "at_most")
@@ -99,49 +38,20 @@ class Entry:
 
 @dataclass(frozen=True)
 class Batch:
-    """Calls sent together. `job` is the server's name for them, None until it was seen to take them."""
+    """Calls sent together `at` a time. `job` is the server's name for them, None until it was seen to take them."""
 
     token: str
     owner: str
     job: str | None
     keys: list[str]
+    at: float
 
 
-class Ledger:
+class Ledger(LedgerFile):
     """Calls by key, leases on those in flight, and the shared rate-limit window and spending.
 
-    Thread-safe; each process opens its own. Raises sqlite3.DatabaseError for a file that is no ledger.
+    Thread-safe; each process opens its own. Raises LedgerError for a file that is no ledger or cannot be used.
     """
-
-    def __init__(self, path: Path | str):
-        self.path = Path(path)
-        self._lock = threading.RLock()
-        self._db = open_file(self.path)
-
-    @contextlib.contextmanager
-    def _write(self) -> Iterator[sqlite3.Connection]:
-        """One transaction: it outlives this process from its end on, a power failure from the next `sync`."""
-        with self._lock:
-            self._db.execute("BEGIN IMMEDIATE")
-            try:
-                yield self._db
-            except BaseException:
-                self._db.execute("ROLLBACK")
-                raise
-            self._db.execute("COMMIT")
-
-    def _read(self, query: str, *values: object) -> list[tuple]:
-        with self._lock:
-            return self._db.execute(query, values).fetchall()
-
-    def sync(self) -> None:
-        """Force what is committed to the disk. (The log has no file locks that closing it would drop.)"""
-        with contextlib.suppress(FileNotFoundError), open(f"{self.path}-wal", "rb+") as log:
-            os.fsync(log.fileno())
-
-    def close(self) -> None:
-        with self._lock:
-            self._db.close()
 
     def lookup(self, keys: Iterable[str]) -> dict[str, Entry]:
         """The stored answers among `keys`; failed calls are none."""
@@ -153,22 +63,27 @@ class Ledger:
             found |= {key: Entry(*values) for key, *values in self._read(query, *part)}
         return found
 
+    def failures(self, keys: Iterable[str]) -> dict[str, float]:
+        """When the calls among `keys` failed that are not answered yet: a mark to know those failures by."""
+        failed = dict(self._read("SELECT key, at FROM calls WHERE status = 'failed'"))
+        return {key: failed[key] for key in keys if key in failed}
+
     def claim(
-        self, key: str, owner: str, lease_s: float, since: float = float("inf"), reserved: float = 0.0
+        self, key: str, owner: str, lease_s: float, reserved: float = 0.0, known: float | None = None
     ) -> Entry | bool:
         """The stored answer; else True: the call is the owner's to make; else False: another is making it.
 
-        `reserved` USD are what an attempt that needs no leave (`admit`) may cost. A failure counts as an
-        answer if it came after `since` (seconds since the epoch): whoever waited for a call that another
-        process had in flight takes its failure too.
+        `reserved` USD are what an attempt that needs no leave (`admit`) may cost. With `known`, a failure counts
+        as an answer unless it is the one of that mark (`failures`; 0 if there was none): whoever waited for a call
+        that another process had in flight takes its failure too.
         """
-        now = time.time()
+        now = self.now()
         with self._write() as db:
             row = db.execute(f"SELECT {COLUMNS}, at FROM calls WHERE key = ?", (key,)).fetchone()
-            if row and (row[0] != "failed" or row[-1] >= since):
+            if row and (row[0] != "failed" or known not in (None, row[-1])):
                 return Entry(*row[:-1])
             lease = db.execute("SELECT owner, until FROM leases WHERE key = ?", (key,)).fetchone()
-            if lease and lease[0] != owner and lease[1] > now and alive(lease[0]):
+            if lease and lease[0] != owner and 0 < lease[1] - now < LONGEST_LEASE_S and alive(lease[0]):
                 return False
             db.execute(
                 "INSERT INTO leases (key, owner, until, reserved) VALUES (?, ?, ?, ?) ON CONFLICT (key)"
@@ -180,7 +95,7 @@ class Ledger:
 
     def renew(self, keys: Iterable[str], owner: str, lease_s: float) -> None:
         with self._write() as db:
-            rows = [(time.time() + lease_s, key, owner) for key in keys]
+            rows = [(self.now() + lease_s, key, owner) for key in keys]
             db.executemany("UPDATE leases SET until = ? WHERE key = ? AND owner = ?", rows)
 
     def release(self, key: str, owner: str, billed: bool = False) -> None:
@@ -205,9 +120,9 @@ class Ledger:
         spending so far and this attempt's ceiling pass the budget, and no call in flight can still turn
         out cheaper.
         """
-        now = time.time()
+        now = self.now()
         with self._write() as db:
-            wait = max(window_wait(db, scope, quota, now), budget_wait(db, key, quota))
+            wait = max(window_wait(db, scope, quota, now), budget_wait(db, key, quota, now))
             if wait > 0:
                 return wait, 0
             lost = "lost + reserved" if billed else "lost"
@@ -225,7 +140,7 @@ class Ledger:
         A call that failed before keeps that cost: prices add up. `owner` None ends anyone's lease.
         """
         used = (entry.prompt_tokens or 0) + (entry.completion_tokens or 0)
-        values = (*(getattr(entry, name) for name in COLUMNS.split(", ")), time.time())
+        values = (*(getattr(entry, name) for name in COLUMNS.split(", ")), self.now())
         with self._write() as db:
             lost = db.execute("SELECT TOTAL(lost) FROM leases WHERE key = ?", (key,)).fetchone()[0]
             db.execute(
@@ -256,7 +171,8 @@ class Ledger:
 
     def add_batch(self, token: str, scope: str, owner: str, keys: list[str], content: str, lease_s: float) -> None:
         """Note a batch before it is sent, under a token that is sent with it; the keys' leases pass to it."""
-        now, values = time.time(), [(f"batch:{token}", time.time() + lease_s, key) for key in keys]
+        now = self.now()
+        values = [(f"batch:{token}", now + lease_s, key) for key in keys]
         with self._write() as db:
             row = (token, scope, owner, json.dumps(keys), content, now)
             db.execute("INSERT INTO batches VALUES (?, ?, ?, NULL, ?, ?, ?)", row)
@@ -266,6 +182,11 @@ class Ledger:
         with self._write() as db:
             db.execute("UPDATE batches SET job = ? WHERE token = ?", (job, token))
 
+    def disown_batch(self, token: str) -> None:
+        """Leave a batch, of which nobody knows whether it was started, to whoever looks next."""
+        with self._write() as db:
+            db.execute("UPDATE batches SET owner = '' WHERE token = ?", (token,))
+
     def end_batch(self, token: str) -> None:
         """Forget a batch; the leases of what it left unanswered go."""
         with self._write() as db:
@@ -274,8 +195,8 @@ class Ledger:
 
     def batches(self, scope: str) -> list[Batch]:
         """The open batches of a scope, oldest first."""
-        rows = self._read("SELECT token, owner, job, keys FROM batches WHERE scope = ? ORDER BY at", scope)
-        return [Batch(token, owner, job, json.loads(keys)) for token, owner, job, keys in rows]
+        rows = self._read("SELECT token, owner, job, keys, at FROM batches WHERE scope = ? ORDER BY at", scope)
+        return [Batch(token, owner, job, json.loads(keys), at) for token, owner, job, keys, at in rows]
 
     def batch_content(self, token: str) -> str:
         """The requests of a batch as they were sent, one JSON object a line."""

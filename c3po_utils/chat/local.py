@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 
+from jinja2.exceptions import TemplateError
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from c3po_utils.chat.decoding import BatchLoop, Row, SlotLoop, uniforms
-from c3po_utils.chat.types import Outcome, Request, Sampling
-from c3po_utils.engine import attention, linear, models, threads
+from c3po_utils.chat.types import LocalLimits, Outcome, Request, Sampling
+from c3po_utils.engine import attention, linear, models, templates, threads
 
 LEAST_SLOTS = 16  # of each loop where several run side by side
 
@@ -21,7 +22,7 @@ class LocalChat:
     Prompts enter a fixed number of slots, each with its own length; a finished row's slot goes to the next prompt
     at once, so no pass is spent on rows that have ended. A prefix common to all prompts (a system prompt,
     demonstrations) and the prompts of several samples are computed once. `memory_gib` bounds the key-value cache
-    and so the number of slots (at most `max_slots`).
+    and so the number of slots (at most `max_slots`); see `LocalLimits`.
     """
 
     def __init__(
@@ -30,12 +31,12 @@ class LocalChat:
         tokenizer: PreTrainedTokenizerBase,
         *,
         name: str = "local",
-        memory_gib: float = 1.5,
-        max_slots: int = 128,
+        memory_gib: float = LocalLimits.memory_gib,
+        max_slots: int = LocalLimits.max_slots,
     ):
         threads.keep_memory()
         self.model, self.tokenizer, self.name = model, tokenizer, name
-        self.memory_gib, self.max_slots = memory_gib, max_slots
+        self.limits = LocalLimits(memory_gib, max_slots)
         self.eos = models.eos_ids(model, tokenizer)
         self.context = models.context_length(model.config)
 
@@ -46,13 +47,12 @@ class LocalChat:
     def complete(self, requests: Sequence[Request], sampling: Sampling, *, desc: str = "") -> Iterator[Outcome]:
         """Answer every request, in the order in which they finish.
 
-        Rows that cannot be answered (an empty prompt, one that leaves no room in the context, logits that are no
-        numbers) end as `failed` and leave the others alone.
+        Rows that cannot be answered (an empty prompt, one that the chat template refuses or that leaves no room in the
+        context, logits that are no numbers) end as `failed` and leave the others alone.
         """
         rows, failures = [], []
         for request in requests:
-            prompt = self._encode(request)
-            reason = self._objection(request, prompt)
+            prompt, reason = self._encode(request)
             if reason:
                 failures.append(Outcome(request.id, "failed", reason=reason, prompt_tokens=len(prompt)))
             else:
@@ -85,13 +85,13 @@ class LocalChat:
         layers, heads, dim = self.cache_shape()
         length = self.length(rows, sampling)
         bytes_per_slot = 2 * layers * heads * dim * length * self.model.dtype.itemsize
-        fitting = int(self.memory_gib * 2**30 / bytes_per_slot)
+        fitting = int(self.limits.memory_gib * 2**30 / bytes_per_slot)
         if fitting < 1:
             raise MemoryError(
                 f"one slot of {length} tokens needs {bytes_per_slot / 2**30:.2f} GiB of cache, "
-                f"memory_gib is {self.memory_gib}"
+                f"memory_gib is {self.limits.memory_gib}"
             )
-        return min(len(rows), fitting, self.max_slots)
+        return min(len(rows), fitting, self.limits.max_slots)
 
     def length(self, rows: list[Row], sampling: Sampling) -> int:
         return min(max(len(row.prompt) for row in rows) + sampling.max_new_tokens, self.context)
@@ -102,16 +102,16 @@ class LocalChat:
         dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         return config.num_hidden_layers, heads, dim
 
-    def _encode(self, request: Request) -> list[int]:
-        text = self.tokenizer.apply_chat_template(list(request.messages), tokenize=False, add_generation_prompt=True)
-        return self.tokenizer(text, add_special_tokens=False).input_ids
-
-    def _objection(self, request: Request, prompt: list[int]) -> str:
+    def _encode(self, request: Request) -> tuple[list[int], str]:
+        """The prompt's tokens, and why it cannot be answered, if so."""
         if not request.messages or not request.messages[-1]["content"].strip():
-            return "empty prompt"
-        if len(prompt) >= self.context:
-            return f"prompt of {len(prompt)} tokens leaves no room in the context of {self.context}"
-        return ""
+            return [], "empty prompt"
+        try:
+            prompt = templates.encode(self.tokenizer, request.messages, add_generation_prompt=True)
+        except TemplateError as error:
+            return [], f"the model's chat template refuses the conversation: {error}"
+        full = len(prompt) >= self.context
+        return prompt, f"prompt of {len(prompt)} tokens leaves no room in the context of {self.context}" * full
 
     def finish(self, row: Row, sampling: Sampling) -> Outcome | None:
         """The row's outcome if its last token ended it, else None."""

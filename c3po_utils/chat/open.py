@@ -7,13 +7,15 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 from c3po_utils import chat, engine  # as rooms: their heavy parts are imported when they are used
+from c3po_utils.chat import openai
 from c3po_utils.chat.ledger import Entry, Ledger
-from c3po_utils.chat.openai.client import open_model
-from c3po_utils.chat.types import ChatModel, Estimate, Outcome, Request, Sampling, likely_tokens
-from c3po_utils.runs import files
+from c3po_utils.chat.names import parse_model_name
+from c3po_utils.chat.openai.limits import price_of, read_limits
+from c3po_utils.chat.types import ChatModel, Estimate, LocalLimits, Outcome, Request, Sampling, likely_tokens
+from c3po_utils.runs import files, parameters
 
 
 class DryRun:
@@ -94,13 +96,24 @@ class _Waiting:
         return self._chat.complete(requests, sampling, desc=desc)
 
 
+def check_model(name: str, **limits: Any) -> None:
+    """Raises ValueError for a name or limits that `open_chat` refuses. Nothing heavy is imported, nothing opened."""
+    parsed = parse_model_name(name)
+    if parsed.endpoint:
+        price_of(parsed, read_limits(limits))
+    else:
+        LocalLimits(**parameters.checked(limits, get_type_hints(LocalLimits), "limit"))
+
+
 def open_chat(name: str, ledger: Path | str, **limits: Any) -> ChatModel:
     """`openai:MODEL[@BASE_URL]` behind its API, any other name a local model that is loaded when needed.
 
-    Answers are kept in the ledger at a path; `limits` as `Limits` or `LocalChat` take them.
+    Answers are kept in the ledger at a path; `limits` as `Limits` or `LocalLimits` take them.
+    Raises ValueError as `check_model` does.
     """
-    if name.startswith("openai:"):
-        return open_model(name, ledger, **limits)
+    check_model(name, **limits)
+    if parse_model_name(name).endpoint:
+        return openai.open_model(name, ledger, **limits)
     return RememberedChat(_Waiting(name, **limits), Ledger(ledger))
 
 

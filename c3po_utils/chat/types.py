@@ -10,6 +10,16 @@ from typing import Literal, Protocol
 Status = Literal["ok", "truncated", "refused", "filtered", "malformed", "failed"]
 Message = dict[str, str]  # {"role": "system" | "user" | "assistant", "content": text}
 
+LEAST = 1e-6  # of what must be more than nothing
+
+
+def expect(name: str, found: object, least: float, most: float = 2**53, *, whole: bool = False) -> None:
+    """Raises ValueError unless a setting is a (`whole`) number from `least` to `most`; NaN and infinity are none."""
+    number = isinstance(found, int if whole else (int, float)) and not isinstance(found, bool)
+    if not number or not least <= found <= most:
+        bounds = f">= {least:g}" if most == 2**53 else f"from {least:g} to {most:g}"
+        raise ValueError(f"{name}: found {found!r}, expected a {'whole' if whole else 'finite'} number {bounds}")
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -27,10 +37,24 @@ class Sampling:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.temperature < 0 or not 0 < self.top_p <= 1 or self.top_k < 0 or self.max_new_tokens < 1:
-            raise ValueError(
-                f"sampling: expected temperature >= 0, 0 < top_p <= 1, top_k >= 0, max_new_tokens >= 1; found {self}"
-            )
+        expect("temperature", self.temperature, 0)
+        expect("top_p", self.top_p, LEAST, 1)
+        expect("top_k", self.top_k, 0, whole=True)
+        expect("max_new_tokens", self.max_new_tokens, 1, whole=True)
+        if "" in self.stop or not all(isinstance(stop, str) for stop in self.stop):
+            raise ValueError(f"stop: found {self.stop!r}, expected texts of at least one character")
+
+
+@dataclass(frozen=True)
+class LocalLimits:
+    """What a local model may hold: GiB of key-value cache, and at most so many conversations at a time."""
+
+    memory_gib: float = 1.5
+    max_slots: int = 128
+
+    def __post_init__(self) -> None:
+        expect("limit 'memory_gib'", self.memory_gib, LEAST)
+        expect("limit 'max_slots'", self.max_slots, 1, whole=True)
 
 
 @dataclass(frozen=True)

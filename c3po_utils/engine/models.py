@@ -7,7 +7,6 @@ import fcntl
 import functools
 import hashlib
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -24,6 +23,7 @@ from transformers import (
     BitsAndBytesConfig,
     GenerationConfig,
     GgufConfig,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -125,12 +125,13 @@ def embedded_model() -> Path:
     gguf = embedded_gguf()
     with _locked(cache_folder() / f"{EMBEDDED}-convert.lock"):
         if not folder.exists():
-            scratch = Path(tempfile.mkdtemp(dir=gguf.parent, prefix=".convert-"))
-            try:
-                _convert(gguf, scratch)
-                os.replace(scratch, folder)
-            finally:
-                shutil.rmtree(scratch, ignore_errors=True)
+            with tempfile.TemporaryDirectory(dir=gguf.parent, prefix=".convert-") as scratch:
+                made = Path(scratch) / "hf"
+                made.mkdir()
+                _convert(gguf, made)
+                for path in made.iterdir():  # safetensors' own modes do not follow the umask
+                    path.chmod((made / "config.json").stat().st_mode)
+                os.replace(made, folder)
     return folder
 
 
@@ -202,6 +203,11 @@ def eos_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> set[i
     return ids - {None}
 
 
-def context_length(config: AutoConfig) -> int:
+def context_length(config: PreTrainedConfig) -> int:
     """The longest sequence, in tokens, that the model was made for."""
     return getattr(config.get_text_config(), "max_position_embeddings", None) or 2048
+
+
+def context_of(name: str) -> int:
+    """`context_length` of a model that need not be loaded."""
+    return context_length(AutoConfig.from_pretrained(resolve(name)))

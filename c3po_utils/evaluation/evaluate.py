@@ -13,7 +13,7 @@ import pandas as pd
 from c3po_utils import chat, engine, training  # as rooms: their heavy parts are imported when they are used
 from c3po_utils.evaluation.judge import Judge, judge_rows, open_judge, verdict_counts
 from c3po_utils.feedback import Feedback, check, find_feedback
-from c3po_utils.runs import LEDGER, Stage, done_stages, files
+from c3po_utils.runs import LEDGER, Stage, done_stages, files, stage
 from c3po_utils.sampling import SampleSettings, answers, load_rows, rows_hash, stored_settings
 from c3po_utils.training import BASE_RESAMPLED, adapter_folder, adapter_hash
 
@@ -107,13 +107,19 @@ def refuse_unscored(feedback: Feedback, judge: Judge | str | None) -> None:
 
 def refuse_imported(stages: Iterable[Stage]) -> None:
     """Raise ValueError for scores that were imported: they are the only ones, and are not to be made anew."""
-    for stage in stages:
-        if "imported" in (stage.manifest or {}).get("identity", {}):
-            raise ValueError(f"{stage} was imported: expected another run's folder to evaluate this method in")
+    for own in stages:
+        if "imported" in (own.manifest or {}).get("identity", {}):
+            raise ValueError(f"{own} was imported: expected another run's folder to evaluate this method in")
+
+
+def read_scores(folder: Path) -> list[dict]:
+    """The stored rows of a finished evaluation. Raises DamagedFile where they are not those that it stored."""
+    stage.intact(folder, ANSWERS)
+    return files.read_jsonl(folder / ANSWERS)
 
 
 def stored_scores(
-    stage: Stage,
+    own: Stage,
     feedbacks: Sequence[Feedback],
     method: str,
     judge: Judge | None,
@@ -121,15 +127,18 @@ def stored_scores(
 ) -> list[dict]:
     """Every answer scored by every feedback, stored with counts in the manifest; read back if that was done.
 
+    Args:
+        own: the evaluation's stage.
+
     Raises:
         ValueError: a feedback without a metric, and no judge; imported scores.
     """
-    refuse_imported([stage])
+    refuse_imported([own])
     for feedback in feedbacks:
         refuse_unscored(feedback, judge)
-    if stage.done:
-        return files.read_jsonl(stage.path(ANSWERS))
-    with stage:
+    if own.done:
+        return read_scores(own.folder)
+    with own:
         scored = [
             row | place
             for rows, place in answered()
@@ -137,9 +146,9 @@ def stored_scores(
             for row in score_rows(rows, feedback, method, judge)
         ]
         if judge:
-            stage.notes["verdicts"] = verdict_counts(scored)
-        files.write_jsonl(stage.path(ANSWERS), scored)
-        stage.notes["missing"] = sum(row["score"] is None for row in scored)
+            own.notes["verdicts"] = verdict_counts(scored)
+        files.write_jsonl(own.path(ANSWERS), scored)
+        own.notes["missing"] = sum(row["score"] is None for row in scored)
     return scored
 
 
@@ -150,27 +159,38 @@ def evaluate_method(
     judge: Judge | None = None,
     limits: dict[str, Any] | None = None,
 ) -> list[dict]:
-    """Answer, score and store one method on the test prompts; see `stored_scores`, and `model_for` for `limits`."""
-    stage = eval_stage(run, feedback.id, method, judge)
-    stored = _stored_answers(stage)
+    """Answer, score and store one method on the test prompts; see `stored_scores`, `rows_to_answer`, `model_for`."""
+    own = eval_stage(run, feedback.id, method, judge)
+    stored = _stored_answers(own)
 
     def answered() -> Iterator[Answered]:
-        rows = load_rows(run, feedback.id, "test")
-        if stored:  # by another judge: no need of the model that answered
+        rows = rows_to_answer(run, feedback.id)
+        if stored.keys() >= {row["id"] for row in rows}:  # by another judge: no need of the model that answered
             rows = [row | stored[row["id"]] for row in rows]
         else:
             fill_answers(run, feedback.id, method, rows, stored_settings(run, feedback.id), limits)
         yield rows, {}
 
-    return stored_scores(stage, [feedback], method, judge, answered)
+    return stored_scores(own, [feedback], method, judge, answered)
 
 
-def _stored_answers(stage: Stage) -> dict[str, dict]:
+def rows_to_answer(run: Path | str, feedback_id: str) -> list[dict]:
+    """The sampled rows that answers are tested on. Raises ValueError where there are none; else as `load_rows`."""
+    rows = load_rows(run, feedback_id, "test")
+    if not rows:
+        raise ValueError(f"{feedback_id!r} has no test prompts among its sampled rows: expected one or more")
+    return rows
+
+
+def _stored_answers(own: Stage) -> dict[str, dict]:
     """By prompt id, the answers of a finished evaluation that differs in nothing but the judge; none without one."""
-    if stage.done or not stage.manifest or not stage.changes().keys() <= {"judge"}:
+    if own.done or not own.manifest or not own.changes().keys() <= {"judge"}:
         return {}
-    method = stage.identity["method"]
-    stored = files.read_jsonl(stage.path(ANSWERS))
+    method = own.identity["method"]
+    try:
+        stored = read_scores(own.folder)
+    except (FileNotFoundError, files.DamagedFile):  # `done` has said so
+        return {}
     return {row["prompt_id"]: {method: row["answer"], f"{method}_status": row["status"]} for row in stored}
 
 
@@ -224,6 +244,6 @@ def collect(*runs: Path | str) -> pd.DataFrame:
 
 def collected(*runs: Path | str, two_feedbacks: bool) -> pd.DataFrame:
     """The rows of all finished evaluations of single feedbacks, or of two in one model; none where there are none."""
-    stages = (stage for run in runs for stage in done_stages(run, "eval"))
-    kept = (folder for folder, manifest in stages if ("two_feedbacks" in manifest["identity"]) == two_feedbacks)
-    return pd.DataFrame([row for folder in kept for row in files.read_jsonl(folder / ANSWERS)])
+    found = (one for run in runs for one in done_stages(run, "eval"))
+    kept = (folder for folder, manifest in found if ("two_feedbacks" in manifest["identity"]) == two_feedbacks)
+    return pd.DataFrame([row for folder in kept for row in read_scores(folder)])

@@ -60,19 +60,24 @@ def adapter_rewards(
     *,
     system: str = "",
     ended: Sequence[bool] | None = None,
+    ids: Sequence[str] | None = None,
 ) -> list[AnswerReward]:
     """r = log pi_adapter(y | x) / pi_0(y | x) of each token of each answer: what training changed, and where.
 
     Args:
         policy: the model with its adapter active (adapters.load_adapter); pi_0 is the same model without it.
-        pairs: (prompt, answer) each, at least one.
+        pairs: (prompt, answer) each.
         system: the system prompt that the answers were sampled with (SampleSettings.system_prompt).
         ended: for each pair, whether the answer closes with the end-of-turn token (status `ok`); all, if left out.
+        ids: for each pair, what errors call it; its prompt, if left out.
 
     Returns:
         One AnswerReward for each pair, in order.
+
+    Raises:
+        ValueError: a pair is longer than the model's context.
     """
-    examples = told(tokenizer, pairs, ended, system=system)
+    examples = told(tokenizer, pairs, ended, ids=ids, system=system)
     plus = answer_logps(policy, examples)
     with policy.disable_adapter():
         minus = answer_logps(policy, examples)
@@ -88,6 +93,7 @@ def in_context_rewards(
     context: Context = "sentence",
     system: str = "",
     ended: Sequence[bool] | None = None,
+    ids: Sequence[str] | None = None,
 ) -> list[AnswerReward]:
     """r = log pi_0(y | x, feedback) / pi_0(y | x) of each token of each answer: no training, no API (eq. 6).
 
@@ -101,8 +107,8 @@ def in_context_rewards(
     Raises:
         ValueError: demonstrations are asked for and the feedback has none.
     """
-    plain = told(tokenizer, pairs, ended, system=system)
-    informed = told(tokenizer, pairs, ended, system=system, feedback=feedback, context=context)
+    plain = told(tokenizer, pairs, ended, ids=ids, system=system)
+    informed = told(tokenizer, pairs, ended, ids=ids, system=system, feedback=feedback, context=context)
     return _rewards(tokenizer, plain, answer_logps(model, informed), answer_logps(model, plain))
 
 
@@ -111,12 +117,14 @@ def told(
     pairs: Sequence[tuple[str, str]],
     ended: Sequence[bool] | None = None,
     *,
+    ids: Sequence[str] | None = None,
     system: str = "",
     feedback: Feedback | None = None,
     context: Context = "sentence",
 ) -> list[training.data.Example]:
     """The pairs as token ids, with the feedback in their context where one is given; see `in_context_rewards`."""
     ends = [True] * len(pairs) if ended is None else ended
+    names = [f"answer to {prompt[:60]!r}" for prompt, _ in pairs] if ids is None else ids
     turns: list[tuple[str, str]] = []
     if feedback and context == "demonstrations":
         turns = [(shown.prompt, shown.answer) for shown in feedback.demonstrations]
@@ -125,8 +133,8 @@ def told(
     elif feedback:
         pairs = [(answers.in_context_prompt(prompt, feedback), answer) for prompt, answer in pairs]
     return [
-        training.data.encode(tokenizer, f"answer {i}", prompt, answer, ended=end, system=system, turns=turns)
-        for i, ((prompt, answer), end) in enumerate(zip(pairs, ends, strict=True))
+        training.data.encode(tokenizer, name, prompt, answer, ended=end, system=system, turns=turns)
+        for name, (prompt, answer), end in zip(names, pairs, ends, strict=True)
     ]
 
 
@@ -136,12 +144,21 @@ def answer_logps(
     """log pi of every completion token of every example, (N,) each, with the trainer's forward pass.
 
     Answers to one prompt go through the model together, so that the prompt does so once.
+
+    Raises:
+        ValueError: an example is longer than the model's context.
     """
     import torch  # here, so that what is stored can be drawn without it
 
+    if not examples:
+        return []
     order = sorted(range(len(examples)), key=lambda i: examples[i].prompt_ids)
     rows = [{"chosen_prompt_ids": examples[i].prompt_ids, "chosen_ids": examples[i].completion_ids} for i in order]
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    most = engine.models.context_length(base.config)
+    for example in examples:
+        if (length := len(example.prompt_ids) + len(example.completion_ids)) > most:
+            raise ValueError(f"{example.id}: {length} tokens of prompt and answer, more than the context of {most}")
     found: list[torch.Tensor] = []
     with torch.no_grad(), engine.fused(base):
         for batch in tqdm(training.objective.collate(rows, TOKENS_PER_PASS), desc="log-probs", leave=False):
@@ -195,6 +212,7 @@ def measure(adapter: Path | str) -> dict[str, Any]:
     ]
     pairs = [(row["prompt"], row["text"]) for row in rows]
     known = {"system": settings.system_prompt, "ended": [row["ended"] for row in rows]}
+    known["ids"] = [f"{row['id']} ({row['answer']})" for row in rows]
 
     model, tokenizer = engine.load_model(settings.model, dtype="float32"), engine.load_tokenizer(settings.model)
     true = in_context_rewards(model, tokenizer, pairs, feedback, context="demonstrations", **known)

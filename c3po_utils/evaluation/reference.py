@@ -75,7 +75,7 @@ def import_evaluation(path: Path, data: dict[str, Any], run: Path, feedback: Fee
 def _store(path: Path, run: Path, feedback: Feedback, method: str, rows: list[dict], report: foreign.Report) -> None:
     identity = {"method": method, "imported": {path.name: files.content_hash(path)}}
     stage = Stage(run / "eval" / feedback.id / method, identity, ANSWERS)
-    if stage.manifest and not stage.done:
+    if stage.changes():
         raise FileExistsError(f"{stage} holds another evaluation by {method!r}: expected a new folder")
     missing = sum(row["score"] is None for row in rows)
     if not stage.done:

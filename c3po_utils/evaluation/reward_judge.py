@@ -85,6 +85,8 @@ def with_margins(run: Path | str) -> pd.DataFrame:
     answers = collect(run)
     answers = answers[answers["method"].isin(METHODS)]
     answers = answers.assign(metric_score=answers["metric_score"] if "metric_score" in answers else answers["score"])
+    if answers["metric_score"].isna().all():
+        raise ValueError(f"{run}: no answer of {', '.join(METHODS)} has a metric's score for the judge to agree with")
     parts = []
     for id, own in tqdm(answers.groupby("feedback", sort=False), desc="feedbacks"):
         settings = stored_settings(run, id)

@@ -57,10 +57,16 @@ def perplexity(
     Args:
         rows: sampled rows of general prompts (see sampling/rows.py).
         system: the system prompt that the answers were sampled with.
+
+    Raises:
+        ValueError: no row has a baseline, or one is longer than the model's context.
     """
     answered = [row for row in rows if row["baseline"]]
+    if not answered:
+        raise ValueError(f"perplexity: none of the {len(rows)} rows has a baseline answer, expected one or more")
     ended = [row["baseline_status"] == "ok" for row in answered]
-    examples = told(tokenizer, [(row["prompt"], row["baseline"]) for row in answered], ended, system=system)
+    pairs, ids = [(row["prompt"], row["baseline"]) for row in answered], [row["id"] for row in answered]
+    examples = told(tokenizer, pairs, ended, ids=ids, system=system)
     return math.exp(-np.concatenate(answer_logps(model, examples)).mean())
 
 
@@ -79,7 +85,7 @@ def perplexities(run: Path | str, feedback_id: str, methods: Sequence[str]) -> p
 def _stored_perplexity(run: Path | str, feedback_id: str, method: str) -> float:
     stage = eval_stage(run, feedback_id, method)
     path = stage.path(STORED)
-    known = files.read_json(path) if path.exists() else {}
+    known = files.remembered(path) or {}
     if known.get("identity") == stage.identity:
         return known["perplexity"]
     settings = stored_settings(run, feedback_id)

@@ -16,12 +16,12 @@ from typing import Literal
 import pandas as pd
 
 from c3po_utils import chat, engine, training  # as rooms: their heavy parts are imported when they are used
-from c3po_utils.evaluation.evaluate import ANSWERS, Answered, collected, model_for, stored_scores
+from c3po_utils.evaluation.evaluate import ANSWERS, Answered, collected, model_for, rows_to_answer, stored_scores
 from c3po_utils.evaluation.judge import Judge
 from c3po_utils.evaluation.scores import application_share, applied
 from c3po_utils.feedback import Feedback, check, find_feedback, records
 from c3po_utils.runs import LEDGER, Stage
-from c3po_utils.sampling import SampleSettings, answers, load_rows, rows_hash, stored_settings
+from c3po_utils.sampling import SampleSettings, answers, rows_hash, stored_settings
 from c3po_utils.training import BASE_RESAMPLED, adapter_folder, adapter_hash
 
 How = Literal["add", "joint"]
@@ -95,7 +95,7 @@ class TwoFeedbacks:
         settings = stored_settings(self.run, together)
         with self._model(settings) as model:
             for id in self.ids:
-                rows = load_rows(self.run, id, "test")
+                rows = rows_to_answer(self.run, id)
                 answers.add_answers(model, rows, settings, self.method)
                 yield rows, {"prompts_of": id, "two_feedbacks": together, "setting": SETTING[self.how]}
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, get_args
 
 from c3po_utils import chat, engine  # as rooms: their heavy parts are imported when they are used
+from c3po_utils.chat.openai.limits import read_limits
 from c3po_utils.evaluation import evaluate, scores
 from c3po_utils.feedback import find_feedback, records
 from c3po_utils.runs import jobs
@@ -34,6 +35,7 @@ def check(config: RunConfig) -> None:
     Raises:
         ParameterError: which key, what was found, what was expected, the nearest valid name.
     """
+    refuse_secrets(config.model_dump())
     with _said_of("run"):
         run_folder(config.run)
     with _said_of("methods"):
@@ -71,21 +73,40 @@ def lacking(config: RunConfig) -> list[str]:
 
 
 def _lacks(name: str) -> str | None:
-    if name.startswith("openai:"):
-        return None
-    return engine.names.lacking(name)
+    if not name.startswith("openai:"):
+        return engine.names.lacking(name)
+    try:
+        chat.keys.check_key(name)
+    except ValueError as error:
+        return str(error)
+    return None
 
 
 def check_model(name: str, limits: dict[str, Any]) -> None:
     """Refuse a name that can be no model's, and limits that cannot be meant for it."""
     if name.startswith("openai:"):
-        chat.openai.parse_name(name)
+        chat.open.check_model(name, **limits)
     else:
         engine.names.check_name(name)
 
 
+def refuse_secrets(values: dict[str, Any]) -> None:
+    """Refuse parameters that hold a key or a password: they are stored in executed notebooks and manifests.
+
+    Raises:
+        ParameterError: the parameter's name; never its value.
+    """
+    for name, value in values.items():
+        if chat.keys.looks_like_secret({name: value}):
+            raise ParameterError(
+                f"parameter {name!r} holds what looks like a key or a password, which would be stored with the run:"
+                " expected keys in the environment (OPENAI_API_KEY, C3PO_API_KEY)"
+            )
+
+
 def check_sample(values: dict[str, Any]) -> None:
     """The parameters of 01_sample."""
+    read_limits(values["limits"])
     settings = jobs.sample_settings(values)
     for key in ("model", "category_model", "prompt_model", "completion_model"):
         if name := getattr(settings, key):
@@ -166,6 +187,7 @@ def check_notebook(notebook: str, values: dict[str, Any]) -> None:
 
 def _check_judge(values: dict[str, Any], feedbacks: list[str]) -> None:
     judge = values["judge_model"]
+    read_limits(values["limits"])
     if judge:
         with _said_of("judge_model"):
             check_model(judge, values["limits"])

@@ -5,28 +5,53 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
-from collections.abc import Iterable
+import secrets
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 
-def write_atomic(path: Path | str, content: str | bytes) -> Path:
-    """Write a file so that a reader, or a crash, sees the old content or the new and nothing between."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    data = content.encode() if isinstance(content, str) else content
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+class DamagedFile(ValueError):
+    """A file that does not hold what was written to it."""
+
+
+@contextmanager
+def writing(path: Path | str, *others: type[Exception]) -> Iterator[None]:
+    """Around writing: errors of the disk name the path.
+
+    Raises:
+        OSError: for an OSError, which often tells no path, and for `others`, which libraries raise in its place.
+    """
     try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+        yield
+    except OSError as error:
+        raise OSError(error.errno, error.strerror or str(error), str(path)) from error
+    except others as error:
+        raise OSError(f"{path}: could not be written: {' '.join(str(error).split())}") from error
+
+
+def write_atomic(path: Path | str, content: str | bytes) -> Path:
+    """Write a file so that a reader, or a crash, sees the old content or the new and nothing between.
+
+    Raises:
+        OSError: the disk is full, the folder read-only; names the path.
+    """
+    path = Path(path)
+    data = content.encode() if isinstance(content, str) else content
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")  # tempfile's would not follow the umask
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with open(temporary, "xb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
     return path
 
 
@@ -34,8 +59,27 @@ def write_json(path: Path | str, value: Any) -> Path:
     return write_atomic(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
-def read_json(path: Path | str) -> Any:
-    return json.loads(Path(path).read_text(encoding="utf-8"))
+def read_json(path: Path | str, kind: type = object) -> Any:
+    """The JSON value in a file. Raises DamagedFile unless it is one, and of this kind."""
+    data = Path(path).read_bytes()
+    try:
+        value = json.loads(data)
+    except ValueError as error:
+        raise DamagedFile(f"{path}: expected JSON, found {len(data)} bytes that are none: {error}") from None
+    if not isinstance(value, kind):
+        raise DamagedFile(f"{path}: expected a JSON {kind.__name__}, found {str(value)[:80]!r}")
+    return value
+
+
+def remembered(path: Path | str) -> dict | None:
+    """The JSON object in a file, of what can be made anew: None without one, or for a damaged one, with a warning."""
+    try:
+        return read_json(path, dict)
+    except FileNotFoundError:
+        return None
+    except DamagedFile as error:
+        warnings.warn(f"{error}. It is made anew", stacklevel=2)
+        return None
 
 
 def write_jsonl(path: Path | str, rows: Iterable[dict]) -> Path:
@@ -43,14 +87,18 @@ def write_jsonl(path: Path | str, rows: Iterable[dict]) -> Path:
 
 
 def read_jsonl(path: Path | str) -> list[dict]:
-    """All rows of a JSON Lines file; a line that is no JSON is an error with its number."""
+    """All rows of a JSON Lines file; a line that is no JSON object is an error with its number."""
     rows = []
-    with open(path, encoding="utf-8") as file:  # not splitlines(), which also cuts at characters inside answers
+    with open(path, "rb") as file:  # not splitlines(), which also cuts at characters inside answers
         for number, line in enumerate(file, 1):
             try:
-                rows.append(json.loads(line))
-            except json.JSONDecodeError as error:
-                raise ValueError(f"{path}, line {number}: expected one JSON object, found {line[:80]!r}") from error
+                row = json.loads(line)
+            except ValueError:
+                row = None
+            if not isinstance(row, dict):
+                found = line[:80].decode(errors="replace")
+                raise DamagedFile(f"{path}, line {number}: expected one JSON object, found {found!r}")
+            rows.append(row)
     return rows
 
 
@@ -59,9 +107,10 @@ def content_hash(value: Any) -> str:
     digest = hashlib.sha256()
     if isinstance(value, Path):
         files = sorted(path for path in value.rglob("*") if path.is_file()) if value.is_dir() else [value]
-        for file in files:
-            digest.update(str(file.relative_to(value)).encode())
-            digest.update(file.read_bytes())
+        for path in files:
+            digest.update(str(path.relative_to(value)).encode())
+            with open(path, "rb") as file:
+                hashlib.file_digest(file, lambda: digest)
     else:
         digest.update(json.dumps(value, sort_keys=True, ensure_ascii=False).encode())
     return digest.hexdigest()

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from c3po_utils import figures  # as a room: its heavy parts are imported when they are used
-from c3po_utils.chat import openai
 from c3po_utils.evaluation import evaluate, open_judge, two_feedbacks
 from c3po_utils.feedback import Feedback, load_feedbacks, records
 from c3po_utils.runs import parameters
@@ -130,7 +129,6 @@ def sample_values(config: RunConfig, name: str) -> dict[str, Any]:
 
 def sample_settings(values: dict[str, Any]) -> SampleSettings:
     """The settings that parameters of 01_sample come to."""
-    parameters.checked(values["limits"], openai.LIMITS, "limit")
     return SampleSettings.of(values["options"], **_fields(SampleSettings, values))
 
 
@@ -166,14 +164,16 @@ def train_job(config: RunConfig, run: Path, name: str, method: str) -> Job:
 
 
 def _scoring(config: RunConfig) -> dict[str, Any]:
-    """What 03 and 04 are given for who scores; the limits of sampling hold there too, as they are the run's."""
-    given = {key: config.evaluate[key] for key in ("judge_model", "limits") if key in config.evaluate}
-    return {"limits": config.sample.get("limits", {}), **given}
+    """What 03 and 04 are given for who scores, and within which limits: those of sampling, where they say no other."""
+    sampling, own = config.sample.get("limits", {}), config.evaluate.get("limits", {})
+    prices = {**sampling.get("prices", {}), **own.get("prices", {})}
+    limits = {**sampling, **own, **({"prices": prices} if prices else {})}
+    return {"limits": limits, **{key: config.evaluate[key] for key in ("judge_model",) if key in config.evaluate}}
 
 
 def evaluate_values(config: RunConfig, name: str) -> dict[str, Any]:
     """The parameters of 03_evaluate for one feedback."""
-    given = {"run": config.run, "feedback": name, "methods": config.methods, **_scoring(config), **config.evaluate}
+    given = {"run": config.run, "feedback": name, "methods": config.methods, **config.evaluate, **_scoring(config)}
     return _resolved(EVALUATE, given)
 
 

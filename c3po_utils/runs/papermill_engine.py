@@ -19,7 +19,7 @@ from jupyter_core.utils import ensure_dir_exists
 from papermill.engines import NBClientEngine, papermill_engines
 from traitlets import Unicode
 
-from c3po_utils.runs.check import check_notebook
+from c3po_utils.runs.check import check_notebook, refuse_secrets
 from c3po_utils.runs.parameters import resolve
 
 
@@ -66,6 +66,7 @@ class CheckedEngine(NBClientEngine):
     def execute_notebook(cls, nb, kernel_name, **kwargs):
         if nb.metadata.get("c3po", {}).get("checked_parameters"):
             given = dict(nb.metadata.papermill.get("parameters", {}))
+            refuse_secrets(given)
             check_notebook(Path(nb.metadata.papermill.input_path).name, resolve(nb, given))
             kwargs.setdefault("kernel_manager_class", LocalKernelManager)
         return super().execute_notebook(nb, kernel_name, **kwargs)

@@ -14,6 +14,7 @@ from c3po_utils.feedback import foreign
 from c3po_utils.runs.config import RunConfig
 from c3po_utils.runs.parameters import nearest
 from c3po_utils.sampling.reference import MAX_NEW_TOKENS
+from c3po_utils.training import TrainSettings
 from c3po_utils.training import reference as trained
 
 TOGETHER = "https://api.together.xyz/v1"
@@ -183,6 +184,10 @@ def _training(given: Mapping[str, Any], made: Converted) -> dict[str, Any]:
         made.problems += [f"training_args.{problem}" for problem in str(error).split("; ")]
         return {}
     made.problems += [f"training_args.{problem}" for problem in problems]
+    try:
+        TrainSettings(method, **train, method_settings=settings)
+    except ValueError as error:
+        made.problems.append(f"training_args: {error}")
     for problem in problems:
         made.mapped.pop(f"training_args.{problem.partition(':')[0]}", None)
     own = {name: {"method_settings": each} for name, each in ((start, start_settings), (method, settings)) if each}

@@ -9,12 +9,13 @@ import platform
 import resource
 import subprocess
 import time
+import warnings
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from c3po_utils.runs.files import read_json, write_json
+from c3po_utils.runs.files import DamagedFile, content_hash, read_json, remembered, write_json
 
 # Notebooks, feedback and the paper's numbers: the checkout's own, or those that an installed package brings along.
 BUNDLED = Path(__file__).parents[2]
@@ -25,6 +26,7 @@ if not (BUNDLED / "pyproject.toml").exists():
     ROOT = Path(os.environ.setdefault("C3PO_ROOT", os.getcwd()))
 MANIFEST = "manifest.json"
 LEDGER = "calls.sqlite"  # in the run's folder: every answer that a model gave
+SMALL = 64 * 2**20  # bytes: files up to this size are read whole to see whether a stage is done
 PACKAGES = ("torch", "transformers", "trl", "peft", "datasets")
 
 
@@ -96,31 +98,83 @@ def peak_gib() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
+def fingerprint(path: Path, whole: bool = True) -> dict[str, Any]:
+    """What a manifest says of a data file: rows (of JSON Lines), bytes, and, if it is read `whole`, content hash."""
+    found: dict[str, Any] = {"bytes": path.stat().st_size}
+    if whole:
+        if path.suffix == ".jsonl":
+            found = {"rows": path.read_bytes().count(b"\n"), **found}
+        found["hash"] = content_hash(path)
+    return found
+
+
+def _compare(path: Path, known: dict[str, Any], found: dict[str, Any]) -> None:
+    """Raise DamagedFile for a file that is empty, or not what the manifest knows."""
+    if not found["bytes"]:
+        raise DamagedFile(f"{path}: the file is empty")
+    for key in ("rows", "bytes", "hash"):
+        if key in known and key in found and known[key] != found[key]:
+            shown = [f"{end[key]} {key}" if key != "hash" else f"hash {end[key][:12]}" for end in (known, found)]
+            raise DamagedFile(f"{path}: damaged: expected {shown[0]}, as {MANIFEST} says; found {shown[1]}")
+
+
+def intact(folder: Path, name: str) -> str:
+    """The content hash of a stage's file, which is what the stage's manifest says, if it says so.
+
+    Manifests from before files were noted there, and folders without one, are taken as they are.
+
+    Raises:
+        DamagedFile: the file differs, or is empty, or the manifest is damaged.
+    """
+    path = folder / name
+    manifest = read_json(folder / MANIFEST, dict) if (folder / MANIFEST).exists() else {}
+    found = fingerprint(path)
+    try:
+        _compare(path, manifest.get("files", {}).get(name, {}), found)
+    except DamagedFile as error:
+        raise DamagedFile(f"{error}. Remove it, and run the notebook that made it again") from None
+    return found["hash"]
+
+
 class Stage:
     """A stage's folder. `identity` is what changes its result: settings and the hashes of its inputs.
 
-    `product` is the file that later stages need: a manifest without it, as in a checkout that keeps no adapters, is
-    not a finished stage.
+    `products` are the files that later stages need: a manifest without them, as in a checkout that keeps no adapters,
+    is not a finished stage, nor is one whose files are not those that it was written for.
 
     Use as a context manager around the work: the manifest is written last, atomically, and only when the work
-    ended well, so an interrupted stage is simply not done.
+    ended well, so an interrupted stage is simply not done; what lay here before is gone when the work begins.
     """
 
-    def __init__(self, folder: Path | str, identity: dict[str, Any], product: str = MANIFEST):
-        self.folder, self.product = Path(folder), product
+    def __init__(self, folder: Path | str, identity: dict[str, Any], *products: str):
+        self.folder, self.products = Path(folder), products
         self.identity = json.loads(json.dumps(identity))
         self.notes: dict[str, Any] = {}
 
     @property
     def manifest(self) -> dict[str, Any] | None:
-        path = self.folder / MANIFEST
-        return read_json(path) if path.exists() else None
+        """What the finished stage said; None where there is none, or it is damaged, which a warning says."""
+        return remembered(self.folder / MANIFEST)
 
     @property
     def done(self) -> bool:
-        manifest = self.manifest
-        same = bool(manifest) and manifest["status"] == "done" and manifest["identity"] == self.identity
-        return same and self.path(self.product).exists()
+        manifest = self.manifest or {}
+        if manifest.get("status") != "done" or manifest.get("identity") != self.identity:
+            return False
+        known = manifest.get("files", {})
+        return all(self._whole(name, known.get(name, {})) for name in self.products)
+
+    def _whole(self, name: str, known: dict[str, Any]) -> bool:
+        """Whether a file is there, and, cheaply, the one that is known; a warning says how it differs."""
+        path = self.path(name)
+        if not path.exists():
+            return False
+        try:
+            _compare(path, known, fingerprint(path, whole=path.stat().st_size <= SMALL))
+        except DamagedFile as error:
+            warnings.warn(f"{error}. It is made anew", stacklevel=2)
+            return False
+        return True
 
     def changes(self) -> dict[str, tuple[Any, Any]]:
         """What differs from the finished stage that lies here: {key: (then, now)}; empty when none is here."""
@@ -140,7 +194,8 @@ class Stage:
 
     def __enter__(self) -> Stage:
         self.folder.mkdir(parents=True, exist_ok=True)
-        (self.folder / MANIFEST).unlink(missing_ok=True)
+        for name in (MANIFEST, *self.products):
+            self.path(name).unlink(missing_ok=True)
         self._start = time.monotonic()
         return self
 
@@ -152,6 +207,7 @@ class Stage:
             {
                 "status": "done",
                 "identity": self.identity,
+                "files": {name: fingerprint(self.path(name)) for name in self.products},
                 "wall_s": round(time.monotonic() - self._start, 1),
                 "peak_gib": round(peak_gib(), 2),
                 "hardware": hardware(),
@@ -163,8 +219,12 @@ class Stage:
 
 
 def done_stages(root: Path | str, kind: str) -> Iterator[tuple[Path, dict]]:
-    """(folder, manifest) of every finished stage of a kind (`sample`, `train`, `eval`) below a run folder."""
+    """(folder, manifest) of every finished stage of a kind (`sample`, `train`, `eval`) below a run folder.
+
+    Raises:
+        DamagedFile: a manifest is damaged.
+    """
     for path in sorted(Path(root).glob(f"{kind}/**/{MANIFEST}")):
-        manifest = read_json(path)
-        if manifest["status"] == "done":
+        manifest = read_json(path, dict)
+        if manifest.get("status") == "done":
             yield path.parent, manifest

@@ -91,7 +91,7 @@ def import_sample(folder: Path, run: Path, feedback: Feedback, given: Given, rep
     )  # fmt: skip
     source = {name: files.content_hash(folder / name) for name in (*SPLIT_OF, CATEGORIES) if (folder / name).is_file()}
     stage = sample_stage(run, feedback, settings, {"imported": source})
-    if stage.manifest and not stage.done:
+    if stage.changes():
         raise FileExistsError(f"{stage} holds another sample of {feedback.id!r}: expected a new folder")
     if not stage.done:
         with stage:

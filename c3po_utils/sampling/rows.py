@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from c3po_utils.feedback import Feedback, Prompt
-from c3po_utils.runs import Stage, files
+from c3po_utils.runs import files, stage
 from c3po_utils.sampling.settings import SampleSettings
 
 ROWS = "rows.jsonl"
@@ -51,44 +51,52 @@ def _row(feedback: Feedback, prompt: Prompt, fold: str) -> dict:
     }  # fmt: skip
 
 
-def sample_stage(run: Path | str, feedback: Feedback, settings: SampleSettings, inputs: dict[str, Any]) -> Stage:
+def _folder(run: Path | str, feedback_id: str) -> Path:
+    return Path(run) / "sample" / feedback_id
+
+
+def sample_stage(run: Path | str, feedback: Feedback, settings: SampleSettings, inputs: dict[str, Any]) -> stage.Stage:
     """The folder of a feedback's sample, done when made for this record with these settings from these inputs.
 
     Inputs are `prompts`, the hash of those that were given, or `imported`, the hashes of the files that were read.
     """
     record = feedback.model_dump(mode="json", exclude={"examples"})
-    return Stage(Path(run) / "sample" / feedback.id, {"settings": asdict(settings), "feedback": record, **inputs}, ROWS)
+    identity = {"settings": asdict(settings), "feedback": record, **inputs}
+    return stage.Stage(_folder(run, feedback.id), identity, ROWS)
 
 
-def imported_sample(run: Path | str, feedback: Feedback) -> Stage | None:
+def imported_sample(run: Path | str, feedback: Feedback) -> stage.Stage | None:
     """The finished sample that was imported for a feedback; None where there is none, or a sampled one.
 
     Raises:
-        ValueError: the record has changed since.
+        ValueError: the record has changed since, or the rows are gone or damaged: nothing here can make them anew.
     """
-    stage = Stage(Path(run) / "sample" / feedback.id, {})
-    identity = (stage.manifest or {}).get("identity", {})
-    if "imported" not in identity:
+    known = stage.Stage(_folder(run, feedback.id), {}).manifest or {}
+    if "imported" not in (identity := known.get("identity", {})):
         return None
     settings = SampleSettings(**identity["settings"])
-    stage = sample_stage(run, feedback, settings, {"imported": identity["imported"]})
-    if changed := stage.changes():
-        raise ValueError(f"{stage} was imported for another record: {', '.join(changed)} differs; import it again")
-    return stage
+    own = sample_stage(run, feedback, settings, {"imported": identity["imported"]})
+    if changed := own.changes():
+        raise ValueError(f"{own} was imported for another record: {', '.join(changed)} differs; import it again")
+    if not own.done:
+        raise ValueError(f"{own} was imported, and its {ROWS} is gone or damaged: import it again")
+    return own
 
 
-def _finished(run: Path | str, feedback_id: str) -> Stage:
-    stage = Stage(Path(run) / "sample" / feedback_id, {})
-    if not stage.manifest:
+def _identity(run: Path | str, feedback_id: str) -> dict[str, Any]:
+    """What a finished sample was made from."""
+    path = _folder(run, feedback_id) / stage.MANIFEST
+    if not path.exists():
         raise FileNotFoundError(
-            f"{stage.folder} has no finished sample: run notebooks/01_sample.ipynb for {feedback_id!r} first"
+            f"{path.parent} has no finished sample: run notebooks/01_sample.ipynb for {feedback_id!r} first"
         )
-    return stage
+    return files.read_json(path, dict)["identity"]
 
 
 def rows_hash(run: Path | str, feedback_id: str) -> str:
-    """The hash by which later stages know the sampled rows of one feedback."""
-    return files.content_hash(Path(run) / "sample" / feedback_id / ROWS)
+    """The hash by which later stages know the sampled rows of one feedback. Errors as in `load_rows`."""
+    _identity(run, feedback_id)
+    return stage.intact(_folder(run, feedback_id), ROWS)
 
 
 def members(feedback_id: str) -> list[str]:
@@ -103,8 +111,12 @@ def load_rows(run: Path | str, feedback_id: str, fold: str | None = None) -> lis
 
     Raises:
         FileNotFoundError: the stage is not done; says which notebook makes it.
+        DamagedFile: the rows are not those that the stage's manifest was written for, or the manifest is damaged.
     """
-    rows = [row for id in members(feedback_id) for row in files.read_jsonl(_finished(run, id).path(ROWS))]
+    rows = []
+    for id in members(feedback_id):
+        rows_hash(run, id)
+        rows += files.read_jsonl(_folder(run, id) / ROWS)
     tested = {row["id"] for row in rows if row["fold"] == "test"}
     by_id = {row["id"]: row for row in rows if row["fold"] == "test" or row["id"] not in tested}
     return [row for row in by_id.values() if fold in (None, row["fold"])]
@@ -117,7 +129,7 @@ def stored_settings(run: Path | str, feedback_id: str) -> SampleSettings:
         FileNotFoundError: as in `load_rows`.
         ValueError: the feedbacks of `a+b` were sampled from different models, or with different system prompts.
     """
-    found = {id: SampleSettings(**_finished(run, id).manifest["identity"]["settings"]) for id in members(feedback_id)}
+    found = {id: SampleSettings(**_identity(run, id)["settings"]) for id in members(feedback_id)}
     for key in ("model", "system_prompt"):
         values = {id: getattr(settings, key) for id, settings in found.items()}
         if len(set(values.values())) > 1:
@@ -127,7 +139,7 @@ def stored_settings(run: Path | str, feedback_id: str) -> SampleSettings:
 
 def stored_feedback(run: Path | str, feedback_id: str) -> Feedback:
     """The record that a finished sample was made for. Errors as in `load_rows`."""
-    return Feedback.model_validate(_finished(run, feedback_id).manifest["identity"]["feedback"])
+    return Feedback.model_validate(_identity(run, feedback_id)["feedback"])
 
 
 def counts(rows: Sequence[dict]) -> dict[str, dict[str, int]]:

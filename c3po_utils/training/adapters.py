@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -10,14 +12,16 @@ from typing import Any
 import torch
 from peft import LoraConfig, PeftModel
 from peft.tuners.lora import LoraLayer
-from peft.tuners.tuners_utils import cast_adapter_dtype
+from peft.tuners.tuners_utils import cast_adapter_dtype, check_target_module_exists
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
 from c3po_utils.engine import load_model
-from c3po_utils.training.stage import WEIGHTS, adapter_folder
+from c3po_utils.runs import files, stage
+from c3po_utils.training.limits import NO_GRADIENT, check_lora
+from c3po_utils.training.stage import CONFIG, PROBE, WEIGHTS, adapter_folder
 
-PROBE = "probe.safetensors"
 PROBE_IDS = list(range(5, 37))
 TOLERANCE = 0.05  # the probe's largest difference, relative to its largest logit
 EXACT = 1e-5  # the largest difference from the sum of the changes, relative to the largest change
@@ -32,15 +36,18 @@ PLAIN = {  # what an adapter's configuration must say for its change to a weight
 
 
 def lora_config(r: int = 64, alpha: int = 128, dropout: float = 0.05, **kwargs: Any) -> LoraConfig:
-    """The paper's adapter: every linear layer but the head."""
-    return LoraConfig(
-        r=r,
-        lora_alpha=alpha,
-        lora_dropout=dropout,
-        target_modules="all-linear",
-        task_type="CAUSAL_LM",
-        **kwargs,
-    )
+    """The paper's adapter: every linear layer but the head. What it may be in a run: `limits.check_lora`."""
+    given = {"target_modules": "all-linear", **kwargs}
+    return LoraConfig(r=r, lora_alpha=alpha, lora_dropout=dropout, task_type="CAUSAL_LM", **given)
+
+
+def refuse_untrainable(model: PreTrainedModel, config: LoraConfig) -> None:
+    """Raise ValueError for a configuration whose adapter would change the embeddings, the head or whole modules."""
+    check_lora({name: getattr(config, name) for name in ("modules_to_save", "trainable_token_indices", "bias")})
+    ends = (model.get_input_embeddings(), model.get_output_embeddings())
+    for name, module in model.named_modules():
+        if module in ends and config.target_modules != "all-linear" and check_target_module_exists(config, name):
+            raise ValueError(f"LoRA setting 'target_modules': it matches {name!r}, and {NO_GRADIENT}")
 
 
 @torch.no_grad()
@@ -49,10 +56,24 @@ def _probe_logits(model: PreTrainedModel) -> torch.Tensor:
 
 
 def save_adapter(model: PeftModel, folder: Path) -> None:
-    """Store the adapter as safetensors with a probe: the logits that it gives for a fixed input."""
-    model.save_pretrained(folder)
-    (folder / "README.md").unlink(missing_ok=True)  # peft's empty model card
-    save_file({"logits": _probe_logits(model)}, str(folder / PROBE))
+    """Store the adapter as safetensors with a probe: the logits that it gives for a fixed input.
+
+    Raises:
+        OSError: the disk is full, the folder read-only; names the file, and leaves none behind.
+    """
+    scratch = folder / ".saving"
+    try:
+        with files.writing(folder / WEIGHTS, SafetensorError):
+            shutil.rmtree(scratch, ignore_errors=True)  # of a training that was killed here
+            scratch.mkdir(parents=True)
+            model.save_pretrained(scratch)
+            save_file({"logits": _probe_logits(model)}, str(scratch / PROBE))
+            mode = (scratch / CONFIG).stat().st_mode  # follows the umask; that of safetensors does not
+            for name in (CONFIG, PROBE, WEIGHTS):
+                (scratch / name).chmod(mode)
+                os.replace(scratch / name, folder / name)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def load_adapter(
@@ -60,36 +81,80 @@ def load_adapter(
 ) -> PeftModel:
     """The model with a stored adapter, checked to be the one that was trained.
 
-    A model that has adapters already keeps them; the one that is loaded becomes the active one.
+    A model that has adapters already keeps them; the one that is loaded becomes the active one. Where this fails, the
+    model is as it was.
 
     Raises:
         ValueError: the model has an adapter of this name.
+        DamagedFile: a file of the adapter is not what its stage's manifest says, or no adapter's.
         RuntimeError: a tensor is missing or has another name, or the probe's logits differ from those stored,
             as when the adapter meets another base model.
     """
     folder = Path(folder)
-    stored = set(load_file(folder / WEIGHTS))
-    if isinstance(model, PeftModel):
-        if name in model.peft_config:
-            raise ValueError(f"{folder}: the model has an adapter named {name!r} already; expected a new name")
-        policy = model
-        policy.load_adapter(folder, name, is_trainable=trainable)
-        policy.set_adapter(name)
-    else:
-        policy = PeftModel.from_pretrained(model, folder, adapter_name=name, is_trainable=trainable)
+    stored, wanted = _stored(folder, WEIGHTS), _stored(folder, PROBE)["logits"]
+    stage.intact(folder, CONFIG)
+    files.read_json(folder / CONFIG, dict)
+    known = list(model.peft_config) if isinstance(model, PeftModel) else []
+    if name in known:
+        raise ValueError(f"{folder}: the model has an adapter named {name!r} already; expected a new name")
+    back = _way_back(model)
+    try:
+        if known:
+            policy = model
+            policy.load_adapter(folder, name, is_trainable=trainable)
+            policy.set_adapter(name)
+        else:
+            policy = PeftModel.from_pretrained(model, folder, adapter_name=name, is_trainable=trainable)
+        policy.eval()
+        _prove(policy, name, folder, set(stored), wanted)
+    except BaseException:
+        back()
+        raise
+    return policy
+
+
+def _stored(folder: Path, name: str) -> dict[str, torch.Tensor]:
+    stage.intact(folder, name)
+    try:
+        return load_file(folder / name)
+    except SafetensorError as error:
+        raise files.DamagedFile(f"{folder / name}: expected safetensors, found something else: {error}") from None
+
+
+def _prove(policy: PeftModel, name: str, folder: Path, stored: set[str], wanted: torch.Tensor) -> None:
+    """Raise RuntimeError unless the active adapter has the stored tensors' names and gives the probe's logits."""
     expected = {key.replace(f".{name}.", ".") for key in policy.state_dict() if "lora_" in key and f".{name}." in key}
     if stored != expected:
         missing, extra = sorted(expected - stored)[:3], sorted(stored - expected)[:3]
         raise RuntimeError(f"{folder}: adapter tensors do not match the model; missing {missing}, unknown {extra}")
-    policy.eval()
-    wanted = load_file(folder / PROBE)["logits"]
     difference = (_probe_logits(policy) - wanted).abs().max() / wanted.abs().max()
     if not difference <= TOLERANCE:
         raise RuntimeError(
             f"{folder}: the loaded adapter does not give the logits it gave after training "
             f"(relative difference {difference:.2g}, at most {TOLERANCE}): another base model, or a damaged file"
         )
-    return policy
+
+
+def _way_back(model: PreTrainedModel | PeftModel) -> Callable[[], None]:
+    """A function that makes the model what it is now: its modules, parameters and their values, bit for bit.
+
+    It does not depend on peft, whose own ways need an adapter that was loaded whole. Values are kept by reference: who
+    changes them in place replaces them by copies first.
+    """
+    states = [(vars(module), dict(vars(module))) for module in model.modules()]
+    inner = [value for _, state in states for value in state.values() if isinstance(value, dict)]  # children, say
+    states += [(value, dict(value)) for value in inner]
+    values = [(parameter, parameter.data, parameter.requires_grad) for parameter in model.parameters()]
+
+    def back() -> None:
+        for state, before in states:
+            state.clear()
+            state.update(before)
+        for parameter, data, trained in values:
+            parameter.data = data
+            parameter.requires_grad_(trained)
+
+    return back
 
 
 @contextmanager
@@ -99,17 +164,16 @@ def merged(model: PreTrainedModel, folder: Path | str) -> Iterator[PreTrainedMod
     Merged, an adapter costs nothing while answering, and one loaded model serves all adapters of a process. The
     weights that adapters touch are in memory twice meanwhile. Errors as in `load_adapter`.
     """
-    policy = load_adapter(model, folder)
-    layers = [layer.get_base_layer() for layer in policy.modules() if isinstance(layer, LoraLayer)]
-    kept = [(layer, name, part, part.data) for layer in layers for name, part in layer.named_parameters()]
-    for _, _, parameter, values in kept:
-        parameter.data = values.clone()  # peft adds to it in place; taking it off again would leave rounding errors
+    back = _way_back(model)
     try:
+        policy = load_adapter(model, folder)
+        for layer in policy.modules():
+            if isinstance(layer, LoraLayer):
+                for parameter in layer.get_base_layer().parameters():
+                    parameter.data = parameter.data.clone()  # peft adds to it in place, and takes it off with rounding
         yield policy.merge_and_unload()
     finally:
-        for layer, name, parameter, values in kept:
-            parameter.data = values
-            setattr(layer, name, parameter)  # merging into a quantized layer puts another one in its place
+        back()
 
 
 def add_adapters(policy: PeftModel, names: Sequence[str], name: str = "sum") -> float:

@@ -5,13 +5,12 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, NamedTuple
 
-from jinja2.exceptions import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from c3po_utils.chat import request
+from c3po_utils.engine import templates
 from c3po_utils.feedback import SPLITS
 from c3po_utils.training.methods import SEGMENTS
 
@@ -20,32 +19,15 @@ REVERSED = {"chosen": "baseline", "rejected": "revised"}
 
 
 class Example(NamedTuple):
-    """One prompt and one completion as token ids."""
+    """One prompt and one completion as token ids; `id` is for messages."""
 
     prompt_ids: list[int]
     completion_ids: list[int]
+    id: str = ""
 
 
 class DataError(ValueError):
     """Rows that cannot be trained on: too many dropped or truncated, or a template that does not round-trip."""
-
-
-def render(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, str]], **kwargs: Any) -> str:
-    """The conversation through the model's own chat template.
-
-    Some templates refuse a system message or pass over it (Mistral's, Gemma's): it then opens the first user turn.
-    """
-    spell = partial(tokenizer.apply_chat_template, tokenize=False, **kwargs)
-    first, *rest = messages
-    if first["role"] != "system":
-        return spell(list(messages))
-    try:
-        text = spell(list(messages))
-    except TemplateError:
-        text = ""
-    if first["content"].strip() in text:
-        return text
-    return spell([{**rest[0], "content": f"{first['content']}\n\n{rest[0]['content']}"}, *rest[1:]])
 
 
 def encode(
@@ -71,12 +53,8 @@ def encode(
     """
     messages = list(request("", prompt, system=system, turns=turns).messages)
     eos = tokenizer.eos_token_id
-
-    def ids(messages: list[dict], **kwargs: Any) -> list[int]:
-        return tokenizer(render(tokenizer, messages, **kwargs), add_special_tokens=False).input_ids
-
-    prompt_ids = ids(messages, add_generation_prompt=True)
-    full_ids = ids([*messages, {"role": "assistant", "content": answer}])
+    prompt_ids = templates.encode(tokenizer, messages, add_generation_prompt=True)
+    full_ids = templates.encode(tokenizer, [*messages, {"role": "assistant", "content": answer}])
     if full_ids[: len(prompt_ids)] != prompt_ids:
         raise DataError(
             f"{id}: the chat template does not round-trip: the prompt's tokens are no prefix of the conversation's; "
@@ -88,7 +66,7 @@ def encode(
         # Templates that end a turn without the EOS token exist; the model still needs it to learn to stop.
         completion_ids = [*completion_ids, eos]
     end = len(completion_ids) - 1 - completion_ids[::-1].index(eos)
-    return Example(prompt_ids, completion_ids[: end + ended])
+    return Example(prompt_ids, completion_ids[: end + ended], id)
 
 
 @dataclass(frozen=True)
@@ -115,6 +93,7 @@ def training_rows(
     system: str = "",
     keep: Callable[[dict], bool] | None = None,
     max_length: int = 1024,
+    context: int | None = None,
     max_dropped_share: float = 0.1,
     max_prompts: int = 0,
     seed: int = 0,
@@ -131,7 +110,8 @@ def training_rows(
         near_ratio: near-scope rows that join the in-scope rows, for each of these, with the roles reversed: their
             baseline is `chosen`, their revision `rejected`. `out_ratio`: likewise of out-of-scope rows.
         keep: which in-scope rows to train on, for example those whose revision passes the metric.
-        max_length: longer examples, in tokens, are dropped; a larger share than `max_dropped_share` is an error.
+        max_length: longer examples, in tokens, are dropped, as are those longer than the model's `context`; a larger
+            share than `max_dropped_share` is an error.
         max_prompts: use at most this many in-scope rows; 0: all.
 
     Raises:
@@ -141,7 +121,7 @@ def training_rows(
     revised = [row for row in by_split["in_scope"] if row["revised"]]
     kept = [row for row in revised if keep is None or keep(row)]
     pair = [name for name in segments if name in PAIR]
-    dealer, encoder = random.Random(seed), _Encoder(tokenizer, system, max_length)
+    dealer, encoder = random.Random(seed), _Encoder(tokenizer, system, max_length, context or max_length)
     pairs = encoder.shuffled(kept, {name: PAIR[name] for name in pair}, dealer)[: max_prompts or None]
     others = [name for name in segments if name not in PAIR]  # these segments go by the names of their splits
     pools = {name: encoder.shuffled(by_split[name], {name: "baseline"}, dealer) for name in others}
@@ -181,18 +161,33 @@ def _reversible(rows: Sequence[dict], pair: Sequence[str]) -> list[dict]:
     return usable
 
 
+def check_lengths(rows: Sequence[dict], context: int) -> None:
+    """Raise DataError for no token rows at all, and for one that is longer than the model's context, in tokens."""
+    if not rows:
+        raise DataError("no rows to train on")
+    for row in rows:
+        for name in SEGMENTS:
+            length = len(row.get(f"{name}_prompt_ids", ())) + len(row.get(f"{name}_ids", ()))
+            if length > context:
+                id = row.get(f"{name}_id", row.get("id"))
+                raise DataError(f"{id}: {name} has {length} tokens, more than the model's context of {context}")
+
+
 class _Encoder:
     """Encodes rows and counts what happens to them."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, system: str, max_length: int):
-        self.tokenizer, self.system, self.max_length = tokenizer, system, max_length
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, system: str, max_length: int, context: int):
+        self.tokenizer, self.system, self.most = tokenizer, system, min(max_length, context)
+        self.limit = f"max_length={max_length}" if max_length <= context else f"the model's context of {context}"
+        self.first_dropped = ""
         self.rows = self.dropped = self.unended = self.longest = 0
 
     def shuffled(self, rows: Sequence[dict], columns: Mapping[str, str], dealer: random.Random) -> list[dict]:
         """Token rows with the given {segment: column}, in an order that depends on ids and dealer only."""
-        found = [self._encode(row, columns) for row in sorted(rows, key=lambda row: row["id"])]
-        usable = [row for row in found if row]
+        found = {row["id"]: self._encode(row, columns) for row in sorted(rows, key=lambda row: row["id"])}
+        usable = [row for row in found.values() if row]
         self.rows, self.dropped = self.rows + len(rows), self.dropped + len(rows) - len(usable)
+        self.first_dropped = self.first_dropped or next((id for id, row in found.items() if not row), "")
         if not usable:
             raise DataError(f"{' and '.join(columns)}: no usable rows among {len(rows)}")
         dealer.shuffle(usable)
@@ -206,7 +201,7 @@ class _Encoder:
             ended = row[f"{column}_status"] == "ok"
             example = encode(self.tokenizer, row["id"], row["prompt"], row[column], ended=ended, system=self.system)
             length = len(example.prompt_ids) + len(example.completion_ids)
-            if len(example.completion_ids) < 2 or length > self.max_length:
+            if len(example.completion_ids) < 2 or length > self.most:
                 return None
             token_row |= {
                 f"{name}_id": row["id"], f"{name}_prompt_ids": example.prompt_ids, f"{name}_ids": example.completion_ids
@@ -218,6 +213,6 @@ class _Encoder:
     def check(self, max_dropped_share: float) -> None:
         if self.dropped > max_dropped_share * self.rows:
             raise DataError(
-                f"{self.dropped} of {self.rows} rows are empty or longer than max_length={self.max_length} tokens; "
-                f"at most a share of {max_dropped_share} may be (max_dropped_share)"
+                f"{self.dropped} of {self.rows} rows are empty or longer than {self.limit} tokens, the first "
+                f"{self.first_dropped!r}; at most a share of {max_dropped_share} may be (max_dropped_share)"
             )

@@ -17,18 +17,18 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback
 from trl import DPOConfig
 
-from c3po_utils.engine import fused, load_model, load_tokenizer, threads
+from c3po_utils.engine import fused, load_model, load_tokenizer, models, threads
 from c3po_utils.feedback import check, records
 from c3po_utils.runs import Stage, files, nearest
 from c3po_utils.sampling import SampleSettings, load_rows, members, stored_feedback, stored_settings
-from c3po_utils.training.adapters import load_adapter, lora_config, save_adapter
-from c3po_utils.training.data import Preflight, training_rows
+from c3po_utils.training.adapters import load_adapter, lora_config, refuse_untrainable, save_adapter
+from c3po_utils.training.data import Preflight, check_lengths, training_rows
+from c3po_utils.training.limits import check_arguments
 from c3po_utils.training.methods import Method
 from c3po_utils.training.references import with_references
-from c3po_utils.training.stage import TrainSettings, adapter_folder, train_stage
+from c3po_utils.training.stage import LOG, TrainSettings, adapter_folder, train_stage
 from c3po_utils.training.trainer import Bar, C3POTrainer, last_valid
 
-LOG = "log.json"
 TOKENS_PER_PASS = {"cpu": 2048, "cuda": 8192}
 WHOLE_BATCH = {"aot", "aot_unpaired", "sft"}  # trl's losses that are no mean over pairs
 PAPER = {
@@ -74,18 +74,23 @@ def train(
         The trained model and the log: one dict per step with loss terms, rewards and learning rate.
 
     Raises:
-        ValueError: the method starts from an adapter and none is given, or trl refuses a training argument.
+        ValueError: the method starts from an adapter and none is given, trl refuses a training argument, or the
+            adapter would change embeddings or the head.
+        DataError: no rows, or one that is longer than the model's context.
     """
     threads.keep_memory()
     folder = Path(folder)
     if bool(method.start) != bool(start):
         raise ValueError(f"method.start is {method.start!r} and start is {start!r}: expected both or neither")
+    lora = lora or lora_config()
+    refuse_untrainable(model, lora)
+    check_lengths(rows, models.context_length(model.config))
+    config = _config(model, method, folder, name, arguments)
     if method.preference:
         rows = with_references(model, rows, references)
         threads.give_back_memory()
-    config = _config(model, method, folder, name, arguments)
     torch.manual_seed(config.seed)
-    policy = load_adapter(model, start, trainable=True) if start else get_peft_model(model, lora or lora_config())
+    policy = load_adapter(model, start, trainable=True) if start else get_peft_model(model, lora)
     rows = [{key: row[key] for key in row if key != "id" and not key.endswith("_id")} for row in rows]
     per_pass = tokens_per_pass or TOKENS_PER_PASS.get(model.device.type, 4096)
     trainer = C3POTrainer(
@@ -102,18 +107,8 @@ def train(
     return policy, log
 
 
-REFUSED = {  # fields of DPOConfig that cannot be meant here
-    "beta": "set it among the method's settings",
-    "use_weighting": "its weights need all logits, which are not computed here",
-    "ld_alpha": "it needs the reference log-probabilities of single tokens, and sums are kept here",
-    "precompute_ref_log_probs": "they are always computed once; see the argument `references`",
-    "max_length": "rows are cut or dropped when they are made; see data.training_rows",
-}
-
-
 def _config(model: PreTrainedModel, method: Method, folder: Path, name: str, arguments: dict[str, Any]) -> DPOConfig:
-    for key in arguments.keys() & REFUSED.keys():
-        raise ValueError(f"training argument {key!r}: {REFUSED[key]}")
+    check_arguments(arguments)
     known = {field.name for field in fields(DPOConfig)}
     for key in arguments.keys() - known:
         raise ValueError(f"training argument {key!r}: expected a field of trl's DPOConfig ({nearest(key, known)})")
@@ -168,7 +163,8 @@ class Training:
         objective = self.settings.objective
         return training_rows(
             load_rows(self.run, self.feedback_id, "train"), self.tokenizer, system=self.sampled_with.system_prompt,
-            seed=self.settings.seed, keep=self._passing() if objective.only_passing else None, **objective.rows,
+            context=models.context_of(self.sampled_with.model), seed=self.settings.seed,
+            keep=self._passing() if objective.only_passing else None, **objective.rows,
         )  # fmt: skip
 
     @property

@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from c3po_utils.runs import nearest
+from c3po_utils.training.limits import Count, CountOrNone, NotNegative, Positive, Share, check_fields
 
 SEGMENTS = ("chosen", "rejected", "near_scope", "out_of_scope")
 
@@ -24,28 +25,27 @@ class Method:
     is pi_0 that wrote the rejected answers, which is what the theory (Appendix C) asks of a reference.
     """
 
-    preference: float = 1.0
-    chosen_sft_weight: float = 0.0
-    out_weight: float = 0.2  # lambda_1
-    near_weight: float = 0.1  # lambda_2
-    beta: float = 0.1
-    kl: float = 0.0  # share of the divergence in the near and out terms; the rest is SFT
-    kl_temperature: float = 1.0
+    preference: NotNegative = 1.0
+    chosen_sft_weight: NotNegative = 0.0
+    out_weight: NotNegative = 0.2  # lambda_1
+    near_weight: NotNegative = 0.1  # lambda_2
+    beta: Positive = 0.1
+    kl: Share = 0.0  # share of the divergence in the near and out terms; the rest is SFT
+    kl_temperature: Positive = 1.0
     kl_summed: bool = False  # over an answer's tokens, instead of averaged
     kl_squared: bool = False  # the square of an answer's divergence
-    near_ratio: float = 0.0  # near-scope rows put among the in-scope rows, for each of these, baseline as chosen
-    out_ratio: float = 0.0  # likewise out-of-scope rows
+    near_ratio: NotNegative = 0.0  # near-scope rows put among the in-scope rows, for each of these, baseline as chosen
+    out_ratio: NotNegative = 0.0  # likewise out-of-scope rows
     start: str = ""  # the method whose adapter training starts from
-    max_prompts: int = 0  # train on at most this many pairs; 0: on all
+    max_prompts: CountOrNone = 0  # train on at most this many pairs; 0: on all
     only_passing: bool = False  # train only on pairs whose revision passes the feedback's metric
-    max_length: int = 1024  # longer examples, in tokens, are dropped
-    max_dropped_share: float = 0.1  # more unusable rows than this share stop the training before it starts
+    max_length: Count = 1024  # longer examples, in tokens, are dropped
+    max_dropped_share: Share = 0.1  # more unusable rows than this share stop the training before it starts
 
     def __post_init__(self) -> None:
-        if not 0 <= self.kl <= 1 or self.kl_temperature <= 0 or self.beta <= 0:
-            raise ValueError(f"expected kl in [0, 1], kl_temperature > 0, beta > 0; found {self}")
-        if self.max_prompts < 0 or self.max_length < 1 or not 0 <= self.max_dropped_share <= 1:
-            raise ValueError(f"expected max_prompts >= 0, max_length >= 1, max_dropped_share in [0, 1]; found {self}")
+        check_fields(self, "method setting")
+        if not self.segments:
+            raise ValueError("method settings: all terms have the weight 0, expected one or more above it")
 
     @property
     def segments(self) -> tuple[str, ...]:
@@ -131,21 +131,19 @@ def get_method(name: str, **settings: Any) -> Method:
 
     Raises:
         KeyError: unknown method or setting, with the nearest valid name.
-        TypeError: a setting of the wrong type.
-        ValueError: a setting out of its range.
+        ValueError: a setting of the wrong type, or out of its range.
     """
     known = registered(name)
     if known not in METHODS:
         raise KeyError(f"unknown method {name!r} ({nearest(known, METHODS)})")
-    defaults = {field.name: field.default for field in fields(Method)}
-    for key, value in settings.items():
-        if key not in defaults:
-            raise KeyError(f"method {name!r}: unknown setting {key!r} ({nearest(key, defaults)})")
-        kinds = (float, int) if isinstance(defaults[key], float) else type(defaults[key])
-        if not isinstance(value, kinds) or (isinstance(value, bool) and not isinstance(defaults[key], bool)):
-            expected = type(defaults[key]).__name__
-            raise TypeError(f"method {name!r}, setting {key!r}: expected {expected}, found {value!r}")
-    return replace(METHODS[known], **settings)
+    valid = [field.name for field in fields(Method)]
+    for key in settings:
+        if key not in valid:
+            raise KeyError(f"method {name!r}: unknown setting {key!r} ({nearest(key, valid)})")
+    try:
+        return replace(METHODS[known], **settings)
+    except ValueError as error:
+        raise ValueError(f"method {name!r}: {error}") from None
 
 
 BASE_RESAMPLED = "base_resampled"  # pi_0 answering once more: the noise floor of every score

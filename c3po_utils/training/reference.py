@@ -10,6 +10,7 @@ from typing import Any
 
 from c3po_utils.feedback import foreign
 from c3po_utils.runs import nearest
+from c3po_utils.training import limits
 from c3po_utils.training.methods import METHODS, Method
 
 # What the reference, and transformers below it, takes where a file says nothing.
@@ -46,7 +47,7 @@ MAPPED = {  # key: where it goes; `+` joins several
     "lora_r": "lora: r",
     "lora_alpha": "lora: alpha",
     "lora_dropout": "lora: dropout",
-    "lora_bias": "lora: bias",
+    "lora_bias": "must be none",
     "lora_exclude": "lora: exclude_modules",
     "learning_rate": "learning_rate",
     "num_train_epochs": "epochs",
@@ -166,7 +167,7 @@ def train_parameters(arguments: Mapping[str, Any]) -> tuple[dict[str, Any], list
         problems.append("lora_enable: expected true, as only adapters are trained here; found false, or nothing")
     lora = {"r": given["lora_r"], "alpha": given["lora_alpha"], "dropout": given["lora_dropout"]}
     if given["lora_bias"] != "none":
-        lora["bias"] = given["lora_bias"]
+        problems.append(f"lora_bias: expected none, as {limits.REFUSED_LORA['bias']}; found {given['lora_bias']!r}")
     if excluded := [name for name in given["lora_exclude"] if name != "lm_head"]:  # the head is left out anyway
         lora["exclude_modules"] = excluded
     others = {"lr_scheduler_type": given["lr_scheduler_type"], "warmup_steps": given["warmup_ratio"]}

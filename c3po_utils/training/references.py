@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from array import array
 from collections.abc import Sequence
 from pathlib import Path
@@ -63,6 +64,12 @@ def _compute(model: PreTrainedModel, rows: Sequence[dict]) -> dict[str, float]:
     return found
 
 
+def _known(path: Path | None) -> dict[str, float]:
+    """The log-probabilities in a file, those that are some."""
+    found = (files.remembered(path) if path else None) or {}
+    return {key: value for key, value in found.items() if isinstance(value, float) and math.isfinite(value)}
+
+
 def with_references(model: PreTrainedModel, rows: Sequence[dict], folder: Path | str | None = None) -> list[dict]:
     """The rows with `ref_chosen_logps` and `ref_rejected_logps`: log pi_0 of both answers, summed over their tokens.
 
@@ -70,15 +77,15 @@ def with_references(model: PreTrainedModel, rows: Sequence[dict], folder: Path |
         model: pi_0.
         rows: token rows with pairs (see data.py).
         folder: where log-probabilities are kept, in one file for each model, by the content of prompt and answer;
-            only those that are not there are computed. None keeps nothing.
+            only those that are not there are computed, and all of a damaged file's. None keeps nothing.
     """
     path = Path(folder) / f"logps-{model_identity(model)[:16]}.json" if folder else None
-    known = files.read_json(path) if path and path.exists() else {}
+    known = _known(path)
     missing = [row for row in rows if not known.keys() >= set(_keys(row).values())]
     if missing:
         with torch.no_grad(), fused(model):  # the same arithmetic as in training: the loss starts at ln 2
             known |= _compute(model, missing)
         if path:
-            known |= files.read_json(path) if path.exists() else {}  # what another process has found meanwhile
+            known = _known(path) | known  # what another process has found meanwhile
             files.write_json(path, known)
     return [row | {f"ref_{name}_logps": known[key] for name, key in _keys(row).items()} for row in rows]

@@ -6,11 +6,22 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from c3po_utils.runs import Stage, files
+from c3po_utils.runs import Stage, nearest, stage
 from c3po_utils.sampling import members, rows_hash, stored_settings
-from c3po_utils.training.methods import Method, get_method, registered
+from c3po_utils.training.limits import (
+    REFUSED_ARGUMENTS,
+    SETTLED,
+    Count,
+    Positive,
+    Seed,
+    check_arguments,
+    check_fields,
+    check_lora,
+)
+from c3po_utils.training.methods import METHODS, Method, get_method, registered
 
-WEIGHTS = "adapter_model.safetensors"
+# An adapter's files: peft's two, the logits that prove it (adapters.py), and the training's log.
+WEIGHTS, CONFIG, PROBE, LOG = "adapter_model.safetensors", "adapter_config.json", "probe.safetensors", "log.json"
 
 
 def adapter_folder(run: Path | str, feedback_id: str, method: str) -> Path:
@@ -22,13 +33,14 @@ def adapter_hash(folder: Path) -> str:
 
     Raises:
         FileNotFoundError: it is not trained yet; says how it is.
+        DamagedFile: it is not the one that its stage's manifest was written for.
     """
     if not (folder / WEIGHTS).exists():
         raise FileNotFoundError(
             f"{folder} has no adapter: run notebooks/02_train.ipynb with feedback={folder.parent.name!r} and"
             f" method={folder.name!r} first"
         )
-    return files.content_hash(folder / WEIGHTS)
+    return stage.intact(folder, WEIGHTS)
 
 
 @dataclass(frozen=True)
@@ -37,21 +49,31 @@ class TrainSettings:
 
     `method_settings` are fields of `Method` that differ; given by method (`{"c3po": {"beta": 0.03}}`) those of this
     method hold, so that a notebook's default for one method is none for another.
+
+    Raises:
+        ValueError: a value that cannot be meant, in any of them; found in a moment, without a library of models.
+        KeyError: no such method, or setting of one, with the nearest that is.
     """
 
     method: str
-    learning_rate: float
-    epochs: float
-    batch_size: int
-    seed: int
+    learning_rate: Positive
+    epochs: Positive
+    batch_size: Count
+    seed: Seed
     lora: dict[str, Any] = field(default_factory=dict)  # arguments of lora_config that differ
     method_settings: dict[str, Any] = field(default_factory=dict)
     training_arguments: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        check_fields(self, "training setting")
+        check_lora(self.lora)
+        check_arguments(self.training_arguments, REFUSED_ARGUMENTS | SETTLED)
         given = self.method_settings
         if given and all(isinstance(settings, dict) for settings in given.values()):
+            for name in given.keys() - METHODS.keys():
+                raise ValueError(f"method_settings: unknown method {name!r} ({nearest(name, METHODS)})")
             object.__setattr__(self, "method_settings", given.get(registered(self.method), {}))
+        _ = self.objective
 
     @property
     def objective(self) -> Method:
@@ -76,4 +98,4 @@ def train_stage(run: Path | str, feedback_id: str, settings: TrainSettings) -> S
     }
     if objective.start:
         identity["start"] = adapter_hash(adapter_folder(run, feedback_id, objective.start))
-    return Stage(run / "train" / feedback_id / settings.method, identity, WEIGHTS)
+    return Stage(run / "train" / feedback_id / settings.method, identity, WEIGHTS, CONFIG, PROBE, LOG)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Any
 
 import torch
 from datasets import Dataset
+from safetensors import SafetensorError
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.trainer_callback import ProgressCallback
@@ -52,7 +54,7 @@ def last_valid(folder: Path | str, identity: Any) -> Path | None:
     found = [path for path in Path(folder).glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name)]
     for checkpoint in sorted(found, key=lambda path: int(path.name.split("-")[1]), reverse=True):
         marker, whole = checkpoint / MARKER, {"identity": _identity(identity), "files": _hashes(checkpoint)}
-        if marker.exists() and files.read_json(marker) == whole:
+        if files.remembered(marker) == whole:
             return checkpoint
     return None
 
@@ -198,8 +200,14 @@ class C3POTrainer(DPOTrainer):
             self._metrics = metrics
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        super(DPOTrainer, self)._save_checkpoint(model, trial)  # without a model card in each checkpoint
-        mark_complete(Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}", self.identity)
+        checkpoint = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+        try:
+            with files.writing(checkpoint, RuntimeError, SafetensorError):
+                super(DPOTrainer, self)._save_checkpoint(model, trial)  # without a model card in each checkpoint
+            mark_complete(checkpoint, self.identity)
+        except OSError:
+            shutil.rmtree(checkpoint, ignore_errors=True)  # a full disk needs the room
+            raise
 
 
 class Bar(ProgressCallback):

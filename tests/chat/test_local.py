@@ -186,7 +186,7 @@ def test_slots_follow_from_the_memory_limit(tiny):
     (loop,) = chat._slots(asked, sampling)
     assert loop.slots == 5
     assert loop._room_for(128) == 128
-    assert sum(cache.nbytes for cache in (*loop.keys, *loop.values)) <= chat.memory_gib * 2**30
+    assert sum(cache.nbytes for cache in (*loop.keys, *loop.values)) <= chat.limits.memory_gib * 2**30
     with pytest.raises(MemoryError, match="GiB"):
         LocalChat(*tiny, memory_gib=0.5 * per_slot / 2**30)._slots(asked, sampling)
 
@@ -205,7 +205,7 @@ def test_loops_side_by_side_answer_as_one_does(tiny, three_loops):
     asked = [*requests(), *(request(f"copy{i}", PROMPTS[0]) for i in range(5))]
     for sampling in (Sampling(temperature=0, max_new_tokens=20), Sampling(temperature=1.0, max_new_tokens=16, seed=3)):
         chat = LocalChat(*tiny, max_slots=9)
-        loops = chat._slots([decoding.Row(one, chat._encode(one), np.zeros(1)) for one in asked], sampling)
+        loops = chat._slots([decoding.Row(one, chat._encode(one)[0], np.zeros(1)) for one in asked], sampling)
         assert len(loops) == 3
         assert sum(loop.slots for loop in loops) <= 9
         several = answers(chat, asked, sampling)

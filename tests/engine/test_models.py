@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import shutil
+import stat
 import zipfile
 from pathlib import Path
 
@@ -57,6 +59,14 @@ def test_an_interrupted_conversion_is_done_again(tmp_path, monkeypatch):
     assert load_model(EMBEDDED, torch.float32).config.hidden_size == 32
     assert models.embedded_model() == gguf.parent / "hf"
     assert len(calls) == 2
+    modes = {stat.S_IMODE(path.stat().st_mode) for path in (gguf.parent / "hf").iterdir()}
+    assert modes == {0o666 & ~_umask()}, "others who share the cache can read it"
+    assert stat.S_IMODE((gguf.parent / "hf").stat().st_mode) == 0o777 & ~_umask()
+
+
+def _umask() -> int:
+    os.umask(mask := os.umask(0))
+    return mask
 
 
 def _fetch(cache: str, tiny: str, log: str) -> None:
@@ -91,7 +101,7 @@ def test_two_processes_that_start_at_once_convert_once(tmp_path, tiny_folder):
 def test_names_resolve_to_paths_ids_or_errors(tiny_folder):
     assert resolve(str(tiny_folder)) == str(tiny_folder)
     assert resolve("mistralai/Mistral-7B-Instruct-v0.2") == "mistralai/Mistral-7B-Instruct-v0.2"
-    with pytest.raises(FileNotFoundError, match="/no/such/model"):
+    with pytest.raises(ValueError, match="no model"):
         resolve("/no/such/model")
 
 

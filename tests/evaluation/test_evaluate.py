@@ -9,12 +9,14 @@ import time
 import pytest
 
 from c3po_utils.evaluation import evaluate, scores
-from c3po_utils.evaluation.evaluate import collect, eval_stage, evaluate_method, open_judge, score_rows
+from c3po_utils.evaluation.evaluate import collect, eval_stage, evaluate_method, open_judge, read_scores, score_rows
 from c3po_utils.feedback import find_feedback
 from c3po_utils.feedback.records import FEEDBACK_FOLDER, load_feedbacks, load_general_prompts
 from c3po_utils.runs import batch, jobs
 from c3po_utils.runs.config import RunConfig
-from c3po_utils.runs.files import content_hash, read_jsonl, write_json, write_jsonl
+from c3po_utils.runs.files import DamagedFile, content_hash, read_json, read_jsonl, write_json, write_jsonl
+from c3po_utils.runs.stage import ROOT, Stage, done_stages, fingerprint
+from c3po_utils.sampling import load_rows
 from c3po_utils.training.methods import trained_methods
 from tests.servers import Reply, scripted
 
@@ -111,6 +113,51 @@ def test_collect_tables_every_finished_evaluation(run, feedback):
         collect(run / "sample")
 
 
+def test_a_damaged_evaluation_is_named_and_made_anew(run, feedback):
+    first = evaluate_method(run, feedback, "in_context")
+    path = eval_stage(run, "boss_signoff", "in_context").path("answers.jsonl")
+    lines = path.read_text().splitlines(keepends=True)
+    for content in ("", "".join(lines[:2]), "".join(lines)[:-20]):
+        path.write_text(content)
+        with pytest.raises(DamagedFile, match=r"in_context/answers\.jsonl"):
+            collect(run)
+        with pytest.warns(UserWarning, match=r"answers\.jsonl.*made anew"):
+            assert evaluate_method(run, feedback, "in_context") == first
+    path.with_name("manifest.json").write_text('{"status": "done", "ide')
+    with pytest.raises(DamagedFile, match=r"manifest\.json"):
+        collect(run)
+    with pytest.warns(UserWarning, match=r"manifest\.json.*made anew"):
+        assert evaluate_method(run, feedback, "in_context") == first
+
+
+def test_committed_evaluations_whose_manifests_note_no_files_are_valid():
+    found = list(done_stages(ROOT / "results" / "embedded", "eval"))
+    assert found
+    for folder, manifest in found:
+        stage = Stage(folder, manifest["identity"], "answers.jsonl")
+        assert stage.done
+        assert read_scores(folder)
+
+
+def test_damaged_rows_are_refused_by_later_stages(run, feedback):
+    folder = run / "sample" / "boss_signoff"
+    manifest = read_json(folder / "manifest.json")
+    write_json(folder / "manifest.json", manifest | {"files": {"rows.jsonl": fingerprint(folder / "rows.jsonl")}})
+    evaluate_method(run, feedback, "in_context")
+    (folder / "rows.jsonl").write_text((folder / "rows.jsonl").read_text().splitlines(keepends=True)[0])
+    for stage in (lambda: eval_stage(run, "boss_signoff", "revised"), lambda: load_rows(run, "boss_signoff", "test")):
+        with pytest.raises(DamagedFile, match=r"rows\.jsonl: damaged: expected 3 rows.*found 1 rows"):
+            stage()
+
+
+def test_no_test_prompts_are_an_error(run, feedback):
+    path = run / "sample" / "boss_signoff" / "rows.jsonl"
+    write_jsonl(path, [one | {"fold": "train"} for one in read_jsonl(path)])
+    with pytest.raises(ValueError, match="'boss_signoff' has no test prompts among its sampled rows"):
+        evaluate_method(run, feedback, "in_context")
+    assert not eval_stage(run, "boss_signoff", "in_context").done
+
+
 def test_unknown_methods_are_refused():
     assert trained_methods(["base_resampled", "revised", "c3po", "dpo@lr=1e-4"]) == ["c3po", "dpo@lr=1e-4"]
     with pytest.raises(KeyError, match="unknown method 'c3pp'"):
@@ -182,7 +229,7 @@ def test_a_finished_evaluation_is_judged_without_the_model_that_answered(run, fe
 
 def test_the_notebook_judges_what_has_no_metric(run, tmp_path, feedback):
     """03_evaluate by the runner, its judge named in the run's YAML."""
-    record = feedback.model_dump(mode="json", exclude={"metric"}, exclude_defaults=True)
+    record = feedback.model_dump(mode="json", exclude={"metric", "examples"}, exclude_defaults=True)
     (tmp_path / "own.yaml").write_text(json.dumps({"feedbacks": [record]}))
     assert load_feedbacks(tmp_path / "own.yaml")[0].metric is None
     with scripted(signed_wins) as server:

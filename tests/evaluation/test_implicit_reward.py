@@ -13,6 +13,7 @@ from c3po_utils.evaluation.evaluate import evaluate_method
 from c3po_utils.evaluation.implicit_reward import adapter_rewards, in_context_rewards
 from c3po_utils.evaluation.reward_judge import agreement, calibrate, judged, main, report, reward_margins, scores
 from c3po_utils.feedback import find_feedback
+from c3po_utils.runs.files import write_json, write_jsonl
 from c3po_utils.runs.stage import ROOT
 from c3po_utils.sampling.answers import IN_CONTEXT
 from c3po_utils.sampling.rows import stored_feedback
@@ -50,6 +51,24 @@ def plain_logps(model, tokenizer, prompt: str, answer: str, **context) -> np.nda
     with torch.no_grad():
         logps = model(ids).logits[0, :-1].log_softmax(-1).gather(-1, ids[0, 1:, None])[:, 0]
     return logps[len(example.prompt_ids) - 1 :].numpy()
+
+
+def test_no_pairs_have_no_rewards_and_one_beyond_the_context_is_named(model, tokenizer, feedback):
+    assert in_context_rewards(model, tokenizer, [], feedback) == []
+    with pytest.raises(ValueError, match=r"answer to 'Tea\? Tea\? .*: \d+ tokens .*, more than the context of 256"):
+        in_context_rewards(model, tokenizer, [*PAIRS, ("Tea? " * 200, "Yes.")], feedback)
+
+
+def test_a_judge_without_any_metrics_score_to_agree_with_is_an_error(tmp_path, tiny_folder):
+    store_sample(tmp_path, "short", str(tiny_folder))
+    (tmp_path / "eval" / "short" / "c3po").mkdir(parents=True)
+    scored = {"feedback": "short", "method": "c3po", "score": 0.5, "metric_score": None, "prompt_id": "a"}
+    write_jsonl(tmp_path / "eval" / "short" / "c3po" / "answers.jsonl", [scored])
+    write_json(
+        tmp_path / "eval" / "short" / "c3po" / "manifest.json", {"status": "done", "identity": {"method": "c3po"}}
+    )
+    with pytest.raises(ValueError, match="no answer of scd, c3po has a metric's score"):
+        main([str(tmp_path)])
 
 
 def test_an_adapters_rewards_are_the_difference_of_two_forward_passes(model, tokenizer):

@@ -53,6 +53,16 @@ def test_perplexity_is_that_of_a_full_forward_pass(tiny_folder):
     assert perplexity(model, tokenizer, rows, "S") == pytest.approx(math.exp(nats / tokens), rel=1e-5)
 
 
+def test_no_answers_and_answers_beyond_the_context_are_errors_that_say_so(tiny_folder):
+    model, tokenizer = load_model(str(tiny_folder), dtype=torch.float32), load_tokenizer(str(tiny_folder))
+    long = {"id": "general/7", "prompt": "Tea? " * 200, "baseline": "Yes.", "baseline_status": "ok"}
+    with pytest.raises(ValueError, match=r"general/7: \d+ tokens of prompt and answer, more than the context of 256"):
+        perplexity(model, tokenizer, [long], "S")
+    for rows in ([], [long | {"baseline": ""}]):
+        with pytest.raises(ValueError, match=rf"none of the {len(rows)} rows has a baseline answer"):
+            perplexity(model, tokenizer, rows)
+
+
 def test_perplexities_are_kept_beside_the_answers(tmp_path, tiny_folder, monkeypatch):
     store_sample(tmp_path, "short", str(tiny_folder))
     store_adapter(tmp_path, "short", "c3po", str(tiny_folder))
@@ -61,6 +71,9 @@ def test_perplexities_are_kept_beside_the_answers(tmp_path, tiny_folder, monkeyp
     assert found["perplexity"][1] > 1.5 * found["perplexity"][0] > 1.5  # a random adapter knows nothing
     with monkeypatch.context() as patch:
         patch.setattr(side_effects, "shared_model", lambda *_: pytest.fail("computed again"))
+        pd.testing.assert_frame_equal(perplexities(tmp_path, "short", ["in_context", "c3po"]), found)
+    (tmp_path / "eval" / "short" / "c3po" / "perplexity.json").write_text('{"identity": ')
+    with pytest.warns(UserWarning, match=r"perplexity\.json.*made anew"):
         pd.testing.assert_frame_equal(perplexities(tmp_path, "short", ["in_context", "c3po"]), found)
     store_adapter(tmp_path, "short", "c3po", str(tiny_folder), seed=5)
     again = perplexities(tmp_path, "short", ["c3po"])["perplexity"]

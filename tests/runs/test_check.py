@@ -14,7 +14,7 @@ from click.testing import CliRunner
 from c3po_utils.cli import c3po
 from c3po_utils.runs import batch
 from c3po_utils.runs.batch import run_notebooks
-from c3po_utils.runs.check import check
+from c3po_utils.runs.check import check, lacking
 from c3po_utils.runs.config import RunConfig, load_config
 from c3po_utils.runs.estimate import estimates
 from c3po_utils.runs.jobs import NOTEBOOKS, train_values
@@ -59,7 +59,7 @@ NAN = float("nan")
         ({"evaluate": {"judge_model": LOCAL, "limits": {"max_in_fligt": 2}}}, "max_in_flight"),
         ({"evaluate": {"judge_model": LOCAL, "limits": {"max_in_flight": 0}}}, "max_in_flight.*0"),
         ({"evaluate": {"judge_model": LOCAL, "limits": {"requests_per_minute": -3}}}, "requests_per_minute.*-3"),
-        ({"evaluate": {"judge_model": LOCAL, "limits": {"prices": {"m": [-1, 2]}}}}, "prices.*-1"),
+        ({"evaluate": {"judge_model": LOCAL, "limits": {"prices": {"m": [-1, 2]}}}}, "price of 'm'.*-1"),
         ({"evaluate": {"judge_model": LOCAL, "limits": {"budget_usd": 1.0}}}, "price"),
         ({"figures": {"outputt": "x"}}, "output"),
         ({"figures": {"output": ""}}, "expected a folder for its results"),
@@ -104,6 +104,50 @@ def test_papermill_refuses_the_same_and_writes_nothing(tmp_path, notebook, given
         papermill.execute_notebook(NOTEBOOKS / f"{notebook}.ipynb", output, parameters=given, progress_bar=False)
     assert str(caught.value).startswith(f"{notebook}.ipynb: ")
     assert not output.exists()
+
+
+KEY = "sk-proj-0123456789abcdefghijklmnopqrst"  # shaped like one
+
+
+@pytest.mark.parametrize(
+    ("notebook", "given"),
+    [
+        ("01_sample", {"prompt_model": f"openai:m@http://user:{KEY}@127.0.0.1:9/v1"}),
+        ("01_sample", {"limits": {"api_key": KEY}}),
+        ("03_evaluate", {"judge_model": f"openai:m@http://127.0.0.1:9/v1?key={KEY}"}),
+        ("02_train", {"training_arguments": {"hub_token": "hf_0123456789abcdefghijkl"}}),
+    ],
+)
+def test_keys_in_parameters_are_refused_before_they_are_written_anywhere(tmp_path, capfd, notebook, given):
+    output = tmp_path / "out.ipynb"
+    with pytest.raises(ParameterError, match="looks like a key or a password") as caught:
+        papermill.execute_notebook(NOTEBOOKS / f"{notebook}.ipynb", output, parameters=given, progress_bar=False)
+    assert not output.exists()
+    group = {"01_sample": "sample", "02_train": "train", "03_evaluate": "evaluate"}[notebook]
+    with pytest.raises(ParameterError, match=f"parameter '{group}' holds") as caught_too:
+        check(RunConfig(run=str(tmp_path / "run"), methods=["c3po"], **{group: given}))
+    shown = [str(caught.value), str(caught_too.value), *capfd.readouterr()]
+    assert not any("0123456789abcdef" in text for text in shown)
+
+
+def test_a_missing_key_is_said_before_anything_runs(tmp_path, monkeypatch):
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    config = RunConfig(run=str(tmp_path / "run"), methods=["c3po"], evaluate={"judge_model": "openai:gpt-4.1"})
+    check(config)
+    assert lacking(config) == [
+        "no API key for https://api.openai.com/v1: set OPENAI_API_KEY in the environment, where it stays"
+    ]
+    with pytest.raises(ParameterError, match="no API key"):
+        run_notebooks(config)
+    monkeypatch.setenv("OPENAI_API_KEY", "key\r\n")
+    assert lacking(config) == []
+
+
+def test_weights_that_cannot_be_had_are_said_before_anything_runs(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    config = RunConfig(run=str(tmp_path / "run"), methods=["c3po"], sample={"model": "nobody/no-such-model"})
+    (reason,) = lacking(config)
+    assert reason.startswith("model 'nobody/no-such-model' is not in this machine's cache, and the Hugging Face hub")
 
 
 def test_the_defaults_of_the_notebooks_pass():
@@ -173,8 +217,10 @@ def test_limits_of_the_run_bind_in_every_stage(tmp_path):
         run=str(tmp_path), methods=["base_resampled"], sample={"completion_model": LOCAL, "limits": limits}
     )
     assert jobs.evaluate_values(config, "boss_signoff")["limits"] == limits
-    changed = config.model_copy(update={"evaluate": {"limits": {"budget_usd": 1.0}}})
-    assert jobs.evaluate_values(changed, "boss_signoff")["limits"] == {"budget_usd": 1.0}
+    own = {"budget_usd": 1.0, "prices": {"judge": [2.0, 2.0]}}
+    changed = config.model_copy(update={"evaluate": {"limits": own}})
+    together = {"budget_usd": 1.0, "prices": {"m": [1.0, 1.0], "judge": [2.0, 2.0]}}
+    assert jobs.evaluate_values(changed, "boss_signoff")["limits"] == together
 
 
 def test_an_estimate_counts_every_stage(tmp_path):

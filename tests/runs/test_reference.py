@@ -118,6 +118,8 @@ def test_a_prompted_method_trains_nothing():
         (changed("sample_args", num_prompts="all"), "sample_args.num_prompts: expected 1 or more, found 'all'"),
         (changed("sample_args", num_prompt=3), "sample_args.num_prompt: expected a known key"),
         (changed("training_args", lora_enable=False), "training_args.lora_enable: expected true"),
+        (changed("training_args", lora_dropout=1.5), "training_args: LoRA setting 'dropout': expected"),
+        (changed("training_args", beta=0.1), "training_args.beta: expected a known key (did you mean 'dpo_beta'"),
         (changed("training_args", learning_rat=1), "training_args.learning_rat: expected a known key"),
         (changed("training_args", algo="ppo", lora_r=None), "training_args.lora_r: expected a whole number"),
         (changed("eval_args", method="trained_"), "eval_args.method: expected a known method (did you mean 'trained'"),

@@ -74,7 +74,7 @@ def test_content_hash_sees_content_only(tmp_path):
 
 def test_a_stage_without_its_product_is_not_done(tmp_path):
     with Stage(tmp_path, {"seed": 1}, "adapter.bin") as stage:
-        stage.path("adapter.bin").touch()
+        stage.path("adapter.bin").write_text("weights")
     assert stage.done
     stage.path("adapter.bin").unlink()
     assert not stage.done

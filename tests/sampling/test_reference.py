@@ -172,6 +172,23 @@ def test_an_imported_sample_is_opened_as_it_is(tmp_path):
         open_sample(tmp_path / "run", name, SampleSettings("owner/base"))
 
 
+def test_damaged_rows_are_imported_again_and_never_sampled(tmp_path):
+    imported(tmp_path)
+    name = f"{write_feedbacks(tmp_path / 'set.yaml', [TEA])}#tea"
+    path = tmp_path / "run" / "sample" / "tea" / "rows.jsonl"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:100])
+    with (
+        pytest.warns(UserWarning, match="damaged"),
+        pytest.raises(ValueError, match="gone or damaged: import it again"),
+    ):
+        open_sample(tmp_path / "run", name, SampleSettings("owner/base"))
+    folder = next((tmp_path / "there" / "sample").iterdir())
+    with pytest.warns(UserWarning, match="damaged"):
+        import_sample(folder, tmp_path / "run", TEA, Given("owner/base"), Report())
+    assert path.read_bytes() == whole
+
+
 def test_columns_that_were_never_asked_for_may_be_missing(tmp_path):
     bare = {
         fold: {key: value for key, value in columns("teas", 3).items() if key != "cot_response"}

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from c3po_utils.training.data import DataError, encode, render, training_rows
+from c3po_utils.engine.templates import render
+from c3po_utils.training.data import DataError, encode, training_rows
 from tests.tiny import TEMPLATE, tiny_tokenizer
 
 # The reference's base models' chat formats, written from their documentation.
@@ -179,6 +180,16 @@ def test_dropped_rows_are_counted_and_fatal_above_the_limit(tokenizer):
     assert (preflight.pairs, preflight.near_scope, preflight.dropped) == (5, 3, 2)
     assert preflight.longest <= 256
     assert "a/in_scope/1" not in {row["id"] for row in found}
+
+
+def test_rows_beyond_the_models_context_are_dropped_and_named(tokenizer):
+    rows = sampled()
+    rows[4]["prompt"] = "long " * 40
+    with pytest.raises(DataError, match=r"longer than the model's context of 60 tokens, the first 'a/in_scope/4'"):
+        training_rows(rows, tokenizer, context=60, max_dropped_share=0.0)
+    _, preflight = training_rows(rows, tokenizer, context=60)
+    assert (preflight.pairs, preflight.dropped) == (5, 1)
+    assert preflight.longest <= 60
 
 
 def test_answers_cut_off_are_counted(tokenizer):

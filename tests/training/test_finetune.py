@@ -35,8 +35,32 @@ def test_pairs_that_miss_the_effect_can_be_left_out(run):
 
 def test_pairs_can_be_limited(run):
     assert training(run, max_prompts=2).preflight.pairs == 2
-    with pytest.raises(ValueError, match="max_prompts >= 0"):
+    with pytest.raises(ValueError, match="'max_prompts': expected a number greater than or equal to 0, found -1"):
         _ = training(run, max_prompts=-1).rows
+
+
+def test_rows_beyond_the_models_context_are_not_trained_on(run):
+    path = run / "sample" / "short" / "rows.jsonl"
+    rows = read_jsonl(path)
+    first = next(row for row in rows if row["split"] == "in_scope" and row["fold"] == "train")
+    first["prompt"] = "Tea? " * 200  # the tiny model's context is 256 tokens
+    write_jsonl(path, rows)
+    with pytest.raises(ValueError, match=rf"longer than the model's context of 256 tokens, the first '{first['id']}'"):
+        _ = training(run, max_dropped_share=0.0).rows
+    assert training(run, max_dropped_share=0.2).preflight.dropped == 1
+
+
+def test_a_finished_training_whose_adapter_or_log_is_damaged_is_trained_again(run):
+    once = training(run)
+    log = once.fit()
+    for name in ("adapter_model.safetensors", "log.json", "probe.safetensors"):
+        path = once.stage.path(name)
+        path.write_bytes(path.read_bytes()[:-7])
+        with pytest.warns(UserWarning, match=rf"{name}: damaged: .*made anew"):
+            assert not once.stage.done
+        with pytest.warns(UserWarning, match=name):
+            assert training(run).fit()["loss"].tolist() == log["loss"].tolist()
+        assert once.stage.done
 
 
 def test_without_a_metric_there_is_nothing_to_choose_by(run):

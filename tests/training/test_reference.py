@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from c3po_utils.training.finetune import REFUSED
+from c3po_utils.training.limits import REFUSED_ARGUMENTS
 from c3po_utils.training.methods import get_method
 from c3po_utils.training.reference import DEFAULTS, MAPPED, NOT_APPLICABLE, method_of, starting_from, train_parameters
 
@@ -54,7 +54,7 @@ def test_a_training_that_starts_from_another_names_it():
         ({"dpo_beta": True, "lora_r": "64"}, "lora_r: expected a whole number, found '64'; dpo_beta: expected"),
         ({"lora_exclude": "lm_head"}, "lora_exclude: expected a list of texts, found 'lm_head'"),
         ({"use_base_prefix": "dpo-0.1"}, "use_base_prefix: expected the name of a training with sft"),
-        (EQ_5 | {"lcdpo_lambda": 2}, "expected kl in [0, 1]"),
+        (EQ_5 | {"lcdpo_lambda": 2}, "setting 'kl': expected a number less than or equal to 1"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_meant_is_refused(arguments, says):
@@ -79,9 +79,11 @@ def test_parameters_of_the_notebook():
         },
         [],
     )  # fmt: skip
-    _, problems = train_parameters({"bf17": True, "warmup_stepz": 3})
+    _, problems = train_parameters({"bf17": True, "warmup_stepz": 3, "lora_bias": "all"})
     assert problems == [
         "lora_enable: expected true, as only adapters are trained here; found false, or nothing",
+        "lora_bias: expected none, as biases cannot be trained: only the adapter's own tensors are stored and proved;"
+        " found 'all'",
         "bf17: expected a known key (did you mean 'bf16'?)",
         "warmup_stepz: expected a known key (did you mean 'warmup_steps'?)",
     ]
@@ -90,4 +92,4 @@ def test_parameters_of_the_notebook():
 def test_every_key_is_in_one_table():
     assert not MAPPED.keys() & NOT_APPLICABLE.keys()
     assert DEFAULTS.keys() <= MAPPED.keys() | {"lr_scheduler_type"}
-    assert not (MAPPED.keys() | NOT_APPLICABLE.keys()) & REFUSED.keys()
+    assert not (MAPPED.keys() | NOT_APPLICABLE.keys()) & REFUSED_ARGUMENTS.keys()

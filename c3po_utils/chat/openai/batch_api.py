@@ -4,30 +4,44 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import time
 import uuid
-from collections.abc import Awaitable, Callable, Iterator
-from typing import TypeVar
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from types import MappingProxyType
+from typing import Any, TypeVar
 
 from c3po_utils.chat.budget import BudgetReached, Quota, alive
 from c3po_utils.chat.ledger import Batch, Entry
+from c3po_utils.chat.ledger_file import LedgerError
 from c3po_utils.chat.openai.calls import Call, Run
-from c3po_utils.chat.openai.limits import backoff
-from c3po_utils.chat.openai.replies import BrokenAnswer, Reply, decode, failure, judge, lines
+from c3po_utils.chat.openai.pace import backoff
+from c3po_utils.chat.openai.replies import BrokenAnswer, Reply, checked, judge, lines, refusal
 
 DAY_S = 26 * 3600.0  # the server's window, and some
 CLAIM_S = 3600.0  # until a claimed call is in a batch: uploads take their time
 MOST_CALLS, MOST_BYTES = 50_000, 150 << 20  # in one batch
 ENDPOINT = "/v1/chat/completions"
 ENDED = ("completed", "failed", "expired", "cancelled")
+GIVE_UP_S = 48 * 3600.0  # a batch that has not ended by then never will
+KEY = re.compile(rb'"custom_id":\s*"([0-9a-f]{64})"')
+EMPTY: Mapping[str, Reply] = MappingProxyType({})
 T = TypeVar("T")
+
+
+class BatchFailed(RuntimeError):
+    """The API did not do what was asked; `passing` if it may do so another time. What was sent is collected then."""
+
+    def __init__(self, message: str, passing: bool, status: int):
+        super().__init__(message)
+        self.passing, self.status = passing, status
 
 
 class BatchRun(Run):
     """The calls in batches. Stopping leaves batches with the server; the next run collects them."""
 
     async def _make_all(self) -> None:
-        """Collect open batches, send what is missing, wait. Raises RuntimeError for what the API refuses for good."""
+        """Collect open batches, send what is missing, wait. Raises BatchFailed for what the API does not do."""
         self.waiting = {call.key: call for call in self.calls}
         while self.waiting and not self.stop.is_set() and await self._turn():
             pass
@@ -55,7 +69,7 @@ class BatchRun(Run):
         sent = {key for batch in self.ledger.batches(self.chat.scope) for key in batch.keys}
         self.halt, mine = None, []
         for key, call in [item for item in self.waiting.items() if item[0] not in sent]:
-            claim = self.ledger.claim(key, self.owner, CLAIM_S, self.since)
+            claim = self._lease(call, CLAIM_S)
             if isinstance(claim, Entry):
                 self.emit(call.ids, claim)
                 del self.waiting[key]
@@ -78,15 +92,23 @@ class BatchRun(Run):
         token, content = uuid.uuid4().hex, "".join(_line(call) for call in calls)
         keys = [call.key for call in calls]
         self.ledger.add_batch(token, self.chat.scope, self.owner, keys, content, DAY_S)
+        started = False
         try:
-            upload = {"file": ("calls.jsonl", content.encode()), "purpose": "batch"}
-            file = await self._patiently(lambda: self.transport.client.files.create(**upload))
-            job = await self._patiently(lambda: self._start(token, file.id))
-        except Exception:
-            self.ledger.end_batch(token)
+            file = await self._patiently(lambda: self._upload(content))
+            started = True
+            job = await self._patiently(lambda: self._start(token, file))
+        except BatchFailed as error:
+            if started and error.passing:  # it may run all the same: the next run looks for it
+                self.ledger.disown_batch(token)
+            else:
+                self.ledger.end_batch(token)
             raise
         self.ledger.set_batch_job(token, job)
         self.ledger.sync()
+
+    async def _upload(self, content: str) -> str:
+        upload = ("calls.jsonl", content.encode())
+        return _field(await self.transport.client.files.create(file=upload, purpose="batch"), "id")
 
     async def _start(self, token: str, file: str) -> str:
         """The job of the token, started if it is not there: an attempt before may have started it unseen."""
@@ -95,63 +117,134 @@ class BatchRun(Run):
         job = await self.transport.client.batches.create(
             input_file_id=file, endpoint=ENDPOINT, completion_window="24h", metadata={"c3po": token}
         )
-        return job.id
+        return _field(job, "id")
 
     async def _find(self, token: str) -> str | None:
         seen = 0
         async for job in self.transport.client.batches.list(limit=100):
-            if (job.metadata or {}).get("c3po") == token:
-                return job.id
+            if isinstance(job.metadata, dict) and job.metadata.get("c3po") == token:
+                return _field(job, "id")
             seen += 1
             if seen >= 1000:
                 break
         return None
 
     async def _look_after(self, batch: Batch) -> None:
-        """Record the outcomes of a batch that has ended; adopt or forget one whose sender died."""
+        """Record the outcomes of a batch that has ended; adopt or forget one whose sender is gone."""
         if batch.job is None:
-            if batch.owner != self.owner and alive(batch.owner):
+            if batch.owner and batch.owner != self.owner and alive(batch.owner):
                 return
             if found := await self._patiently(lambda: self._find(batch.token)):
                 self.ledger.set_batch_job(batch.token, found)
             else:
                 self.ledger.end_batch(batch.token)
             return
-        job = await self._patiently(lambda: self.transport.client.batches.retrieve(batch.job))
-        if job.status not in ENDED:
+        try:
+            job = await self._patiently(lambda: self._retrieve(batch.job))
+        except BatchFailed as error:
+            if error.status != 404:
+                raise
+            self._close(batch, Reply("failed", reason=str(error), billed=True))
             return
-        calls = {call.key: call for call in map(_parse, self.ledger.batch_content(batch.token).splitlines())}
-        answered: set[str] = set(self.ledger.lookup(calls))
+        if job.status in ENDED or self.ledger.now() - batch.at > GIVE_UP_S:
+            await self._settle(batch, job)
+
+    async def _retrieve(self, name: str) -> Any:
+        job = await self.transport.client.batches.retrieve(name)
+        _field(job, "status")
+        return job
+
+    async def _settle(self, batch: Batch, job: Any) -> None:
+        """Record what a job's files hold; what they lack has failed, and is asked again by the next run."""
+        why = " ".join([f"batch {batch.job} {job.status} without this answer.", *_messages(job)])
+        failed: dict[str, Reply] = {}
         for file in (job.output_file_id, job.error_file_id):
-            if file:
-                await self._patiently(lambda file=file: self._collect(file, calls, answered))
-        errors = [str(error.message) for error in (job.errors.data or [])] if job.errors else []
-        why = self.transport.clean(f"batch {job.id} {job.status} without this answer. {' '.join(errors)[:300]}".strip())
-        for key in calls.keys() - answered:
-            self._record(calls[key], self.chat.entry(calls[key], Reply("failed", reason=why)))
+            if isinstance(file, str) and file:
+                try:
+                    await self._patiently(lambda file=file: self._collect(file, batch, failed))
+                except BatchFailed as error:
+                    if error.passing:
+                        raise
+                    why = f"{why} Its file {file}: {error}"
+        self._close(batch, Reply("failed", reason=why), failed)
+
+    async def _collect(self, file: str, batch: Batch, failed: dict[str, Reply]) -> None:
+        """Record a result file's answers, one transaction each; `failed` is for the calls that have none."""
+        calls = self._calls_of(batch)
+        missing, left = calls.keys() - self.ledger.lookup(calls).keys(), 2 * len(calls)
+        async with self.transport.client.files.with_streaming_response.content(file) as response:
+            async for line in lines(response.iter_bytes(), 2 * self.limits.max_answer_bytes, cut=True):
+                key, reply = self._result(line)
+                if key in missing and reply.status == "failed":
+                    failed[key] = reply
+                elif key in missing:
+                    missing.remove(key)
+                    self._end(calls[key], reply)
+                left -= 1
+                if not left or not missing:
+                    break
+
+    def _close(self, batch: Batch, otherwise: Reply, failed: Mapping[str, Reply] = EMPTY) -> None:
+        """Forget a batch; what is not answered by now ends as in `failed`, or as `otherwise`."""
+        calls = self._calls_of(batch)
+        for key in calls.keys() - self.ledger.lookup(calls).keys():
+            self._end(calls[key], failed.get(key, otherwise))
         self.ledger.end_batch(batch.token)
 
-    async def _collect(self, file: str, calls: dict[str, Call], answered: set[str]) -> None:
-        """Record a result file's outcomes, one transaction each, adding their keys to `answered`."""
-        async with self.transport.client.files.with_streaming_response.content(file) as response:
-            async for line in lines(response.iter_bytes(), 2 * self.limits.max_answer_bytes):
-                key, reply = _result(line)
-                if key in calls and key not in answered:
-                    answered.add(key)
-                    self._record(calls[key], self.chat.entry(calls[key], self.transport.cleaned(reply)))
+    def _end(self, call: Call, reply: Reply) -> None:
+        self._record(call, self.chat.entry(call, self.transport.cleaned(reply)))
+
+    def _calls_of(self, batch: Batch) -> dict[str, Call]:
+        return {call.key: call for call in map(_parse, self.ledger.batch_content(batch.token).splitlines())}
+
+    def _result(self, line: bytes) -> tuple[str, Reply]:
+        """(key, reply) of one line of a result file; the key is empty when there is none."""
+        found = KEY.search(line)
+        key = found[1].decode() if found else ""
+        if len(line) > 2 * self.limits.max_answer_bytes:
+            return key, Reply("malformed", reason=f"answer longer than {len(line)} bytes", billed=True)
+        try:
+            result = json.loads(line)
+            key = result["custom_id"] if isinstance(result["custom_id"], str) else ""
+            response = result["response"] or {"status_code": 0, "body": result}
+            status, body = response["status_code"], response["body"]
+            if status == 200:
+                return key, judge(checked(body, line))
+            error = body.get("error") if isinstance(body, dict) else None
+            status = status if type(status) is int else 0
+            return key, refusal(status, error, line.decode(errors="replace"), self.chat.endpoint)
+        except (ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
+            return key, Reply("failed", reason=f"batch: broken line ({error})", billed=True)
 
     async def _patiently(self, act: Callable[[], Awaitable[T]]) -> T:
-        """The retry layer for the API's own calls. Raises RuntimeError for what does not heal."""
+        """The retry layer for the API's own calls. Raises BatchFailed for what does not heal."""
         attempt = 0
         while True:
             attempt += 1
             try:
                 return await act()
+            except LedgerError:
+                raise
             except Exception as error:
-                reply = failure(error, self.limits)
+                reply, status = self.transport.failure(error), getattr(error, "status_code", 0)
             if not reply.heals or attempt >= self.limits.max_attempts:
-                raise RuntimeError(f"batch API of {self.chat.endpoint}: {self.transport.clean(reply.reason)}")
+                raise BatchFailed(f"batch API of {self.chat.endpoint}: {reply.reason}", reply.heals, status)
             await asyncio.sleep(min(backoff(attempt, self.limits, reply.asked_s), self.limits.max_wait_s))
+
+
+def _field(thing: object, name: str) -> str:
+    """A text that an answer of the API must have. Raises BrokenAnswer."""
+    value = getattr(thing, name, None)
+    if not isinstance(value, str) or not value:
+        raise BrokenAnswer(f"expected an object with {name!r}, found {thing!r}")
+    return value
+
+
+def _messages(job: Any) -> list[str]:
+    """What a job says went wrong."""
+    errors = getattr(job.errors, "data", None)
+    found = [getattr(error, "message", None) for error in errors] if isinstance(errors, list) else []
+    return [message for message in found if isinstance(message, str)]
 
 
 def _line(call: Call) -> str:
@@ -163,7 +256,7 @@ def _parse(line: str) -> Call:
     request = json.loads(line)
     body = request["body"]
     size = sum(len(message["content"].encode()) for message in body["messages"])
-    return Call(request["custom_id"], body, [], size, body.get("max_completion_tokens") or body["max_tokens"])
+    return Call(request["custom_id"], body, [], size, body.get("max_completion_tokens") or body.get("max_tokens", 0))
 
 
 def _parts(calls: list[Call]) -> Iterator[list[Call]]:
@@ -178,18 +271,3 @@ def _parts(calls: list[Call]) -> Iterator[list[Call]]:
         size += length
     if part:
         yield part
-
-
-def _result(line: bytes) -> tuple[str, Reply]:
-    """(key, reply) of one line of a result file; the key is empty when the line is none."""
-    try:
-        result = json.loads(line)
-        key, response = result["custom_id"], result.get("response") or {}
-        if response.get("status_code") != 200:
-            error = result.get("error") or response.get("body") or "no response"
-            return key, Reply("failed", reason=f"batch: {str(error)[:500]}")
-        return key, judge(decode(json.dumps(response["body"]).encode(), {"content-type": "json"}))
-    except BrokenAnswer as error:
-        return key, Reply("failed", reason=str(error), billed=True)
-    except (ValueError, RecursionError, KeyError, TypeError, AttributeError):
-        return "", Reply("failed")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import threading
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -46,7 +45,7 @@ class Run:
     def __init__(self, chat: OpenAIChat, calls: list[Call], emit: Emit, stop: threading.Event):
         self.chat, self.calls, self.emit, self.stop = chat, calls, emit, stop
         self.ledger, self.limits = chat.ledger, chat.limits
-        self.owner, self.since = new_owner(), time.time()
+        self.owner, self.failed_before = new_owner(), self.ledger.failures(call.key for call in calls)
         self.halt: BudgetReached | None = None
 
     async def go(self) -> None:
@@ -62,6 +61,10 @@ class Run:
 
     async def _make_all(self) -> None:
         raise NotImplementedError
+
+    def _lease(self, call: Call, lease_s: float, reserved: float = 0.0) -> Entry | bool:
+        """A claim on a call (`Ledger.claim`) in which only failures from before this run are no answers."""
+        return self.ledger.claim(call.key, self.owner, lease_s, reserved, self.failed_before.get(call.key, 0.0))
 
     def _record(self, call: Call, entry: Entry, ticket: int = 0, owner: str | None = None) -> None:
         body = self.transport.clean(json.dumps(call.body, ensure_ascii=False))

@@ -6,70 +6,42 @@ import asyncio
 import hashlib
 import json
 import queue
-import re
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from itertools import chain
 from pathlib import Path
-from typing import get_type_hints
-from urllib.parse import urlsplit
 
 from tqdm.auto import tqdm
 
 from c3po_utils.chat.ledger import Entry, Ledger
+from c3po_utils.chat.names import OPENAI, parse_model_name
 from c3po_utils.chat.openai.batch_api import BatchRun
 from c3po_utils.chat.openai.calls import Call
-from c3po_utils.chat.openai.limits import Limits
+from c3po_utils.chat.openai.limits import Limits, price_of, read_limits
 from c3po_utils.chat.openai.live import LiveRun
 from c3po_utils.chat.openai.replies import Reply
-from c3po_utils.chat.openai.transport import OPENAI
 from c3po_utils.chat.types import Estimate, Outcome, Request, Sampling
-from c3po_utils.runs import parameters
 
-# USD per million tokens (prompt, completion) at api.openai.com, as of 2025: pass `prices` for today's.
-PRICES = {
-    "gpt-4.1": (2.0, 8.0),
-    "gpt-4.1-mini": (0.4, 1.6),
-    "gpt-4.1-nano": (0.1, 0.4),
-    "gpt-4o": (2.5, 10.0),
-    "gpt-4o-mini": (0.15, 0.6),
-}
 BATCH_DISCOUNT = 0.5
-LIMITS = {**get_type_hints(Limits), "prices": dict[str, tuple[float, float]]}  # what a client may be given, by type
-
-
-def parse_name(name: str) -> tuple[str, str]:
-    """(model, endpoint) of `openai:MODEL[@BASE_URL]`. Raises ValueError for anything else, secrets in it included."""
-    match = re.fullmatch(r"openai:(?P<model>[^\s]+?)(?:@(?P<base>https?://\S+))?", name)
-    if not match:
-        raise ValueError(f"model {name!r}: expected openai:MODEL or openai:MODEL@http://host:port/v1")
-    base = match["base"] or OPENAI
-    parts = urlsplit(base)
-    if parts.username or parts.password or parts.query or parts.fragment or not parts.hostname:
-        raise ValueError("model name: expected a base URL of host and path only; keys come from the environment")
-    return match["model"], base.rstrip("/")
 
 
 class OpenAIChat:
     """A ChatModel over HTTP. Every answer is stored as it arrives; stored answers are not asked again.
 
     Raises ValueError for a bad name or a budget without a price; `complete` raises BudgetReached once
-    everything in flight is stored, and RuntimeError when calls are needed and OpenAI's key is missing.
+    everything in flight is stored, and ValueError when calls are needed and OpenAI's key is missing.
     """
 
-    def __init__(self, name: str, ledger: Ledger, limits: Limits, prices: dict[str, tuple[float, float]] | None = None):
+    def __init__(self, name: str, ledger: Ledger, limits: Limits):
         self.name = name
-        self.model, self.endpoint = parse_name(name)
-        self.ledger, self.limits = ledger, limits
+        parsed = parse_model_name(name)
+        self.model, self.endpoint = parsed
+        if self.endpoint is None:
+            raise ValueError(f"model {name!r}: expected openai:MODEL or openai:MODEL@BASE_URL")
+        self.ledger, self.limits, self.prices = ledger, limits, price_of(parsed, limits)
         self.scope = f"{self.model}@{self.endpoint}"
-        known = {**(PRICES if self.endpoint == OPENAI else {}), **(prices or {})}
-        self.prices = known.get(self.model)
         self.supports_schema = True
-        if limits.budget_usd is not None and self.prices is None:
-            raise ValueError(
-                f"budget_usd needs prices={{{self.model!r}: (USD per million prompt tokens, answer tokens)}}"
-            )
 
     def price(self, prompt_tokens: int | None, completion_tokens: int | None) -> float | None:
         """USD for these tokens; None when the price or a count is unknown."""
@@ -190,13 +162,10 @@ def _from_thread(start: Callable) -> Iterator[tuple[list[str], Entry]]:
         thread.join()
 
 
-def open_model(
-    name: str, ledger: Ledger | Path | str, *, prices: dict[str, tuple[float, float]] | None = None, **limits: object
-) -> OpenAIChat:
+def open_model(name: str, ledger: Ledger | Path | str, **limits: object) -> OpenAIChat:
     """The chat model `openai:MODEL[@BASE_URL]`, its calls kept in `ledger`; `limits` are fields of `Limits`.
 
-    `prices` adds to, or replaces, known prices: {model: (USD per million prompt tokens, per million answer tokens)}.
-    Raises ValueError for a bad name, an unknown limit or one of another type, or a budget without a price.
+    Raises ValueError for a bad name, an unknown limit or one that cannot be meant, or a budget without a price.
     """
     book = ledger if isinstance(ledger, Ledger) else Ledger(ledger)
-    return OpenAIChat(name, book, Limits(**parameters.checked(limits, LIMITS, "limit")), prices)
+    return OpenAIChat(name, book, read_limits(limits))

@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from c3po_utils.chat.budget import BudgetReached, Quota
 from c3po_utils.chat.ledger import Entry
 from c3po_utils.chat.openai.calls import Call, Run
-from c3po_utils.chat.openai.limits import Adaptive, backoff
+from c3po_utils.chat.openai.pace import Adaptive, backoff
 from c3po_utils.chat.openai.replies import Reply
 
 LEASE_S = 300.0  # a claim on a call holds this long without news; renewed while its process lives
@@ -47,13 +48,16 @@ class LiveRun(Run):
 
     async def _make_all(self) -> None:
         try:
-            async with asyncio.TaskGroup() as group:
-                scheduler = group.create_task(self._schedule(group))
-                watcher = asyncio.create_task(self._watch(scheduler))
+            async with asyncio.TaskGroup() as watch:
+                async with asyncio.TaskGroup() as group:
+                    scheduler = group.create_task(self._schedule(group))
+                    watcher = watch.create_task(self._watch(scheduler))
+                watcher.cancel()
         except BaseExceptionGroup as errors:
-            raise errors.exceptions[0] from None
-        finally:
-            watcher.cancel()
+            error: BaseException = errors
+            while isinstance(error, BaseExceptionGroup):
+                error = error.exceptions[0]
+            raise error from None
 
     async def _schedule(self, group: asyncio.TaskGroup) -> None:
         waiting, busy = deque(self.calls), 0
@@ -75,13 +79,22 @@ class LiveRun(Run):
             waiting.append(call)
             busy += 1
             if busy >= len(waiting):  # all that is left is being asked by others
-                busy = 0
+                busy, waiting = 0, deque(self._not_in_batches(waiting))
                 await asyncio.sleep(OTHERS_S)
+
+    def _not_in_batches(self, calls: Iterable[Call]) -> list[Call]:
+        """The calls that come back within a request's time; those in a batch end here, until the batch is collected."""
+        sent = {key for batch in self.ledger.batches(self.chat.scope) for key in batch.keys}
+        for call in calls:
+            if call.key in sent:
+                reason = "sent in a batch that is not collected yet: run with the limit `batch: true` to do so"
+                self.emit(call.ids, Entry("failed", reason, attempts=0))
+        return [call for call in calls if call.key not in sent]
 
     def _claim(self, call: Call, quota: Quota) -> Entry | bool:
         if self.hopeless:
             return Entry("failed", f"not asked, for another call failed for good: {self.hopeless}", attempts=0)
-        return self.ledger.claim(call.key, self.owner, LEASE_S, self.since, quota.ceiling * quota.free)
+        return self._lease(call, LEASE_S, quota.ceiling * quota.free)
 
     def _quota(self, call: Call) -> Quota:
         limits = self.limits

@@ -6,44 +6,22 @@ import asyncio
 import functools
 import itertools
 import math
-import os
-import re
 import ssl
 from collections.abc import AsyncIterator
 from dataclasses import replace
-from urllib.parse import urlsplit
 
 import httpx2
 import openai
 
+from c3po_utils.chat.keys import Redaction, api_key, header_value, secrets
+from c3po_utils.chat.names import OPENAI
 from c3po_utils.chat.openai.limits import Limits
 from c3po_utils.chat.openai.replies import AnswerTooLong, Reply, decode, failure, gather, judge
 
-OPENAI = "https://api.openai.com/v1"
 STREAM_OVERHEAD = 64  # bytes of events a byte of text may take
 ERROR_BYTES = 1 << 16
+LIST_BYTES = 16 << 20  # of what is no answer: lists of batches
 POOL = 16  # connections: for every request a pool looks at each of its own, so that small pools are faster
-
-
-def api_key(endpoint: str) -> str:
-    """The endpoint's key from the environment, or `none` for servers that need none; OpenAI's goes to OpenAI only.
-
-    Raises RuntimeError without one for OpenAI.
-    """
-    host = re.sub(r"\W", "_", urlsplit(endpoint).hostname or "").upper()
-    names = ["OPENAI_API_KEY"] if endpoint == OPENAI else [f"C3PO_API_KEY_{host}", "C3PO_API_KEY"]
-    key = next((os.environ[name] for name in names if os.environ.get(name)), "")
-    if not key and endpoint == OPENAI:
-        raise RuntimeError(f"no API key for {endpoint}: set {names[0]} in the environment, where it stays")
-    return key or "none"
-
-
-def secrets() -> list[str]:
-    """Everything in the environment that may travel in our headers and must not come back into a file."""
-    names = [name for name in os.environ if name.startswith("C3PO_API_KEY")]
-    values = [os.environ.get(name, "") for name in ("OPENAI_API_KEY", "OPENAI_ADMIN_KEY", *names)]
-    values += re.findall(r"[^\s:]{16,}", os.environ.get("OPENAI_CUSTOM_HEADERS", ""))  # shorter ones are words
-    return sorted({value for value in values if len(value) >= 8}, key=len, reverse=True)
 
 
 @functools.cache
@@ -56,11 +34,13 @@ class Transport:
     """A client for one endpoint; use `async with`, inside one event loop."""
 
     def __init__(self, endpoint: str, limits: Limits):
-        self.limits = limits
-        self._secrets = secrets()
+        self.endpoint, self.limits = endpoint, limits
+        self._redaction = Redaction(secrets())
         private = () if endpoint == OPENAI else ("OpenAI-Organization", "OpenAI-Project")
         settings = {
             "api_key": api_key(endpoint),
+            "organization": header_value("OPENAI_ORG_ID") or None,
+            "project": header_value("OPENAI_PROJECT_ID") or None,
             "base_url": endpoint,
             "max_retries": 0,
             "timeout": httpx2.Timeout(limits.timeout_s, connect=min(15.0, limits.timeout_s)),
@@ -83,31 +63,37 @@ class Transport:
 
     async def _bound(self, response: httpx2.Response) -> None:
         """Keep any body from growing past its limit: answers raise AnswerTooLong, errors are cut."""
-        if response.request.url.path.endswith("/content"):
+        path, failed = response.request.url.path, response.status_code >= 400
+        if path.endswith("/content") and not failed:
             return  # the file of a batch is read by line, each with its own limit
-        limit = self.limits.max_answer_bytes
-        if "event-stream" in response.headers.get("content-type", ""):
+        limit = self.limits.max_answer_bytes if path.endswith("/chat/completions") else LIST_BYTES
+        if self.limits.stream and "event-stream" in response.headers.get("content-type", ""):
             limit *= STREAM_OVERHEAD
-        response.stream = _Bounded(response.stream, limit, error=response.status_code >= 400)
+        wire = httpx2.Response(
+            response.status_code, headers=response.headers, stream=response.stream, request=response.request
+        )
+        response.headers.pop("content-encoding", None)  # `wire` decodes
+        response.stream = _Bounded(wire, ERROR_BYTES if failed else limit, failed)
 
     def clean(self, text: str) -> str:
-        """The text without any key in it: servers echo headers."""
-        for secret in self._secrets:
-            text = text.replace(secret, "[key]")
-        return text
+        """The text without any key in it."""
+        return self._redaction.clean(text)
 
     def cleaned(self, reply: Reply) -> Reply:
-        return replace(reply, text=self.clean(reply.text), reason=self.clean(reply.reason))
+        """The reply without any key in it, its reason short and fit to be stored."""
+        return replace(reply, text=self.clean(reply.text), reason=self._redaction.message(reply.reason))
+
+    def failure(self, error: Exception) -> Reply:
+        return self.cleaned(failure(error, self.limits, self.endpoint))
 
     async def ask(self, body: dict) -> Reply:
         """One attempt; never raises for what a server or the network does."""
         try:
             async with asyncio.timeout(self.limits.timeout_s):
                 completion = await (self._stream(body) if self.limits.stream else self._post(body))
-            reply = judge(completion)
         except Exception as error:
-            reply = failure(error, self.limits)
-        return self.cleaned(reply)
+            return self.failure(error)
+        return self.cleaned(judge(completion))
 
     async def _post(self, body: dict) -> dict:
         response = await next(self._turns).post("/chat/completions", body=body, cast_to=httpx2.Response)
@@ -125,18 +111,20 @@ class Transport:
 
 
 class _Bounded(httpx2.AsyncByteStream):
-    def __init__(self, stream: httpx2.AsyncByteStream, limit: int, error: bool):
-        self._stream, self._limit, self._error = stream, limit, error
+    """A body, decoded piece by piece (a small one may unpack to gigabytes), that ends at so many bytes."""
+
+    def __init__(self, wire: httpx2.Response, limit: int, cut: bool):
+        self._wire, self._limit, self._cut = wire, limit, cut
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
-        size, limit = 0, ERROR_BYTES if self._error else self._limit
-        async for chunk in self._stream:
+        size = 0
+        async for chunk in self._wire.aiter_bytes():
             size += len(chunk)
-            if size > limit:
-                if self._error:
+            if size > self._limit:
+                if self._cut:
                     return
-                raise AnswerTooLong(f"answer longer than {limit} bytes")
+                raise AnswerTooLong(f"answer longer than {self._limit} bytes")
             yield chunk
 
     async def aclose(self) -> None:
-        await self._stream.aclose()
+        await self._wire.aclose()

@@ -7,7 +7,8 @@ import pytest
 
 from c3po_utils.chat.budget import SKEW_S, BudgetReached, Quota
 from c3po_utils.chat.openai import live
-from c3po_utils.chat.openai.limits import Adaptive, Limits, backoff, retry_after
+from c3po_utils.chat.openai.limits import Limits
+from c3po_utils.chat.openai.pace import Adaptive, backoff, retry_after
 from c3po_utils.chat.types import request
 from tests.asking import ANSWER_USD, SAMPLING, asks, by_id, echo, fast_client, tally
 from tests.servers import Reply, error, faulty, scripted
