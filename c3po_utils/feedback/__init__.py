@@ -9,10 +9,12 @@ import lazy_loader
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submodules=[
+        "checking",
         "files",
         "foreign",
         "general",
         "metrics",
+        "patterns",
         "python_data",
         "records",
         "reference",

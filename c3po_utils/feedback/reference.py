@@ -16,12 +16,11 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from c3po_utils.feedback.files import FeedbackError, dotted, problems_of
+from c3po_utils.feedback.files import FeedbackError, dotted, new_id, problems_of
 from c3po_utils.feedback.foreign import unknown
 from c3po_utils.feedback.python_data import NotData, Reader, assigned, called
 from c3po_utils.feedback.records import Feedback
 from c3po_utils.feedback.reference_metrics import LENGTH_RATIO, member, metric
-from c3po_utils.feedback.text import new_id
 
 RECORD = "Feedback"
 ENUMS = frozenset({"Scope", "Type", "Metric", "Comparison"})

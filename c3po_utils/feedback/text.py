@@ -1,4 +1,4 @@
-"""How text is read: one spelling, whole words, sentences, list items, phone numbers; and ids made of its words."""
+"""How text is read: one spelling, whole words, sentences, list items, phone numbers."""
 
 from __future__ import annotations
 
@@ -30,12 +30,10 @@ PHONE_NUMBER = re.compile(
     ) (?!\w|[.,:/-]\d)""",
     re.VERBOSE,
 )
-BULLET = re.compile(r"^[ \t>]*[-*+•‣◦▪▫●○■□–·✓✔✅➢➤🔹🔸][ \t]+(?=.*[^\W_])", re.MULTILINE)
-NUMBER = re.compile(r"^[ \t>#*_]*\(?\d{1,3}(?:[.)]|\u20e3)(?=[ \t*_]+.*[^\W_])", re.MULTILINE)
+BULLET = re.compile(r"^[ \t>]*[-*+•‣◦▪▫●○■□–·✓✔✅➢➤🔹🔸][ \t]++(?=.*[^\W_])", re.MULTILINE)
+NUMBER = re.compile(r"^[ \t>#*_]*\(?\d{1,3}(?:[.)]|\u20e3)(?=[ \t*_].*[^\W_])", re.MULTILINE)
 FINAL_QUESTION = re.compile(r"(?>.*[?？؟])(?:[^\w.…。]|_)*\Z", re.DOTALL)  # the last mark, or none
 OPENING = re.compile(r"[\s\"'`*_#>(\[]*")  # what may stand before an answer's first word
-
-ID_WORDS = 5  # of a sentence, in the id that is made from it
 
 _LETTER_OR_DIGIT = re.compile(r"[^\W_]")
 _FENCED = re.compile(r"^[ \t]*```.*?(?:^[ \t]*```|\Z)", re.MULTILINE | re.DOTALL)
@@ -100,12 +98,6 @@ def ends_with(answer: str, text: str, case_sensitive: bool) -> bool:
     return whole_words(text, case_sensitive).match(last_words, place) is not None
 
 
-@lru_cache(maxsize=1024)
-def compile_regex(regex: str) -> re.Pattern:
-    """The pattern, its literal quotes and spaces in the one spelling that answers have; raises re.error."""
-    return re.compile(one_spelling(regex))
-
-
 def count_items(marker: re.Pattern, text: str) -> int:
     """Lines that start with the marker, BULLET or NUMBER, outside fenced code."""
     return len(marker.findall(_FENCED.sub("", text) if "```" in text else text))
@@ -131,15 +123,3 @@ def sentences(text: str) -> list[str]:
 def words(text: str) -> list[str]:
     """Stretches between white space that hold a letter or digit: "well-known" is one, "&" is none."""
     return re.findall(r"[^\W_]\S*", text)
-
-
-def new_id(content: str, kind: str, taken: set[str]) -> str:
-    """A readable id from a sentence's first longer words; numbered where there are none, or it is taken."""
-    plain = unicodedata.normalize("NFKD", content).encode("ascii", "ignore").decode().lower()
-    words = [word for word in re.findall(r"[a-z0-9]+", plain) if len(word) > 3][:ID_WORDS]
-    stem, number = "_".join(words) or kind, 1
-    id = stem if words else f"{stem}_1"
-    while id in taken:
-        number += 1
-        id = f"{stem}_{number}"
-    return id

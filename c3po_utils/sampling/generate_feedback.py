@@ -10,7 +10,7 @@ from typing import Literal
 from pydantic import Field
 
 from c3po_utils.chat import ChatModel, DryRun, structured_output, types
-from c3po_utils.feedback import Feedback, Text, text
+from c3po_utils.feedback import Feedback, Text, files
 from c3po_utils.sampling.deduplicated import Effort, Report, Seen, Short, Target, fill, made_up
 
 # New feedbacks about how an answer is written.
@@ -87,7 +87,7 @@ def generate_feedbacks(
         raise Short(report)
     made, taken = [], {feedback.id for feedback in known}
     for idea in target.kept:
-        id = text.new_id(idea.content, kind, taken)
+        id = files.new_id(idea.content, kind, taken)
         made.append(Feedback(id=id, source="model", kind=kind, **idea.model_dump()))
         taken.add(id)
     return made, report

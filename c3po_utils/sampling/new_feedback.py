@@ -11,7 +11,8 @@ import yaml
 from pydantic import Field, ValidationError
 
 from c3po_utils.chat import ChatModel, Sampling, request, structured_output
-from c3po_utils.feedback import Feedback, check, metrics, records, text
+from c3po_utils.feedback import Feedback, check, metrics, records
+from c3po_utils.feedback import files as feedback_files
 from c3po_utils.runs import files
 
 PROPOSE = """Somebody tells a writing assistant once, in one sentence, how certain answers shall be:
@@ -90,7 +91,7 @@ def _first_problem(error: Exception) -> str:
 def make_record(sentence: str, id: str = "", **parts: Any) -> Feedback:
     """The record, with an id made of the sentence's words if none is given, different from those in feedback/."""
     taken = {one.id for one in records.load_feedbacks(*sorted(records.FEEDBACK_FOLDER.glob("*.yaml")))}
-    id = id or text.new_id(sentence, parts["kind"], taken)
+    id = id or feedback_files.new_id(sentence, parts["kind"], taken)
     return Feedback(id=id, content=sentence.strip(), source="human", **parts)
 
 

@@ -185,7 +185,7 @@ def test_a_wrong_run_is_told_in_one_line_by_the_command_too(tmp_path):
         ("run: x\nmethods: [c3po]\nworker: 2\n", [], "mine.yaml, worker: expected a known key .did you mean 'workers'"),
         ("run: x\nmethods: [c3po]\nworkers: 0\n", [], "workers: .*found 0"),
         ("run: x\nmethods: c3po\n", [], "methods: expected a valid list, found 'c3po'"),
-        ("- c3po\n", [], "mine.yaml: expected the settings of a run"),
+        ("- c3po\n", [], "mine.yaml: expected a mapping of settings"),
         ("run: x\nmethods: [c3po]\n", ["trian.epochs=1"], "override trian: .*did you mean 'train'"),
         ("run: x\nmethods: [c3po]\n", ["workers.two=1"], "override workers.two: workers has no keys"),
     ],
