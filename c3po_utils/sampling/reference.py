@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -91,14 +91,14 @@ def import_sample(folder: Path, run: Path, feedback: Feedback, given: Given, rep
     )  # fmt: skip
     source = {name: files.content_hash(folder / name) for name in (*SPLIT_OF, CATEGORIES) if (folder / name).is_file()}
     stage = sample_stage(run, feedback, settings, {"imported": source})
+    counted = counts(rows) | {"prompt": {"ok": len(rows), "failed": lost}}
     if stage.changes():
         raise FileExistsError(f"{stage} holds another sample of {feedback.id!r}: expected a new folder")
     if not stage.done:
         with stage:
             files.write_jsonl(stage.path(ROWS), rows)
-            stage.notes |= {"counts": counts(rows) | {"prompt": {"ok": len(rows), "failed": lost}}}
-            stage.notes |= {"categories": categories, "imported_from": str(folder)}
-    report.imported.append(f"{folder}: {_told(rows, lost)} -> {stage}")
+            stage.notes |= {"counts": counted, "categories": categories, "imported_from": str(folder)}
+    report.imported.append(f"{folder}: {_told(counted)} -> {stage}")
     report.notes += _to_know(feedback.id, rows)
 
 
@@ -185,11 +185,13 @@ def _categories(path: Path) -> list[str]:
     return found
 
 
-def _told(rows: Sequence[dict], lost: int) -> str:
+def _told(counted: Mapping[str, Mapping[str, int]]) -> str:
     """How many rows, and how many of their answers failed."""
-    failed = {column: number for column, by in counts(rows).items() if (number := by.get("failed", 0))}
+    failed = {column: number for column, by in counted.items() if (number := by.get("failed", 0))}
+    lost = failed.pop("prompt", 0)
     parts = [f"{number} of {column} failed" for column, number in failed.items()]
-    return ", ".join([f"{len(rows)} rows", *parts, *([f"{lost} without a prompt left out"] if lost else [])])
+    parts += [f"{lost} without a prompt left out"] if lost else []
+    return ", ".join([f"{counted['prompt']['ok']} rows", *parts])
 
 
 def _to_know(id: str, rows: Sequence[dict]) -> Iterator[str]:

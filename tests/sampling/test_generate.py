@@ -450,11 +450,10 @@ def test_llama_cpp_writes_lists_by_schema(tmp_path):
 
 
 def test_a_models_endless_words_make_ids_that_a_record_may_have():
-    from c3po_utils.sampling.generate_feedback import _new_id
 
     ids: list[str] = []
     for content in ["Always " + "verylongword" * 40] * 12 + ["x" * 63 + " yyyy"] * 2:
-        ids.append(_new_id(content, "style", set(ids)))
+        ids.append(new_id(content, "style", set(ids)))
     assert len(set(ids)) == 14
     for id in ids:
         Feedback(id=id, content="x", domain="x", effect="x", source="model", kind="style")
