@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
+
+from c3po_utils.cli_errors import told
+from c3po_utils.cli_export import export
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -16,13 +17,7 @@ def c3po() -> None:
     """Learn from one sentence of feedback without overgeneralizing."""
 
 
-@contextlib.contextmanager
-def told() -> Iterator[None]:
-    """Errors of the user's files, settings and budget are told on standard error, without a traceback; status 1."""
-    try:
-        yield
-    except (ValueError, OSError, RuntimeError) as error:
-        raise click.ClickException(str(error)) from error
+c3po.add_command(export)
 
 
 @c3po.command()

@@ -162,7 +162,7 @@ def read_feedbacks(*paths: Path | str) -> tuple[list[Feedback], list[str]]:
     problems: list[str] = []
     places: dict[str, Place] = {}
     for path in paths:
-        found, wrong = read_yaml(Path(path), "feedbacks", Feedback)
+        found, wrong = _read(Path(path))
         problems += wrong
         for record, place in found:
             if record.id in places:
@@ -170,6 +170,24 @@ def read_feedbacks(*paths: Path | str) -> tuple[list[Feedback], list[str]]:
             places.setdefault(record.id, place)
             records.append(record)
     return records, problems
+
+
+_RIGHT: dict[tuple[Path, int, int], list[tuple[Feedback, Place]]] = {}  # what was read of files without problems
+
+
+def _read(path: Path) -> tuple[list[tuple[Feedback, Place]], list[str]]:
+    """A file's records with their places, and its problems; one that is as it was is not read again."""
+    try:
+        state = path.stat()
+    except OSError:  # read_yaml tells
+        return read_yaml(path, "feedbacks", Feedback)
+    key = (path.resolve(), state.st_mtime_ns, state.st_size)
+    if key not in _RIGHT:
+        found, wrong = read_yaml(path, "feedbacks", Feedback)
+        if wrong:  # a metric that is registered later may right it
+            return found, wrong
+        _RIGHT[key] = found
+    return list(_RIGHT[key]), []
 
 
 def feedback_set(name: str | Path) -> Path:

@@ -24,7 +24,7 @@ class RunConfig(BaseModel):
 
     run: str
     workers: PositiveInt = 1  # feedbacks at one time, each on its share of the cores
-    feedback_set: str = "embedded"  # a set in feedback/, or the path of a YAML file
+    feedback_set: str | list[str] = "embedded"  # a set in feedback/, or the path of a YAML file; or several
     feedbacks: list[str] | None = None  # ids; all of the set when left out
     methods: list[str]
     sample: dict[str, Any] = {}

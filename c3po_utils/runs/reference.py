@@ -184,14 +184,14 @@ def _lengths(target: Path, feedbacks: Sequence[Feedback], given: Given) -> Itera
 
 
 def _configs(found: Found, sets: Sequence[Path], report: foreign.Report, where: Path, folder: Path) -> None:
-    """The runs that the configs become, all of this folder. Which set they are of is known if there is one only."""
-    feedback_set = str(sets[0].resolve()) if len(sets) == 1 else None
+    """The runs that the configs become, all of this folder and of all sets: which of them, a config does not say."""
+    named = [str(path.resolve()) for path in sets]
     converted = []
     for path in found.configs:
         target = where if where.suffix == ".yaml" else where / f"{path.stem}.yaml"
         run = shown(folder) if where.suffix != ".yaml" else f"results/{target.stem}"
         try:
-            made = reference_configs.convert(foreign.read_json(path), run, feedback_set)
+            made = reference_configs.convert(foreign.read_json(path), run, named)
             text = made.as_yaml(path.name)
         except RecursionError:
             report.settle([f"{path}: expected less deep nesting"])
@@ -203,5 +203,5 @@ def _configs(found: Found, sets: Sequence[Path], report: foreign.Report, where: 
         foreign.write_once(target, text)
         counts = f"{len(made.mapped)} keys mapped, {len(made.not_applicable)} not applicable (listed in it)"
         report.imported.append(f"{path}: {counts} -> {shown(target)}")
-        if not feedback_set:
+        if not named:
             report.notes.append(f"note: {shown(target)}: name the set of feedback, `feedback_set`")

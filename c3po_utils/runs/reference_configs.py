@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -69,7 +69,7 @@ class Converted:
         return "\n".join(lines) + "\n" + yaml.safe_dump(self.values, sort_keys=False, allow_unicode=True, width=110)
 
 
-def convert(data: Mapping[str, Any], run: str, feedback_set: str | None = None) -> Converted:
+def convert(data: Mapping[str, Any], run: str, feedback_sets: Sequence[str] = ()) -> Converted:
     """The settings of a run from a config. Nothing is raised: see `problems`."""
     made = Converted()
     made.problems += [foreign.unknown(key, SECTIONS) for key in data.keys() - set(SECTIONS)]
@@ -81,7 +81,8 @@ def convert(data: Mapping[str, Any], run: str, feedback_set: str | None = None) 
             sections[name] = {}
     sample, evaluate = _models(sections["model_args"], made)
     sample |= _amounts(sections["sample_args"], made)
-    made.values = {"run": run, **({"feedback_set": feedback_set} if feedback_set else {})}
+    named = feedback_sets[0] if len(feedback_sets) == 1 else list(feedback_sets)
+    made.values = {"run": run, **({"feedback_set": named} if named else {})}
     training = _training(sections["training_args"], made)
     evaluate |= _evaluation(sections["eval_args"], training, made)
     made.values |= {"sample": {**sample, "options": dict(FIXED)}, **training, "evaluate": evaluate}

@@ -11,6 +11,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     submodules=[
         "answers",
         "deduplicated",
+        "export",
         "generate_feedback",
         "generate_prompts",
         "reference",

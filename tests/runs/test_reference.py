@@ -49,7 +49,7 @@ def tree(folder, model="owner/base"):
 
 
 def test_a_config_becomes_a_run_with_every_key_accounted_for():
-    made = convert(CONFIG, "results/own", "/sets/own.yaml")
+    made = convert(CONFIG, "results/own", ["/sets/own.yaml"])
     assert made.problems == []
     assert made.values == {
         "run": "results/own", "feedback_set": "/sets/own.yaml",

@@ -450,7 +450,6 @@ def test_llama_cpp_writes_lists_by_schema(tmp_path):
 
 
 def test_a_models_endless_words_make_ids_that_a_record_may_have():
-
     ids: list[str] = []
     for content in ["Always " + "verylongword" * 40] * 12 + ["x" * 63 + " yyyy"] * 2:
         ids.append(new_id(content, "style", set(ids)))
