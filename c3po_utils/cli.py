@@ -60,6 +60,46 @@ def run(run: str, overrides: tuple[str, ...], estimate: bool, figures_only: bool
         click.echo(f"  {stage.shown(path)}")
 
 
+@c3po.command("import")
+@click.argument("path", type=click.Path(path_type=Path))
+@click.argument("dest", type=click.Path(path_type=Path))
+@click.option("--lenient", is_flag=True, help="List what is not understood, and go on without it.")
+@click.option("--model", default="", help="Who answered in sampled data: pi_0, a Hugging Face id or a folder.")
+@click.option("--max-new-tokens", type=int, default=512, show_default=True, help="Where its answers are cut here.")
+@click.option("--source", type=click.Choice(["human", "model", "program"]), help="Of records that state none.")
+@click.option("--kind", type=click.Choice(["style", "content"]), help="Of records that state none.")
+@click.option(
+    "--length-ratio",
+    type=click.FloatRange(1, min_open=True),
+    default=1.5,
+    show_default=True,
+    help="From which an answer is longer.",
+)
+@click.option("--feedback", "sets", type=click.Path(path_type=Path), multiple=True, help="The set that data are of.")
+def import_(
+    path: Path,
+    dest: Path,
+    lenient: bool,
+    model: str,
+    max_new_tokens: int,
+    source: str | None,
+    kind: str | None,
+    length_ratio: float,
+    sets: tuple[Path, ...],
+) -> None:
+    """Import files of the reference implementation into the run's folder DEST, without running them.
+
+    PATH is a feedback module, a folder of sampled data, a config, an evaluation, or a folder of any of these.
+    """
+    from c3po_utils.feedback import reference as feedback_reference
+    from c3po_utils.runs import reference
+
+    with told():
+        records = feedback_reference.Given(source or "", kind or "", length_ratio)
+        given = reference.Given(records, model, max_new_tokens, sets)
+        click.echo(reference.import_tree(path, dest, given, lenient=lenient))
+
+
 @c3po.group()
 def feedback() -> None:
     """Sets of feedback: check, generate, write."""

@@ -103,6 +103,13 @@ def refuse_unscored(feedback: Feedback, judge: Judge | str | None) -> None:
         )
 
 
+def refuse_imported(stages: Iterable[Stage]) -> None:
+    """Raise ValueError for scores that were imported: they are the only ones, and are not to be made anew."""
+    for own in stages:
+        if "imported" in (own.manifest or {}).get("identity", {}):
+            raise ValueError(f"{own} was imported: expected another run's folder to evaluate this method in")
+
+
 def read_scores(folder: Path) -> list[dict]:
     """The stored rows of a finished evaluation. Raises DamagedFile where they are not those that it stored."""
     stage.intact(folder, ANSWERS)
@@ -122,8 +129,9 @@ def stored_scores(
         own: the evaluation's stage.
 
     Raises:
-        ValueError: a feedback without a metric, and no judge.
+        ValueError: a feedback without a metric, and no judge; imported scores.
     """
+    refuse_imported([own])
     for feedback in feedbacks:
         refuse_unscored(feedback, judge)
     if own.done:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import reprlib
+import unicodedata
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from itertools import chain, islice
@@ -18,6 +19,7 @@ from c3po_utils.runs import documents, nearest
 
 MOST_PROBLEMS = 100  # of a file, told at one time
 LONGEST_NAME = 64  # characters: two of them, joined by +, are one folder's name
+ID_WORDS = 5  # of a sentence, in the id that is made from it
 Place = Callable[[], str]  # "file, line 3": looked for when it is wanted
 
 
@@ -54,6 +56,19 @@ def _slug(value: Any) -> str:
 
 Text = Annotated[str, BeforeValidator(_text)]
 Slug = Annotated[str, BeforeValidator(_slug)]
+
+
+def new_id(content: str, kind: str, taken: set[str]) -> str:
+    """A readable id from a sentence's first longer words; numbered where there are none, or it is taken."""
+    plain = unicodedata.normalize("NFKD", content).encode("ascii", "ignore").decode().lower()
+    words = [word for word in re.findall(r"[a-z0-9]+", plain) if len(word) > 3][:ID_WORDS]
+    room = LONGEST_NAME - len(f"_{len(taken) + 1}")  # an id has a limit, and words of models have none
+    stem, number = "_".join(words)[:room].rstrip("_") or kind, 1
+    id = stem if words else f"{stem}_1"
+    while id in taken:
+        number += 1
+        id = f"{stem}_{number}"
+    return id
 
 
 def some(expected: str) -> BeforeValidator:
@@ -132,7 +147,7 @@ def _place(path: Path, document: documents.Document, loc: documents.Loc) -> str:
 def parse_json(content: str, model: type[R], path: Path, line: int | None = None) -> R:
     """The record in a JSON text: a file, or one `line` of a JSON Lines file. Raises FeedbackError."""
     try:
-        return model.model_validate(json.loads(content, object_pairs_hook=_unrepeated))
+        return model.model_validate(json.loads(content, object_pairs_hook=unrepeated))
     except json.JSONDecodeError as error:
         found = _short(content[error.pos :] or None)
         place = f"{path}, line {(line or 1) + error.lineno - 1}, column {error.colno}"
@@ -146,7 +161,7 @@ def parse_json(content: str, model: type[R], path: Path, line: int | None = None
         raise FeedbackError([f"{path}{f', line {line}' if line else ''}: {problem}"]) from error
 
 
-def _unrepeated(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def unrepeated(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     data = dict(pairs)
     if len(data) < len(pairs):
         names = [name for name, _ in pairs]

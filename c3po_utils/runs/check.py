@@ -13,8 +13,8 @@ from c3po_utils.feedback import find_feedback, records
 from c3po_utils.runs import jobs
 from c3po_utils.runs.config import RunConfig
 from c3po_utils.runs.parameters import ParameterError, nearest
-from c3po_utils.runs.stage import run_folder
-from c3po_utils.sampling import members, sample
+from c3po_utils.runs.stage import Stage, run_folder
+from c3po_utils.sampling import members, rows, sample
 from c3po_utils.training import methods as known_methods
 from c3po_utils.training import trained_methods
 
@@ -114,6 +114,9 @@ def check_sample(values: dict[str, Any]) -> None:
                 check_model(name, values["limits"])
     run_folder(values["run"])
     feedback = find_feedback(values["feedback"])
+    if rows.imported_sample(run_folder(values["run"]), feedback):
+        sample.open_sample(run_folder(values["run"]), values["feedback"], settings)
+        return
     if settings.strategy == "demonstrate" and not feedback.demonstrations:
         raise ValueError(f"feedback {feedback.id!r} has no demonstrations: add some, or use strategy 'revise'")
     if not settings.prompt_model:
@@ -136,6 +139,8 @@ def check_evaluate(values: dict[str, Any]) -> None:
     """The parameters of 03_evaluate."""
     run_folder(values["run"])
     _methods(values["methods"])
+    folder = run_folder(values["run"]) / "eval" / records.feedback_id(values["feedback"])
+    evaluate.refuse_imported(Stage(folder / method, {}) for method in values["methods"])
     _check_judge(values, [values["feedback"]])
 
 

@@ -14,6 +14,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "export",
         "generate_feedback",
         "generate_prompts",
+        "reference",
         "rows",
         "sample",
         "settings",

@@ -14,6 +14,7 @@ from c3po_utils.chat.open import DryRun
 from c3po_utils.chat.openai.client import open_model
 from c3po_utils.chat.types import Estimate
 from c3po_utils.cli import c3po
+from c3po_utils.feedback.files import new_id
 from c3po_utils.feedback.general import general_prompts
 from c3po_utils.feedback.records import (
     FEEDBACK_FOLDER,
@@ -24,7 +25,7 @@ from c3po_utils.feedback.records import (
     write_feedbacks,
 )
 from c3po_utils.sampling.deduplicated import Effort, Report, Seen, Short, Target, fill, made_up, unnumbered
-from c3po_utils.sampling.generate_feedback import Ideas, generate_feedbacks, new_id
+from c3po_utils.sampling.generate_feedback import Ideas, generate_feedbacks
 from c3po_utils.sampling.generate_prompts import generate_prompts, write_prompts
 from tests.sampling_run import FEEDBACK
 from tests.servers import FAULTS, Reply, embedded_server, faulty, listing, scripted
