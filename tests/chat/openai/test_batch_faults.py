@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from c3po_utils.chat.openai.batch_api import BatchFailed
 from tests.asking import SAMPLING, asks, by_id, echo, fast_client, tally
-from tests.servers import Batches, Reply, error, scripted
+from tests.servers import Batches, Reply, error, redirect, scripted
 
 
 @pytest.fixture
@@ -87,6 +87,20 @@ def test_a_batch_that_the_server_forgot_is_asked_again_and_may_have_been_paid_fo
         assert tally(outcomes.values()) == {"failed": 2}
         assert "HTTP 404: no such batch" in outcomes["r0"].reason
         assert model.ledger.spent() > 0
+        ends_well(batching, server, 2)
+
+
+@pytest.mark.parametrize("call", ["POST /files", "POST /batches", r"GET /batches/\S+", r"GET /files/\S+"])
+def test_a_redirect_of_the_batch_api_is_told_and_not_followed(batching, call):
+    with scripted(echo) as other, scripted(echo, Batches(echo)) as server:
+        server.batches.fault = at(call, redirect(307, f"{other.url}/chat/completions"))
+        told = ""
+        try:
+            told = " ".join(outcome.reason for outcome in batching(server).complete(asks(2), SAMPLING))
+        except BatchFailed as error:
+            told = str(error)
+        assert f"{server.url} redirects to {other.url}" in told
+        assert other.asked == []
         ends_well(batching, server, 2)
 
 
