@@ -153,21 +153,21 @@ feedback: 3
     ]
 
 
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("", "line 1: expected the top key 'feedbacks' with a list of records, found nothing"),
-        ("feedbacks: []", "line 1: expected the top key 'feedbacks'"),
-        ("- a", "line 1: expected the top key 'feedbacks'"),
-        ("feedback:\n- id: x", "line 1: expected the top key 'feedbacks'"),
-        ("feedbacks:\n- content: [&]", "line 2: expected YAML"),
-        ("feedbacks:\n- content: a: b", "line 2: expected YAML"),
-        ("feedbacks: !date 3", "line 1: expected YAML"),
-        ("a: 1\n---\nb: 1", "line 2: expected YAML"),
-        ("feedbacks: &a [*a]", "line 1: feedbacks[0]: expected a mapping"),
-        ("? [a]\n: b", "line 1: expected YAML (found unhashable key"),
-    ],
-)
+MALFORMED = [
+    ("", "line 1: expected the top key 'feedbacks' with a list of records, found nothing"),
+    ("feedbacks: []", "line 1: expected the top key 'feedbacks'"),
+    ("- a", "line 1: expected the top key 'feedbacks'"),
+    ("feedback:\n- id: x", "line 1: expected the top key 'feedbacks'"),
+    ("feedbacks:\n- content: [&]", "line 2: expected YAML"),
+    ("feedbacks:\n- content: a: b", "line 2: expected YAML"),
+    ("feedbacks: !date 3", "line 1: expected YAML"),
+    ("a: 1\n---\nb: 1", "line 2: expected YAML"),
+    ("feedbacks: &a [*a]", "line 1: feedbacks[0]: expected a mapping"),
+    ("? [a]\n: b", "line 1: expected YAML (found unhashable key"),
+]
+
+
+@pytest.mark.parametrize(("text", "expected"), MALFORMED)
 def test_malformed_files(tmp_path, text, expected):
     assert problems_of(tmp_path, text)[0].startswith(expected)
 

@@ -41,18 +41,15 @@ def at(call: str, reply: Reply):
     return lambda seen: reply if re.fullmatch(call, seen) else None
 
 
-HTML = Reply(body=b"<html>login</html>", kind="text/html")
-NOTHING = Reply(body=b"{}")
+CALLS = ["POST /files", "POST /batches", "GET /batches", r"GET /batches/\S+", r"GET /files/\S+"]
+REPLIES = {
+    "500": error(500), "400": error(400, "no"), "401": error(401, "who?"), "reset": Reply(fault="reset"),
+    "HTML": Reply(body=b"<html>login</html>", kind="text/html"), "{}": Reply(body=b"{}"), "[3]": Reply(body=b"[3]"),
+}  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    "call", ["POST /files", "POST /batches", "GET /batches", r"GET /batches/\S+", r"GET /files/\S+"]
-)
-@pytest.mark.parametrize(
-    "reply",
-    [error(500), error(400, "no"), error(401, "who?"), Reply(fault="reset"), HTML, NOTHING, Reply(body=b"[3]")],
-    ids=["500", "400", "401", "reset", "HTML", "{}", "[3]"],
-)
+@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize("reply", REPLIES.values(), ids=REPLIES)
 def test_a_fault_of_the_api_that_stays_stops_the_run_and_the_next_one_goes_on(batching, call, reply):
     with scripted(echo, Batches(echo)) as server:
         server.batches.fault = at(call, reply)
@@ -90,7 +87,7 @@ def test_a_batch_that_the_server_forgot_is_asked_again_and_may_have_been_paid_fo
         ends_well(batching, server, 2)
 
 
-@pytest.mark.parametrize("call", ["POST /files", "POST /batches", r"GET /batches/\S+", r"GET /files/\S+"])
+@pytest.mark.parametrize("call", CALLS)
 def test_a_redirect_of_the_batch_api_is_told_and_not_followed(batching, call):
     with scripted(echo) as other, scripted(echo, Batches(echo)) as server:
         server.batches.fault = at(call, redirect(307, f"{other.url}/chat/completions"))

@@ -103,7 +103,10 @@ def test_after_a_hopeless_error_the_rest_is_not_asked(client, reply):
     assert sum("not asked" in outcome.reason for outcome in outcomes.values()) >= 96
 
 
-@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+REDIRECTS = [301, 302, 303, 307, 308]
+
+
+@pytest.mark.parametrize("status", REDIRECTS)
 @pytest.mark.parametrize("stream", [False, True], ids=["", "streamed"])
 def test_a_redirect_is_an_error_that_names_its_target_and_sends_nothing_there(client, status, stream):
     with scripted(echo) as other, scripted(lambda asked: redirect(status, f"{other.url}/chat/completions")) as server:
