@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
+
+from c3po_utils.cli_errors import told
+from c3po_utils.cli_export import export
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -16,13 +17,7 @@ def c3po() -> None:
     """Learn from one sentence of feedback without overgeneralizing."""
 
 
-@contextlib.contextmanager
-def told() -> Iterator[None]:
-    """Errors of the user's files, settings and budget are told on standard error, without a traceback; status 1."""
-    try:
-        yield
-    except (ValueError, OSError, RuntimeError) as error:
-        raise click.ClickException(str(error)) from error
+c3po.add_command(export)
 
 
 @c3po.command()
@@ -74,17 +69,20 @@ def feedback() -> None:
 @click.argument("files", nargs=-1, type=click.Path(path_type=Path))
 def check(files: tuple[Path, ...]) -> None:
     """Load FILES (all sets in feedback/ when left out): records, metrics on their examples, bundled prompts."""
-    from c3po_utils.feedback import records
+    from c3po_utils.feedback import checking, records
 
+    sets = files or sorted(records.FEEDBACK_FOLDER.glob("*.yaml"))
+    found = checking.check_sets(*sets, all_prompts=not files)
+    for warning in found.warnings:
+        click.echo(f"Warning: {warning}", err=True)
     with told():
-        sets = files or sorted(records.FEEDBACK_FOLDER.glob("*.yaml"))
-        found = records.load_feedbacks(*sets)
-        bundled = {path.stem for path in (records.FEEDBACK_FOLDER / "prompts").glob("*.json")}
-        prompts = sum(len(records.load_prompts(one.id)) for one in found if one.id in bundled)
-    tried = sum(len(one.examples.passing) + len(one.examples.failing) for one in found if one.examples)
+        found.raise_problems()
+    examples = [one.examples for one in found.feedbacks if one.examples]
     click.echo(
-        f"{len(found)} feedbacks in {len(sets)} files: {sum(one.metric is not None for one in found)} checkable,"
-        f" {tried} examples judged as they say, {prompts} bundled prompts"
+        f"{len(found.feedbacks)} feedbacks in {len(sets)} files:"
+        f" {sum(one.metric is not None for one in found.feedbacks)} checkable,"
+        f" {sum(len(one.passing) + len(one.failing) for one in examples)} examples judged as they say,"
+        f" {len(found.prompts)} bundled prompts"
     )
 
 

@@ -12,7 +12,7 @@ import pandas as pd
 
 from c3po_utils import chat, engine, training  # as rooms: their heavy parts are imported when they are used
 from c3po_utils.evaluation.judge import Judge, judge_rows, open_judge, verdict_counts
-from c3po_utils.feedback import Feedback, check, find_feedback
+from c3po_utils.feedback import Feedback, find_feedback
 from c3po_utils.runs import LEDGER, Stage, done_stages, files, stage
 from c3po_utils.sampling import SampleSettings, answers, load_rows, rows_hash, stored_settings
 from c3po_utils.training import BASE_RESAMPLED, adapter_folder, adapter_hash
@@ -85,9 +85,7 @@ def score_rows(rows: Sequence[dict], feedback: Feedback, method: str, judge: Jud
 def _score_row(row: dict, feedback: Feedback, method: str) -> dict:
     answer, baseline = row[method], row["baseline"]
     checkable = feedback.metric and answer and baseline
-    passes, baseline_passes = (
-        check(feedback.metric, text, baseline) if checkable else None for text in (answer, baseline)
-    )
+    passes, baseline_passes = (feedback.passes(text, baseline) if checkable else None for text in (answer, baseline))
     return {
         "prompt_id": row["id"], "feedback": feedback.id, "method": method, "split": row["split"],
         "category": row["category"], "prompt": row["prompt"], "baseline": baseline, "answer": answer,

@@ -7,9 +7,10 @@ import lazy_loader
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
-    submodules=["answer_card", "outcomes", "paper_figures", "reward_map", "sweeps", "tables"],
+    submodules=["answer_card", "export", "outcomes", "paper_figures", "plain_text", "reward_map", "sweeps", "tables"],
     submod_attrs={
         "style": ["save"],
+        "plain_text": ["styled"],
         "tables": ["reading_table", "table2"],
         "curves": ["figure_bandit", "training_curves"],
     },

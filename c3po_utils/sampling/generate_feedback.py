@@ -12,7 +12,7 @@ from typing import Literal
 from pydantic import Field
 
 from c3po_utils.chat import ChatModel, DryRun, structured_output, types
-from c3po_utils.feedback import Feedback, Text
+from c3po_utils.feedback import Feedback, Text, files
 from c3po_utils.sampling.deduplicated import Effort, Report, Seen, Short, Target, fill, made_up
 
 # New feedbacks about how an answer is written.
@@ -100,7 +100,8 @@ def new_id(content: str, kind: str, taken: set[str]) -> str:
     """A readable id from a sentence's first longer words; numbered where there are none, or it is taken."""
     plain = unicodedata.normalize("NFKD", content).encode("ascii", "ignore").decode().lower()
     words = [word for word in re.findall(r"[a-z0-9]+", plain) if len(word) > 3][:ID_WORDS]
-    stem, number = "_".join(words) or kind, 1
+    room = files.LONGEST_NAME - len(f"_{len(taken) + 1}")  # an id has a limit, and words of models have none
+    stem, number = "_".join(words)[:room].rstrip("_") or kind, 1
     id = stem if words else f"{stem}_1"
     while id in taken:
         number += 1

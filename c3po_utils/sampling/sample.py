@@ -16,7 +16,7 @@ import pandas as pd
 
 from c3po_utils import chat  # as a room: its heavy parts are imported when they are used
 from c3po_utils.chat import ChatModel
-from c3po_utils.feedback import SPLITS, Feedback, Prompt, check, find_feedback, general, records
+from c3po_utils.feedback import SPLITS, Feedback, Prompt, find_feedback, general, records
 from c3po_utils.runs import LEDGER, Stage, files
 from c3po_utils.sampling.answers import add_answers, add_in_context, add_in_context_cot, add_revisions
 from c3po_utils.sampling.deduplicated import Effort, Report, made_up
@@ -145,7 +145,7 @@ class Sample:
         """Share of test answers that pass the feedback's metric, by answer column and split; NaN without any."""
         tests = [row for row in self.fill() if row["fold"] == "test" and self.record.metric]
         shown = [
-            (column, row["split"], check(self.record.metric, row[column], row["baseline"]))
+            (column, row["split"], self.record.passes(row[column], row["baseline"]))
             for row in tests
             for column in ANSWERS
             if row.get(column)

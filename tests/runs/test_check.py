@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import papermill
@@ -163,18 +162,20 @@ def test_the_defaults_of_the_notebooks_pass():
 
 
 QUICK = """
-import sys
+import sys, time
 from c3po_utils.runs import check, config
 check.check(config.load_config("embedded"))
-print(*sorted({"torch", "transformers", "papermill", "openai", "matplotlib", "scipy.stats"} & set(sys.modules)))
+heavy = {"torch", "transformers", "papermill", "openai", "matplotlib", "scipy.stats"} & set(sys.modules)
+print(*sorted(heavy), time.process_time())
 """
 
 
 def test_the_check_needs_no_library_of_models_and_is_quick():
-    start = time.process_time(), time.monotonic()
+    """Two seconds of processor time: what runs beside it does not count."""
     done = subprocess.run([sys.executable, "-c", QUICK], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == ""
-    assert time.monotonic() - start[1] < 6  # 1 s where nothing else runs
+    *heavy, seconds = done.stdout.split()
+    assert heavy == []
+    assert float(seconds) < 2
 
 
 def test_a_wrong_run_is_told_in_one_line_by_the_command_too(tmp_path):
@@ -189,7 +190,7 @@ WRONG_FILES = [
     ("run: x\nmethods: [c3po]\nworker: 2\n", [], "mine.yaml, worker: expected a known key .did you mean 'workers'"),
     ("run: x\nmethods: [c3po]\nworkers: 0\n", [], "workers: .*found 0"),
     ("run: x\nmethods: c3po\n", [], "methods: expected a valid list, found 'c3po'"),
-    ("- c3po\n", [], "mine.yaml: expected the settings of a run"),
+    ("- c3po\n", [], "mine.yaml: expected a mapping of settings"),
     ("run: x\nmethods: [c3po]\n", ["trian.epochs=1"], "override trian: .*did you mean 'train'"),
     ("run: x\nmethods: [c3po]\n", ["workers.two=1"], "override workers.two: workers has no keys"),
 ]

@@ -446,3 +446,12 @@ def test_llama_cpp_writes_lists_by_schema(tmp_path):
     assert report.calls == report.answered + sum(report.rejected.values()) > 0
     assert all(prompt.text for prompt in prompt_set.prompts)
     assert Ideas.schema_for_api()["required"][-1] == "items"
+
+
+def test_a_models_endless_words_make_ids_that_a_record_may_have():
+    ids: list[str] = []
+    for content in ["Always " + "verylongword" * 40] * 12 + ["x" * 63 + " yyyy"] * 2:
+        ids.append(new_id(content, "style", set(ids)))
+    assert len(set(ids)) == 14
+    for id in ids:
+        Feedback(id=id, content="x", domain="x", effect="x", source="model", kind="style")
