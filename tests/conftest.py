@@ -38,6 +38,7 @@ feedbacks:
 
 def store_own_feedback(folder: Path) -> str:
     """The name of a feedback of the tests' own, written to a folder; even a random model can pass its metric."""
+    folder.mkdir(exist_ok=True)
     (folder / "own.yaml").write_text(OWN)
     categories = [
         {

@@ -438,6 +438,16 @@ def test_malformed_general_prompts_are_refused_with_their_line(tmp_path, line, e
         load_general_prompts(path)
 
 
+@pytest.mark.parametrize("name", ["one.json", "general.jsonl"])
+@pytest.mark.parametrize("content", [b"", b'{"id": "\xff"}', b"\xff\xfe{"])
+def test_prompts_that_are_empty_or_no_text_are_refused_with_their_file(tmp_path, name, content):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(FeedbackError) as caught:
+        load_prompts("one", tmp_path) if name == "one.json" else load_general_prompts(tmp_path / name)
+    assert str(caught.value).startswith(str(tmp_path / name))
+    assert len(caught.value.problems) == 1
+
+
 def test_a_feedback_without_bundled_prompts(tmp_path):
     (tmp_path / "one.json").write_text(PROMPTS)
     with pytest.raises(FeedbackError, match=r"no prompts for 'oen'.*did you mean 'one'\?"):
