@@ -7,12 +7,13 @@ import re
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 from c3po_utils.engine.models import load_model
 from c3po_utils.feedback.files import FeedbackError
 from c3po_utils.feedback.records import FEEDBACK_FOLDER, load_feedbacks, load_general_prompts, load_prompts
-from c3po_utils.runs.config import load_config
+from c3po_utils.runs.config import load_config, read_config
 from c3po_utils.runs.files import DamagedFile, read_json, write_json, write_jsonl
 from c3po_utils.runs.parameters import ParameterError
 from c3po_utils.runs.stage import MANIFEST, Stage, intact
@@ -22,6 +23,7 @@ from c3po_utils.training.stage import CONFIG, LOG, PROBE, WEIGHTS
 from tests.benchmarks.faults.line import Line, tried
 from tests.feedback.test_records import MALFORMED
 from tests.runs.test_check import WRONG_FILES
+from tests.runs.test_documents import HOSTILE
 from tests.stored_run import random_adapter
 from tests.tiny import save_tiny
 from tests.token_rows import tiny_model, token_rows
@@ -53,11 +55,16 @@ def refused(read: Callable[[], object], path: Path, *kinds: type[Exception]) -> 
 def documents(seed: int) -> Iterator[Line]:
     """What people write: sets, runs and prompts, malformed or cut."""
     with tempfile.TemporaryDirectory() as name:
-        path, sets = Path(name) / "mine.yaml", dict(MALFORMED)
+        path = Path(name) / "mine.yaml"
 
         def malformed(text: str) -> bool:
             path.write_text(text)
             return refused(lambda: load_feedbacks(path), path, FeedbackError)
+
+        def hostile(what: str) -> bool:
+            path.write_text(HOSTILE[what][0])
+            reads = (load_feedbacks, FeedbackError), (read_config, ParameterError)
+            return all(refused(partial(read, path), path, kind) for read, kind in reads)
 
         def wrong(number: str) -> bool:
             text, overrides, says = WRONG_FILES[int(number)]
@@ -68,7 +75,8 @@ def documents(seed: int) -> Iterator[Line]:
                 return re.search(says, str(error)) is not None
             return False
 
-        yield tried("files: malformed sets of feedback (YAML)", sets, malformed)
+        yield tried("files: malformed sets of feedback (YAML)", dict(MALFORMED), malformed)
+        yield tried("files: bombs, depth and odd values as set and as run (YAML)", HOSTILE, hostile)
         yield tried("files: malformed runs and overrides (YAML)", map(str, range(len(WRONG_FILES))), wrong)
         for which in ("plant_tip.json", "general.jsonl"):
             yield _prompts(Path(name), which, seed)
@@ -77,12 +85,10 @@ def documents(seed: int) -> Iterator[Line]:
 def _prompts(folder: Path, which: str, seed: int) -> Line:
     spoiled = damages((FEEDBACK_FOLDER / "prompts" / which).read_bytes(), random.Random(seed), changes=0)
     path = folder / which
+    read = partial(load_prompts, path.stem, folder) if path.suffix == ".json" else partial(load_general_prompts, path)
 
     def attempt(name: str) -> bool:
         path.write_bytes(spoiled[name])
-        read = (
-            (lambda: load_prompts(path.stem, folder)) if path.suffix == ".json" else lambda: load_general_prompts(path)
-        )
         return refused(read, path, FeedbackError)
 
     return tried(f"files: prompts, {which} cut or replaced", spoiled, attempt, seed=seed)

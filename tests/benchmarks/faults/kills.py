@@ -19,11 +19,10 @@ import yaml
 
 from c3po_utils.runs.files import content_hash
 from c3po_utils.runs.stage import ROOT, done_stages, intact
-from tests.asking import writer
 from tests.benchmarks.faults.line import Line
 from tests.conftest import store_own_feedback
 from tests.sampling.test_survival import bodies, paid_twice, recorded, survive
-from tests.servers import Asked, Reply, Scripted, scripted
+from tests.servers import Asked, Reply, Scripted, listing, scripted
 from tests.tiny import save_tiny
 from tests.training.test_trainer import PROBE, WEIGHTS, victim
 
@@ -172,7 +171,8 @@ def _attack(run: Notebooks, rng: random.Random, each_s: float, wanted: dict[str,
 
 
 def _slowly(asked: Asked) -> Reply:
-    reply = writer(asked)
+    """Lists where they are asked for, and else answers that differ, and fit into the tiny model's context."""
+    reply = listing(asked) if "response_format" in asked.body else Reply(f"It is number {len(asked.prompt)}.")
     reply.delay = DELAY_S
     return reply
 
