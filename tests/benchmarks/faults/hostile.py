@@ -63,8 +63,11 @@ def documents(seed: int) -> Iterator[Line]:
 
         def hostile(what: str) -> bool:
             path.write_text(HOSTILE[what][0])
-            reads = (load_feedbacks, FeedbackError), (read_config, ParameterError)
-            return all(refused(partial(read, path), path, kind) for read, kind in reads)
+            return refused(lambda: load_feedbacks(path), path, FeedbackError)
+
+        def hostile_run(what: str) -> bool:
+            path.write_text(HOSTILE[what][0])
+            return refused(lambda: read_config(path), path, ParameterError)
 
         def wrong(number: str) -> bool:
             text, overrides, says = WRONG_FILES[int(number)]
@@ -76,7 +79,8 @@ def documents(seed: int) -> Iterator[Line]:
             return False
 
         yield tried("files: malformed sets of feedback (YAML)", dict(MALFORMED), malformed)
-        yield tried("files: bombs, depth and odd values as set and as run (YAML)", HOSTILE, hostile)
+        yield tried("files: bombs, depth and odd values as a set (YAML)", HOSTILE, hostile)
+        yield tried("files: bombs, depth and odd values as a run (YAML)", HOSTILE, hostile_run)
         yield tried("files: malformed runs and overrides (YAML)", map(str, range(len(WRONG_FILES))), wrong)
         for which in ("plant_tip.json", "general.jsonl"):
             yield _prompts(Path(name), which, seed)

@@ -28,7 +28,7 @@ from tests.training.test_trainer import PROBE, WEIGHTS, victim
 
 SAMPLINGS, TRAININGS, RUNS = 10, 9, 7  # kills
 STEPS, NOTEBOOKS = 12, 4  # of an undisturbed training, and run: 01, 02, 03 and 05
-DELAY_S, PATIENCE_S = 0.05, 120.0
+DELAY_S, PATIENCE_S = 0.05, 600.0
 ORPHAN_S = 15.0  # kernels look after their parents once a second
 
 
