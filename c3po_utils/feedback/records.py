@@ -257,7 +257,7 @@ def load_prompts(feedback_id: str, folder: Path | str = FEEDBACK_FOLDER / "promp
     if not path.is_file():
         bundled = [file.stem for file in path.parent.glob("*.json")]
         raise FeedbackError([f"no prompts for {feedback_id!r}: expected {path} ({nearest(feedback_id, bundled)})"])
-    prompt_set = parse_json(path.read_text(encoding="utf-8"), PromptSet, path)
+    prompt_set = parse_json(path.read_bytes(), PromptSet, path)
     if prompt_set.feedback != feedback_id:
         raise FeedbackError([f"{path}, feedback: expected {feedback_id!r}, found {prompt_set.feedback!r}"])
     _refuse_repeated((slug(category.name) for category in prompt_set.categories), f"{path}, categories, name")
@@ -266,14 +266,15 @@ def load_prompts(feedback_id: str, folder: Path | str = FEEDBACK_FOLDER / "promp
 
 def load_general_prompts(path: Path | str = FEEDBACK_FOLDER / "prompts" / "general.jsonl") -> list[Prompt]:
     """The out-of-scope prompts, the same for every feedback. Raises FeedbackError with file, line and key."""
-    with open(path, encoding="utf-8") as file:
-        lines = [line.rstrip("\n") for line in file]
     rows, problems = [], []
-    for number, line in enumerate(lines, 1):
-        try:
-            rows.append(parse_json(line, GeneralPrompt, Path(path), number))
-        except FeedbackError as error:
-            problems += error.problems
+    with open(path, "rb") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                rows.append(parse_json(line.rstrip(b"\r\n"), GeneralPrompt, Path(path), number))
+            except FeedbackError as error:
+                problems += error.problems
+    if not rows and not problems:
+        problems = [f"{path}, line 1: expected a prompt on each line, found nothing"]
     if problems:
         raise FeedbackError(problems)
     _refuse_repeated((row.id for row in rows), f"{path}, id")
