@@ -29,9 +29,12 @@ def beside() -> str:
 
 
 def show(line: Line) -> None:
-    counts = ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in line.counts.items())
-    print(f"{line.what:72} {line.held:4} of {line.tried:4}   worst {line.worst:6.2f} {line.unit}", flush=True)
-    print(f"    {counts}" if counts else "", *(f"    NOT HELD: {each}" for each in line.failures), sep="\n", end="\n\n")
+    worst = f"   worst {line.worst:6.2f} {line.unit}" if line.worst else ""
+    print(f"{line.what:72} {line.held:4} of {line.tried:4}{worst}", flush=True)
+    if line.counts:
+        print("    " + ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in line.counts.items()))
+    for failure in line.failures:
+        print(f"    NOT HELD: {failure}")
 
 
 def main(names: list[str]) -> bool:

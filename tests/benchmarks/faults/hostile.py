@@ -87,7 +87,11 @@ def documents(seed: int) -> Iterator[Line]:
 
 
 def _prompts(folder: Path, which: str, seed: int) -> Line:
-    spoiled = damages((FEEDBACK_FOLDER / "prompts" / which).read_bytes(), random.Random(seed), changes=0)
+    """Cut between two lines, a list by hand is a shorter list: that is left out, as are changes of a letter."""
+    whole = (FEEDBACK_FOLDER / "prompts" / which).read_bytes()
+    spoiled = damages(whole, random.Random(seed), changes=0)
+    if which.endswith("l"):
+        spoiled = {name: left for name, left in spoiled.items() if not left or left.rstrip() + b"\n" not in whole}
     path = folder / which
     read = partial(load_prompts, path.stem, folder) if path.suffix == ".json" else partial(load_general_prompts, path)
 

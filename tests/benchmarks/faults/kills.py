@@ -34,14 +34,14 @@ ORPHAN_S = 15.0  # kernels look after their parents once a second
 
 def sampling(seed: int) -> Line:
     """A run that samples from a server in a process of its own."""
-    line, start = Line("kill: sampling through a server", seed=seed), time.monotonic()
+    line = Line("kill: sampling through a server", seed=seed)
     with tempfile.TemporaryDirectory() as folder:
         try:
             counts = survive(Path(folder), SAMPLINGS, categories=3, per_category=2, delay=0.1, seed=seed)
             said = ""
         except AssertionError as error:
-            counts, said = {"kills": SAMPLINGS}, str(error)
-    line.tried, line.held, line.worst = counts["kills"], 0 if said else counts["kills"], time.monotonic() - start
+            counts, said = {}, str(error) or "an assertion"
+    line.tried, line.held = SAMPLINGS, 0 if said else SAMPLINGS
     line.counts, line.failures = counts, [said] if said else []
     return line
 

@@ -12,7 +12,8 @@ from typing import Any
 class Line:
     """Of one kind of attack: how often it was tried, how often everything that is promised held, and the worst case.
 
-    `worst` is in `unit`; `counts` hold what else was counted; `failures` say what did not hold, in short.
+    `worst` is in `unit`, 0 where it means nothing; `counts` hold what else was counted; `failures` say what did not
+    hold, in short.
     """
 
     what: str
@@ -32,7 +33,8 @@ class Line:
             self.counts[key] = self.counts.get(key, 0) + count
 
     def as_dict(self) -> dict[str, Any]:
-        found = asdict(self) | {"worst": round(self.worst, 2)}
+        worst = {"worst": round(self.worst, 3), "unit": self.unit} if self.worst else {"worst": None, "unit": None}
+        found = asdict(self) | worst
         return {key: value for key, value in found.items() if value not in (None, {}, [])}
 
 
