@@ -15,6 +15,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "intervals",
         "judge",
         "reward_judge",
+        "routing",
         "scores",
         "side_effects",
         "two_feedbacks",

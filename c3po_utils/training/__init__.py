@@ -1,7 +1,7 @@
 """Training: from rows to an adapter.
 
 In: sampled rows and a method, which is a setting of one objective (eq. 5, in loss.py). Out: a LoRA adapter that proves
-on loading to be the one that was trained, and the sum of several.
+on loading to be the one that was trained, the sum of several, and a gate that says at which prompts one is added.
 """
 
 import lazy_loader
@@ -13,10 +13,12 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "bandit",
         "data",
         "finetune",
+        "gate",
         "limits",
         "loss",
         "methods",
         "objective",
+        "probe",
         "references",
         "stage",
         "trainer",

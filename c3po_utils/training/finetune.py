@@ -23,6 +23,7 @@ from c3po_utils.runs import Stage, files, nearest
 from c3po_utils.sampling import SampleSettings, load_rows, members, stored_feedback, stored_settings
 from c3po_utils.training.adapters import load_adapter, lora_config, refuse_untrainable, save_adapter
 from c3po_utils.training.data import Preflight, check_lengths, training_rows
+from c3po_utils.training.gate import GateTraining
 from c3po_utils.training.limits import check_arguments
 from c3po_utils.training.methods import Method
 from c3po_utils.training.references import with_references
@@ -141,9 +142,9 @@ class Training:
     settings: TrainSettings
 
     @classmethod
-    def of(cls, run: Path | str, feedback: str, settings: TrainSettings) -> Training:
-        """The training on one feedback, `id` or `path/to/set.yaml#id`, of a run."""
-        return cls(Path(run), records.feedback_id(feedback), settings)
+    def of(cls, run: Path | str, feedback: str, settings: TrainSettings) -> Training | GateTraining:
+        """The training on one feedback, `id` or `path/to/set.yaml#id`, of a run: of an adapter, or a gated method's."""
+        return (GateTraining if settings.objective.gated else cls)(Path(run), records.feedback_id(feedback), settings)
 
     @cached_property
     def stage(self) -> Stage:
