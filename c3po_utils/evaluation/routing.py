@@ -51,7 +51,8 @@ class RoutedChat:
     ) -> Iterator[chat.Outcome]:
         for together, own in self.routes(requests).items():
             with self.answerer(together) as model:
-                yield from model.complete(own, sampling, desc=f"{desc} ({'+'.join(together) or 'gate closed'})")
+                who = "+".join(together) or "gate closed"
+                yield from model.complete(own, sampling, desc=desc and f"{desc} ({who})")
 
 
 def gates(run: Path | str, ids: Sequence[str], method: str, model: PreTrainedModel) -> dict[str, training.gate.Gate]:

@@ -8,7 +8,7 @@ import lazy_loader
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
-    submodules=["files", "general", "metrics", "records", "text"],
+    submodules=["files", "general", "metrics", "other_hand", "records", "text"],
     submod_attrs={
         "records": ["SPLITS", "Feedback", "Prompt", "Text", "find_feedback", "load_feedbacks"],
         "text": ["folded"],

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 import yaml
 from pydantic import ValidationError, model_validator
@@ -22,6 +22,7 @@ FEEDBACK_FOLDER = BUNDLED / "feedback"
 
 Split = Literal["in_scope", "near_scope", "out_of_scope"]
 SPLITS: tuple[Split, ...] = get_args(Split)
+Prompts = TypeVar("Prompts", bound=Record)  # of one feedback, whose id is in it
 
 
 class Demonstration(Record):
@@ -219,15 +220,21 @@ def load_prompts(feedback_id: str, folder: Path | str = FEEDBACK_FOLDER / "promp
 
     Raises FeedbackError for a feedback without bundled prompts, and for a malformed file, naming its keys.
     """
-    path = Path(folder) / f"{feedback_id}.json"
-    if not path.is_file():
-        bundled = [file.stem for file in path.parent.glob("*.json")]
-        raise FeedbackError([f"no prompts for {feedback_id!r}: expected {path} ({nearest(feedback_id, bundled)})"])
-    prompt_set = parse_json(path.read_text(encoding="utf-8"), PromptSet, path)
-    if prompt_set.feedback != feedback_id:
-        raise FeedbackError([f"{path}, feedback: expected {feedback_id!r}, found {prompt_set.feedback!r}"])
+    prompt_set, path = read_prompts(feedback_id, Path(folder), PromptSet)
     _refuse_repeated((slug(category.name) for category in prompt_set.categories), f"{path}, categories, name")
     return prompt_set.prompts
+
+
+def read_prompts(feedback_id: str, folder: Path, kind: type[Prompts]) -> tuple[Prompts, Path]:
+    """A feedback's file of prompts of this kind, and its path. Raises as `load_prompts`."""
+    path = folder / f"{feedback_id}.json"
+    if not path.is_file():
+        bundled = [file.stem for file in folder.glob("*.json")]
+        raise FeedbackError([f"no prompts for {feedback_id!r}: expected {path} ({nearest(feedback_id, bundled)})"])
+    found = parse_json(path.read_text(encoding="utf-8"), kind, path)
+    if found.feedback != feedback_id:
+        raise FeedbackError([f"{path}, feedback: expected {feedback_id!r}, found {found.feedback!r}"])
+    return found, path
 
 
 def load_general_prompts(path: Path | str = FEEDBACK_FOLDER / "prompts" / "general.jsonl") -> list[Prompt]:
