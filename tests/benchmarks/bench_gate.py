@@ -38,7 +38,7 @@ from c3po_utils.training.objective import head_weight
 
 OUTPUT = ROOT / "results" / "bench" / "gate.json"
 SYSTEM = "You are a helpful assistant. Reply in one or two short sentences."
-SETTINGS = SampleSettings(names.EMBEDDED, strategy="demonstrate", best_of=8, system_prompt=SYSTEM)
+SETTINGS = SampleSettings(names.EMBEDDED, strategy="demonstrate", best_of=8, max_new_tokens=96, system_prompt=SYSTEM)
 YES_OR_NO = "Does the instruction apply to what the user writes now? Answer yes or no."
 QUESTION = REASON_FIRST.partition("Does the instruction")[0] + YES_OR_NO
 NOISE, SIZES, SEEDS = (0.05, 0.1, 0.2), (6, 12, 24, 42), (0, 1, 2)
@@ -57,11 +57,6 @@ class Doubted:
 
     def of(self, fold: str, split: str = "") -> list[dict]:
         return [row for row in self.rows if row["fold"] == fold and split in ("", row["split"])]
-
-    @property
-    def texts(self) -> list[str]:
-        others = [text for part in self.other.values() for _, text in part]
-        return [row["prompt"] for row in self.rows] + others + [text for pair in self.pairs for text in pair]
 
 
 def doubted() -> list[Doubted]:
