@@ -75,12 +75,14 @@ def train(
         The trained model and the log: one dict per step with loss terms, rewards and learning rate.
 
     Raises:
-        ValueError: the method starts from an adapter and none is given, trl refuses a training argument, or the
-            adapter would change embeddings or the head.
+        ValueError: the method is gated, or starts from an adapter and none is given, trl refuses a training argument,
+            or the adapter would change embeddings or the head.
         DataError: no rows, or one that is longer than the model's context.
     """
     threads.keep_memory()
     folder = Path(folder)
+    if method.gated:
+        raise ValueError(f"a gate for {method.gated!r} is no adapter to train: expected gate.GateTraining to fit it")
     if bool(method.start) != bool(start):
         raise ValueError(f"method.start is {method.start!r} and start is {start!r}: expected both or neither")
     lora = lora or lora_config()
