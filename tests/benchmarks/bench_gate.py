@@ -217,7 +217,7 @@ def means(rows: Sequence[dict]) -> dict:
     first = rows[0]
     if isinstance(first, dict):
         common = [key for key in first if key != "feedback" and all(key in row for row in rows)]
-        return {key: means([row[key] for row in rows]) for key in common}
+        return {key: found for key in common if (found := means([row[key] for row in rows])) != {}}
     if isinstance(first, list):
         return [means(list(together)) for together in zip(*rows, strict=True)]
     return round(float(np.mean(rows)), 4)

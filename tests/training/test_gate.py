@@ -17,6 +17,7 @@ from c3po_utils.runs import config, jobs
 from c3po_utils.runs.check import check
 from c3po_utils.runs.files import DamagedFile, read_json
 from c3po_utils.runs.parameters import ParameterError
+from c3po_utils.runs.stage import ROOT
 from c3po_utils.sampling.rows import deal_prompts
 from c3po_utils.sampling.settings import SampleSettings
 from c3po_utils.training import Training, TrainSettings, adapter_hash, gate, probe
@@ -197,6 +198,22 @@ def test_the_identities_of_finished_stages_are_what_they_were(run):
     assert identity["objective"] == {
         "preference": 0.0, "chosen_sft_weight": 1.0, "out_weight": 0.0, "near_weight": 0.0
     }  # fmt: skip
+
+
+def test_the_readme_says_what_was_measured():
+    text, means = (ROOT / "results" / "README.md").read_text(), read_json(ROOT / "results/bench/gate.json")["means"]
+
+    def cell(values) -> str:
+        return " / ".join(f"{value:.2f}".lstrip("0") for value in values)
+
+    names = ("hidden", "words", "asked")
+    held = [cell([means[name]["held_out"][split] for split in probe.SHARES]) for name in names]
+    other = [cell([means[name]["other_hand"][split] for split in ("in_scope", "near_scope")]) for name in names]
+    pairs = [
+        cell([means[name]["other_hand"]["pairs"][split] for split in ("in_scope", "near_scope")]) for name in names
+    ]
+    for row in (held, other, pairs):
+        assert f"| {' | '.join(row)} |" in text
 
 
 @pytest.mark.embedded
