@@ -153,7 +153,7 @@ def generate(
 
     KEY=VALUE limits the model's calls, such as budget_usd=1 or requests_per_minute=60.
     """
-    from c3po_utils.feedback import records
+    from c3po_utils.feedback import writing
 
     wanted = {key: n for key, n in (("programmatic", programmatic), ("style", style), ("content", content)) if n}
     if len(wanted) != 1:
@@ -174,7 +174,7 @@ def generate(
                 click.echo(found)
                 return
             made, report = found
-        click.echo(f"{report}\n{records.write_feedbacks(file, made)}")
+        click.echo(f"{report}\n{writing.write_feedbacks(file, made)}")
 
 
 def _proposed(
@@ -213,7 +213,7 @@ def new(
 
     It is shown, and written when you agree. KEY=VALUE limits the model's calls, such as budget_usd=1.
     """
-    from c3po_utils.feedback import records
+    from c3po_utils.feedback import records, writing
     from c3po_utils.runs import shown
     from c3po_utils.sampling import new_feedback
 
@@ -228,10 +228,10 @@ def new(
         else:
             ask = (lambda question, default: default) if yes else partial(click.prompt, show_default=True)
             made = new_feedback.questionnaire(sentence, ask, click.echo, id_)
-        click.echo(f"\n{new_feedback.as_yaml(made)}")
+        click.echo(f"\n{writing.as_yaml(made)}")
         if not yes and not click.confirm(f"Write it to {shown(path)}?", default=True):
             return
-        new_feedback.append(path, made)
+        writing.append(path, made)
         amount = {"categories": categories, "per_category": per_category}
         prompts = bool(chat_model) and _prompts(chat_model, made, path.parent / "prompts", amount, yes)
     click.echo(new_feedback.next_command(path, made, prompts))

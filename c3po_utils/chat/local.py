@@ -52,7 +52,7 @@ class LocalChat:
         """
         rows, failures = [], []
         for request in requests:
-            prompt, reason = self._encode(request)
+            prompt, reason = self.encode(request)
             if reason:
                 failures.append(Outcome(request.id, "failed", reason=reason, prompt_tokens=len(prompt)))
             else:
@@ -102,7 +102,7 @@ class LocalChat:
         dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         return config.num_hidden_layers, heads, dim
 
-    def _encode(self, request: Request) -> tuple[list[int], str]:
+    def encode(self, request: Request) -> tuple[list[int], str]:
         """The prompt's tokens, and why it cannot be answered, if so."""
         if not request.messages or not request.messages[-1]["content"].strip():
             return [], "empty prompt"

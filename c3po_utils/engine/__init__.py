@@ -8,7 +8,17 @@ import lazy_loader
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
-    submodules=["attention", "kernels", "linear", "log_probs", "models", "names", "templates", "threads"],
+    submodules=[
+        "attention",
+        "hidden_states",
+        "kernels",
+        "linear",
+        "log_probs",
+        "models",
+        "names",
+        "templates",
+        "threads",
+    ],
     submod_attrs={
         "attention": ["Packing"],
         "models": ["load_model", "load_tokenizer", "shared_model"],

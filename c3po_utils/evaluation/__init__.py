@@ -16,6 +16,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "judge",
         "reference",
         "reward_judge",
+        "routing",
         "scores",
         "side_effects",
         "two_feedbacks",

@@ -10,8 +10,9 @@ from typing import Any
 
 import pandas as pd
 
-from c3po_utils import chat, engine, training  # as rooms: their heavy parts are imported when they are used
+from c3po_utils import chat, training  # as rooms: their heavy parts are imported when they are used
 from c3po_utils.evaluation.judge import Judge, judge_rows, open_judge, verdict_counts
+from c3po_utils.evaluation.routing import adapted
 from c3po_utils.feedback import Feedback, find_feedback
 from c3po_utils.runs import LEDGER, Stage, done_stages, files, stage
 from c3po_utils.sampling import SampleSettings, answers, load_rows, rows_hash, stored_settings
@@ -35,19 +36,16 @@ def eval_stage(run: Path | str, feedback_id: str, method: str, judge: Judge | No
 def model_for(
     run: Path | str, feedback_id: str, method: str, settings: SampleSettings, limits: dict[str, Any] | None = None
 ) -> Iterator[chat.ChatModel]:
-    """pi_0 (method `base_resampled`) or pi_0 with the method's adapter merged into it, behind the run's ledger.
+    """pi_0 (method `base_resampled`) or pi_0 with the method's adapter (`adapted`), behind the run's ledger.
 
     `limits` hold where pi_0 answers behind an API.
     """
-    ledger = Path(run) / LEDGER
     if method == BASE_RESAMPLED:
         name = settings.completion_model or settings.model
-        yield chat.open_chat(name, ledger, **(limits or {}) if name.startswith("openai:") else {})
+        yield chat.open_chat(name, Path(run) / LEDGER, **(limits or {}) if name.startswith("openai:") else {})
         return
-    folder = adapter_folder(run, feedback_id, method)
-    name = f"{settings.model}+{adapter_hash(folder)}"
-    with training.merged(engine.shared_model(settings.model), folder) as tuned:
-        yield chat.remembered(tuned, engine.load_tokenizer(settings.model), name, ledger)
+    with adapted(run, [feedback_id], method, settings.model) as model:
+        yield model
 
 
 def fill_answers(

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
-from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -17,12 +16,14 @@ import pandas as pd
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from c3po_utils import training  # as a room: its heavy parts are imported when they are used
 from c3po_utils.engine import load_tokenizer, shared_model
+from c3po_utils.evaluation import routing
 from c3po_utils.evaluation.evaluate import eval_stage
 from c3po_utils.evaluation.implicit_reward import answer_logps, told
 from c3po_utils.runs import files
 from c3po_utils.sampling import load_rows, stored_settings
-from c3po_utils.training import BASE_RESAMPLED, adapter_folder, merged, trained_methods
+from c3po_utils.training import BASE_RESAMPLED, trained_methods
 
 STORED = "perplexity.json"  # beside a method's answers
 WORD = re.compile(r"\w+|[^\w\s]")
@@ -61,13 +62,23 @@ def perplexity(
     Raises:
         ValueError: no row has a baseline, or one is longer than the model's context.
     """
+    return math.exp(-np.concatenate(_baseline_logps(model, tokenizer, _answered(rows), system)).mean())
+
+
+def _answered(rows: Sequence[dict]) -> list[dict]:
     answered = [row for row in rows if row["baseline"]]
     if not answered:
         raise ValueError(f"perplexity: none of the {len(rows)} rows has a baseline answer, expected one or more")
-    ended = [row["baseline_status"] == "ok" for row in answered]
-    pairs, ids = [(row["prompt"], row["baseline"]) for row in answered], [row["id"] for row in answered]
-    examples = told(tokenizer, pairs, ended, ids=ids, system=system)
-    return math.exp(-np.concatenate(answer_logps(model, examples)).mean())
+    return answered
+
+
+def _baseline_logps(
+    model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, rows: Sequence[dict], system: str
+) -> list[np.ndarray]:
+    """log pi of every token of the rows' baselines."""
+    ended = [row["baseline_status"] == "ok" for row in rows]
+    pairs, ids = [(row["prompt"], row["baseline"]) for row in rows], [row["id"] for row in rows]
+    return answer_logps(model, told(tokenizer, pairs, ended, ids=ids, system=system))
 
 
 def perplexities(run: Path | str, feedback_id: str, methods: Sequence[str]) -> pd.DataFrame:
@@ -88,14 +99,27 @@ def _stored_perplexity(run: Path | str, feedback_id: str, method: str) -> float:
     known = files.remembered(path) or {}
     if known.get("identity") == stage.identity:
         return known["perplexity"]
-    settings = stored_settings(run, feedback_id)
-    base = shared_model(settings.model)
     rows = [row for row in load_rows(run, feedback_id, "test") if row["split"] == "out_of_scope"]
-    pi_0 = method == BASE_RESAMPLED
-    with nullcontext(base) if pi_0 else merged(base, adapter_folder(run, feedback_id, method)) as model:
-        value = perplexity(model, load_tokenizer(settings.model), rows, settings.system_prompt)
+    value = math.exp(-np.concatenate(_method_logps(run, feedback_id, method, _answered(rows))).mean())
     files.write_json(path, {"identity": stage.identity, "perplexity": value})
     return value
+
+
+def _method_logps(run: Path | str, feedback_id: str, method: str, rows: Sequence[dict]) -> list[np.ndarray]:
+    """As `_baseline_logps`, of a method: pi_0's where that is what it is, or its gate is closed, else its adapter's."""
+    settings = stored_settings(run, feedback_id)
+    base, tokenizer, system = shared_model(settings.model), load_tokenizer(settings.model), settings.system_prompt
+    opens_N = np.full(len(rows), method != BASE_RESAMPLED)
+    if method != BASE_RESAMPLED:
+        for gate in routing.gates(run, [feedback_id], method, base).values():
+            opens_N = gate.opens(base, [training.gate.prompt_ids(tokenizer, row["prompt"], system) for row in rows])
+    closed, opened = ([row for row, found in zip(rows, opens_N, strict=True) if found == wanted] for wanted in (0, 1))
+    found = _baseline_logps(base, tokenizer, closed, system)
+    if opened:
+        folder = training.stage.weights_folder(training.adapter_folder(run, feedback_id, method))
+        with training.merged(base, folder) as tuned:
+            found = found + _baseline_logps(tuned, tokenizer, opened, system)
+    return found
 
 
 def side_effects(answers: pd.DataFrame, perplexities: pd.DataFrame | None = None) -> pd.DataFrame:

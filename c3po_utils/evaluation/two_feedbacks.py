@@ -7,7 +7,6 @@ sums of adapters are made when they are needed. Answers are scored by both feedb
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,13 +14,13 @@ from typing import Literal
 
 import pandas as pd
 
-from c3po_utils import chat, engine, training  # as rooms: their heavy parts are imported when they are used
-from c3po_utils.evaluation.evaluate import ANSWERS, Answered, collected, model_for, rows_to_answer, stored_scores
+from c3po_utils.evaluation.evaluate import ANSWERS, Answered, collected, rows_to_answer, stored_scores
 from c3po_utils.evaluation.judge import Judge
+from c3po_utils.evaluation.routing import adapted
 from c3po_utils.evaluation.scores import application_share, applied
 from c3po_utils.feedback import Feedback, find_feedback, records
-from c3po_utils.runs import LEDGER, Stage
-from c3po_utils.sampling import SampleSettings, answers, rows_hash, stored_settings
+from c3po_utils.runs import Stage
+from c3po_utils.sampling import answers, rows_hash, stored_settings
 from c3po_utils.training import BASE_RESAMPLED, adapter_folder, adapter_hash
 
 How = Literal["add", "joint"]
@@ -93,24 +92,12 @@ class TwoFeedbacks:
     def _answered(self) -> Iterator[Answered]:
         together = joint_id(self.ids)
         settings = stored_settings(self.run, together)
-        with self._model(settings) as model:
+        ids = [together] if self.how == "joint" else self.ids
+        with adapted(self.run, ids, self.method, settings.model, self.stage.notes) as model:
             for id in self.ids:
                 rows = rows_to_answer(self.run, id)
                 answers.add_answers(model, rows, settings, self.method)
                 yield rows, {"prompts_of": id, "two_feedbacks": together, "setting": SETTING[self.how]}
-
-    @contextmanager
-    def _model(self, settings: SampleSettings) -> Iterator[chat.ChatModel]:
-        """The model of both feedbacks behind the run's ledger."""
-        if self.how == "joint":
-            with model_for(self.run, joint_id(self.ids), self.method, settings) as model:
-                yield model
-            return
-        policy, difference = training.adapters.load_added(self.run, self.ids, self.method, settings.model)
-        self.stage.notes["difference_from_sum"] = difference
-        name = "+".join([settings.model, *self.stage.identity["adapters"].values()])
-        tokenizer = engine.load_tokenizer(settings.model)
-        yield chat.remembered(policy.merge_and_unload(), tokenizer, name, self.run / LEDGER)
 
 
 def open_two_feedbacks(

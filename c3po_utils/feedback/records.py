@@ -7,9 +7,8 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeVar, get_args
 
-import yaml
 from pydantic import ValidationError, model_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
@@ -17,12 +16,13 @@ from c3po_utils.feedback import patterns, structure  # noqa: F401  structure reg
 from c3po_utils.feedback.files import FeedbackError, Place, Record, Slug, Text, parse_json, read_yaml
 from c3po_utils.feedback.metrics import Metric, check
 from c3po_utils.feedback.text import caseless
-from c3po_utils.runs import BUNDLED, files, nearest
+from c3po_utils.runs import BUNDLED, nearest
 
 FEEDBACK_FOLDER = BUNDLED / "feedback"
 
 Split = Literal["in_scope", "near_scope", "out_of_scope"]
 SPLITS: tuple[Split, ...] = get_args(Split)
+Prompts = TypeVar("Prompts", bound=Record)  # of one feedback, whose id is in it
 
 
 class Demonstration(Record):
@@ -250,15 +250,21 @@ def load_prompts(feedback_id: str, folder: Path | str = FEEDBACK_FOLDER / "promp
 
     Raises FeedbackError for a feedback without bundled prompts, and for a malformed file, naming its keys.
     """
-    path = Path(folder) / f"{feedback_id}.json"
-    if not path.is_file():
-        bundled = [file.stem for file in path.parent.glob("*.json")]
-        raise FeedbackError([f"no prompts for {feedback_id!r}: expected {path} ({nearest(feedback_id, bundled)})"])
-    prompt_set = parse_json(path.read_bytes(), PromptSet, path)
-    if prompt_set.feedback != feedback_id:
-        raise FeedbackError([f"{path}, feedback: expected {feedback_id!r}, found {prompt_set.feedback!r}"])
+    prompt_set, path = read_prompts(feedback_id, Path(folder), PromptSet)
     _refuse_repeated((slug(category.name) for category in prompt_set.categories), f"{path}, categories, name")
     return prompt_set.prompts
+
+
+def read_prompts(feedback_id: str, folder: Path, kind: type[Prompts]) -> tuple[Prompts, Path]:
+    """A feedback's file of prompts of this kind, and its path. Raises as `load_prompts`."""
+    path = folder / f"{feedback_id}.json"
+    if not path.is_file():
+        bundled = [file.stem for file in folder.glob("*.json")]
+        raise FeedbackError([f"no prompts for {feedback_id!r}: expected {path} ({nearest(feedback_id, bundled)})"])
+    found = parse_json(path.read_bytes(), kind, path)
+    if found.feedback != feedback_id:
+        raise FeedbackError([f"{path}, feedback: expected {feedback_id!r}, found {found.feedback!r}"])
+    return found, path
 
 
 def load_general_prompts(path: Path | str = FEEDBACK_FOLDER / "prompts" / "general.jsonl") -> list[Prompt]:
@@ -281,20 +287,3 @@ def load_general_prompts(path: Path | str = FEEDBACK_FOLDER / "prompts" / "gener
 def _refuse_repeated(names: Iterable[str], place: str) -> None:
     if twice := [name for name, count in Counter(names).items() if count > 1]:
         raise FeedbackError([f"{place}: expected each once, found {twice[0]!r} again"])
-
-
-def write_feedbacks(path: Path | str, feedbacks: Sequence[Feedback]) -> Path:
-    """A new feedback set that `load_feedbacks` reads; it is read back before this returns.
-
-    Raises:
-        FileExistsError: there is such a file already.
-        RuntimeError: it reads as something else than was to be written.
-    """
-    if Path(path).exists():
-        raise FileExistsError(f"{path} is there already: expected the name of a new file")
-    made = [feedback.model_dump(mode="json", exclude_defaults=True) for feedback in feedbacks]
-    text = yaml.safe_dump({"feedbacks": made}, allow_unicode=True, sort_keys=False, width=110)
-    written = files.write_atomic(path, text)
-    if load_feedbacks(written) != list(feedbacks):
-        raise RuntimeError(f"{written}: the feedbacks read back differ from those written")
-    return written

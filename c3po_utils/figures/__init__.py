@@ -7,7 +7,17 @@ import lazy_loader
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
-    submodules=["answer_card", "export", "outcomes", "paper_figures", "plain_text", "reward_map", "sweeps", "tables"],
+    submodules=[
+        "answer_card",
+        "export",
+        "gate",
+        "outcomes",
+        "paper_figures",
+        "plain_text",
+        "reward_map",
+        "sweeps",
+        "tables",
+    ],
     submod_attrs={
         "style": ["save"],
         "plain_text": ["styled"],

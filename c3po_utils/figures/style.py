@@ -57,6 +57,10 @@ LOOKS = {
     "c3po_no_near": Look("C3PO without near", "#62C9AC", ">", "xx"),
     "c3po_no_out": Look("C3PO without out", "#7A3E83", "d", "||"),
     "c3po_after_scd_negatives": Look("C3PO after SCD + Neg.", "#332288", (4, 1, 0), "**"),
+    "scd_gated": Look("gate + SCD", "#17BECF", (7, 1, 0), "oo.."),
+    "scd_negatives_gated": Look("gate + SCD + Neg.", "#1F3A93", (3, 1, 90), "oo||"),
+    "c3po_gated": Look("gate + C3PO", "#2CA02C", (3, 1, 270), "oo++"),
+    "c3po_nll_gated": Look("gate + C3PO + NLL", "#6B8E23", (5, 1, 180), "oo**"),
 }
 VARIANTS = (("left", "/"), ("right", "\\"), ("top", "-"), ("bottom", "|"))
 # What no known method has, for unknown names.

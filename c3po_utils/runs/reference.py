@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from c3po_utils.evaluation import reference as evaluations
-from c3po_utils.feedback import Feedback, foreign, load_feedbacks, python_data, records, reference
+from c3po_utils.feedback import Feedback, foreign, load_feedbacks, python_data, reference, writing
 from c3po_utils.feedback.files import FeedbackError
 from c3po_utils.runs import reference_configs
 from c3po_utils.runs.stage import run_folder, shown
@@ -168,7 +168,7 @@ def _modules(found: Found, known: _Records, given: Given, report: foreign.Report
     for path, feedbacks in made:
         target = where if where.suffix == ".yaml" else where / f"{path.stem}.yaml"
         if not (target.exists() and load_feedbacks(target) == feedbacks):
-            records.write_feedbacks(target, feedbacks)
+            writing.write_feedbacks(target, feedbacks)
         metrics = sum(one.metric is not None for one in feedbacks)
         report.imported.append(f"{path}: {len(feedbacks)} feedbacks, {metrics} checkable -> {shown(target)}")
         report.notes += _lengths(target, feedbacks, given)

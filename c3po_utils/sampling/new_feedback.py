@@ -13,7 +13,6 @@ from pydantic import Field, ValidationError
 from c3po_utils.chat import ChatModel, Sampling, request, structured_output
 from c3po_utils.feedback import Feedback, check, metrics, records
 from c3po_utils.feedback import files as feedback_files
-from c3po_utils.runs import files
 
 PROPOSE = """Somebody tells a writing assistant once, in one sentence, how certain answers shall be:
 
@@ -216,33 +215,6 @@ def _demonstrations(
                 yield {"prompt": prompt, "answer": answer}
                 break
             say(f"it does not pass the metric {metric.name!r}")
-
-
-def as_yaml(feedback: Feedback) -> str:
-    """The record as it stands in a set."""
-    record = feedback.model_dump(mode="json", exclude_defaults=True)
-    shown = yaml.safe_dump([record], allow_unicode=True, sort_keys=False, width=110)
-    return "".join(f"  {line}\n" for line in shown.splitlines())
-
-
-def append(path: Path, feedback: Feedback) -> Path:
-    """Add the record at the end of a set, which keeps its comments; a set that is not there is begun.
-
-    Raises:
-        FeedbackError: the set cannot be read, has the id already, or the record there would be another one.
-    """
-    before = path.read_text(encoding="utf-8").rstrip("\n") + "\n\n" if path.exists() else "feedbacks:\n"
-    if path.exists():
-        known = [one.id for one in records.load_feedbacks(path)]
-        if feedback.id in known:
-            raise records.FeedbackError([f"{path}: expected a new id, found {feedback.id!r} there already"])
-    trial = files.write_atomic(path.with_name(f".{path.name}.new"), before + as_yaml(feedback))
-    try:
-        if records.load_feedbacks(trial)[-1] != feedback:
-            raise records.FeedbackError([f"{path}: its last record would not be the one to be added"])
-        return files.write_atomic(path, trial.read_text(encoding="utf-8"))
-    finally:
-        trial.unlink()
 
 
 def next_command(path: Path, feedback: Feedback, prompts: bool) -> str:

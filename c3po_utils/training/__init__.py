@@ -1,7 +1,7 @@
 """Training: from rows to an adapter.
 
 In: sampled rows and a method, which is a setting of one objective (eq. 5, in loss.py). Out: a LoRA adapter that proves
-on loading to be the one that was trained, and the sum of several.
+on loading to be the one that was trained, the sum of several, and a gate that says at which prompts one is added.
 """
 
 import lazy_loader
@@ -14,12 +14,14 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "data",
         "export",
         "finetune",
+        "gate",
         "gguf_file",
         "limits",
         "loss",
         "methods",
         "model_card",
         "objective",
+        "probe",
         "reference",
         "references",
         "stage",

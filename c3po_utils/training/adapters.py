@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 from c3po_utils.engine import load_model
 from c3po_utils.runs import files, stage
 from c3po_utils.training.limits import NO_GRADIENT, check_lora
-from c3po_utils.training.stage import CONFIG, PROBE, WEIGHTS, adapter_folder
+from c3po_utils.training.stage import CONFIG, PROBE, WEIGHTS, adapter_folder, weights_folder
 
 PROBE_IDS = list(range(5, 37))
 TOLERANCE = 0.05  # the probe's largest difference, relative to its largest logit
@@ -97,7 +97,7 @@ def load_adapter(
             as when the adapter meets another base model.
     """
     folder = Path(folder)
-    stored, wanted = _stored(folder, WEIGHTS), _stored(folder, PROBE)["logits"]
+    stored, wanted = stored_tensors(folder, WEIGHTS), stored_tensors(folder, PROBE)["logits"]
     stage.intact(folder, CONFIG)
     files.read_json(folder / CONFIG, dict)
     known = list(model.peft_config) if isinstance(model, PeftModel) else []
@@ -119,7 +119,8 @@ def load_adapter(
     return policy
 
 
-def _stored(folder: Path, name: str) -> dict[str, torch.Tensor]:
+def stored_tensors(folder: Path, name: str) -> dict[str, torch.Tensor]:
+    """The tensors in a stage's file. Raises DamagedFile where it is not what its manifest says, or no safetensors."""
     stage.intact(folder, name)
     try:
         return load_file(folder / name)
@@ -246,10 +247,12 @@ def _difference(policy: PeftModel, names: Sequence[str], name: str) -> float:
 def load_added(run: Path | str, ids: Sequence[str], method: str, model: str) -> tuple[PeftModel, float]:
     """pi_0 with the sum of the feedbacks' adapters of one method, and what `add_adapters` returns: how exact it is.
 
+    Of a gated method, those that its gates add, as if all were open.
+
     Args:
         model: the name of pi_0, as in models.py.
     """
     policy: Any = load_model(model)
     for id in ids:
-        policy = load_adapter(policy, adapter_folder(run, id, method), name=id)
+        policy = load_adapter(policy, weights_folder(adapter_folder(run, id, method)), name=id)
     return policy, add_adapters(policy, ids)

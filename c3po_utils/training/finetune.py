@@ -23,6 +23,7 @@ from c3po_utils.runs import Stage, files, nearest
 from c3po_utils.sampling import SampleSettings, load_rows, members, stored_feedback, stored_settings
 from c3po_utils.training.adapters import load_adapter, lora_config, refuse_untrainable, save_adapter
 from c3po_utils.training.data import Preflight, check_lengths, training_rows
+from c3po_utils.training.gate import GateTraining
 from c3po_utils.training.limits import check_arguments
 from c3po_utils.training.methods import Method
 from c3po_utils.training.references import with_references
@@ -74,12 +75,14 @@ def train(
         The trained model and the log: one dict per step with loss terms, rewards and learning rate.
 
     Raises:
-        ValueError: the method starts from an adapter and none is given, trl refuses a training argument, or the
-            adapter would change embeddings or the head.
+        ValueError: the method is gated, or starts from an adapter and none is given, trl refuses a training argument,
+            or the adapter would change embeddings or the head.
         DataError: no rows, or one that is longer than the model's context.
     """
     threads.keep_memory()
     folder = Path(folder)
+    if method.gated:
+        raise ValueError(f"a gate for {method.gated!r} is no adapter to train: expected gate.GateTraining to fit it")
     if bool(method.start) != bool(start):
         raise ValueError(f"method.start is {method.start!r} and start is {start!r}: expected both or neither")
     lora = lora or lora_config()
@@ -141,9 +144,9 @@ class Training:
     settings: TrainSettings
 
     @classmethod
-    def of(cls, run: Path | str, feedback: str, settings: TrainSettings) -> Training:
-        """The training on one feedback, `id` or `path/to/set.yaml#id`, of a run."""
-        return cls(Path(run), records.feedback_id(feedback), settings)
+    def of(cls, run: Path | str, feedback: str, settings: TrainSettings) -> Training | GateTraining:
+        """The training on one feedback, `id` or `path/to/set.yaml#id`, of a run: of an adapter, or a gated method's."""
+        return (GateTraining if settings.objective.gated else cls)(Path(run), records.feedback_id(feedback), settings)
 
     @cached_property
     def stage(self) -> Stage:

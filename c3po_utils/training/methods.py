@@ -1,11 +1,11 @@
-"""The methods of the paper, each as what it changes in one objective."""
+"""The methods of the paper, each as what it changes in one objective, and the gates of some."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import Any, Literal
 
 from c3po_utils.runs import nearest
 from c3po_utils.training.limits import Count, CountOrNone, NotNegative, Positive, Share, check_fields
@@ -20,6 +20,9 @@ class Method:
     preference * L_DPO(D_in) + chosen_sft_weight * L_SFT(y+) + out_weight * L_keep(D_out) + near_weight * L_keep(D_near)
 
     where L_keep = (1 - kl) * L_SFT + kl * KL(pi_0 || pi). A term of weight 0 costs nothing.
+
+    A `gated` method trains no adapter: it takes that of another method and fits a gate (gate.py), which decides at
+    each prompt whether the adapter is added to pi_0. Its own terms have the weight 0.
 
     The reference policy of the preference term is always pi_0, also where training starts from another adapter: it
     is pi_0 that wrote the rejected answers, which is what the theory (Appendix C) asks of a reference.
@@ -41,10 +44,18 @@ class Method:
     only_passing: bool = False  # train only on pairs whose revision passes the feedback's metric
     max_length: Count = 1024  # longer examples, in tokens, are dropped
     max_dropped_share: Share = 0.1  # more unusable rows than this share stop the training before it starts
+    gated: str = ""  # the method whose adapter a gate adds to pi_0 where a prompt is in scope
+    gate_layer: int = -1  # of pi_0's hidden states, which the gate reads: the last
+    gate_pooling: Literal["last", "mean"] = "last"  # the prompt's last token, or the mean over its tokens
+    gate_l2: Positive = 1e-3  # of the gate's weights
+    gate_search: bool = False  # choose layer, pooling and L2 by cross-validation over the training fold's categories
+    gate_leak: Share = 0.0  # share out of scope that may pass in cross-validation; 0: opens at even odds
 
     def __post_init__(self) -> None:
         check_fields(self, "method setting")
-        if not self.segments:
+        if self.gated and (self.segments or self.start):
+            raise ValueError(f"method settings: a gate for {self.gated!r} trains nothing else; expected no other terms")
+        if not self.segments and not self.gated:
             raise ValueError("method settings: all terms have the weight 0, expected one or more above it")
 
     @property
@@ -74,7 +85,10 @@ class Method:
         """The objective in LaTeX, with the weights in force; terms of weight 0 are left out.
 
         Mixed-in rows stand beside D_in under an arrow: their baseline is the chosen answer, the revision the rejected.
+        Of a gated method, the policy.
         """
+        if self.gated:
+            return _GATED % self.gated.replace("_", r"\_")
         ratios = ((self.near_ratio, "near"), (self.out_ratio, "out"))
         mixed = "".join(rf" \cup {ratio:g}\,\overleftarrow{{D}}_\text{{{name}}}" for ratio, name in ratios if ratio)
         terms = [
@@ -86,6 +100,12 @@ class Method:
         return "L = " + " + ".join(f"{weight:g}\\,{term}" if weight != 1 else term for weight, term in terms if weight)
 
 
+_GATED = (
+    r"\pi(y\,|\,x) = \begin{cases} \pi_\text{%s}(y\,|\,x) & \text{if } g(x) > t \\"
+    r" \pi_0(y\,|\,x) & \text{otherwise} \end{cases} \qquad g(x) = w^\top h_{\pi_0}(x) + b"
+)
+
+
 def _keep(kl: float, data: str) -> str:
     """The term that holds the model to its own answers, in LaTeX."""
     sft, divergence = rf"L_\text{{SFT}}({data})", rf"\text{{KL}}(\pi_0\,\|\,\pi;\,{data})"
@@ -94,6 +114,11 @@ def _keep(kl: float, data: str) -> str:
 
 _DPO = Method(out_weight=0.0, near_weight=0.0)
 _SCD = Method(preference=0.0, chosen_sft_weight=1.0, out_weight=0.0, near_weight=0.0)
+
+
+def _gate(method: str) -> Method:
+    return Method(preference=0.0, out_weight=0.0, near_weight=0.0, gated=method)
+
 
 METHODS: dict[str, Method] = {
     "c3po": Method(),
@@ -108,6 +133,10 @@ METHODS: dict[str, Method] = {
     "scd": _SCD,
     "scd_mixed": replace(_SCD, near_ratio=0.5, out_ratio=0.5),
     "scd_negatives": replace(_SCD, near_weight=0.5, out_weight=0.5),
+    "c3po_gated": _gate("c3po"),
+    "c3po_nll_gated": _gate("c3po_nll"),
+    "scd_gated": _gate("scd"),
+    "scd_negatives_gated": _gate("scd_negatives"),
 }
 
 
@@ -141,9 +170,13 @@ def get_method(name: str, **settings: Any) -> Method:
         if key not in valid:
             raise KeyError(f"method {name!r}: unknown setting {key!r} ({nearest(key, valid)})")
     try:
-        return replace(METHODS[known], **settings)
+        made = replace(METHODS[known], **settings)
     except ValueError as error:
         raise ValueError(f"method {name!r}: {error}") from None
+    plain = [other for other, method in METHODS.items() if not method.gated]
+    if made.gated and registered(made.gated) not in plain:
+        raise ValueError(f"method {name!r}: gated: no adapter of {made.gated!r} ({nearest(made.gated, plain)})")
+    return made
 
 
 BASE_RESAMPLED = "base_resampled"  # pi_0 answering once more: the noise floor of every score

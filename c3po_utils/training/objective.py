@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from c3po_utils.engine import Packing, attention, log_probs
+from c3po_utils.engine import Packing, hidden_states, log_probs
 from c3po_utils.training.loss import c3po_loss, dpo_loss, kl_loss, sequence_logps, sft_loss
 from c3po_utils.training.methods import SEGMENTS, Method
 
@@ -117,18 +117,8 @@ def _lay_out(rows: Sequence[dict[str, Any]], names: Sequence[str], whole: dict[s
 
 
 def completion_states(model: PreTrainedModel, batch: Batch) -> torch.Tensor:
-    """The last hidden states (N, D) that predict the completion tokens, from one forward pass over all segments.
-
-    Where the architecture allows, the sequences share one unpadded row (see packing.py); otherwise they are padded
-    on the right.
-    """
-    packing, decoder = batch.packing, model.get_decoder()
-    if attention.enable(model, longest=packing.index_BL.shape[1]):
-        out = decoder(packing.ids_T[None], position_ids=packing.positions_T[None], use_cache=False, packed=packing)
-        hidden_ND = out.last_hidden_state[0].index_select(0, batch.source_N)
-    else:
-        out = decoder(packing.ids_T[packing.index_BL], attention_mask=packing.mask_BL, use_cache=False)
-        hidden_ND = out.last_hidden_state.flatten(0, 1).index_select(0, packing.owner_T[batch.source_N])
+    """The last hidden states (N, D) that predict the completion tokens, from one forward pass over all segments."""
+    hidden_ND = hidden_states.token_states(model, batch.packing)[0].index_select(0, batch.source_N)
     return hidden_ND.to(head_weight(model).dtype)
 
 

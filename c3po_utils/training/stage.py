@@ -1,4 +1,4 @@
-"""Where an adapter lies and what decides it: settings, and the stage folder. Imports no library of models."""
+"""Where an adapter or a gate lies and what decides it: settings, the stage folder. Imports no library of models."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from c3po_utils.runs import Stage, nearest, stage
+from c3po_utils.runs import Stage, files, nearest, stage
 from c3po_utils.sampling import members, rows_hash, stored_settings
 from c3po_utils.training.limits import (
     REFUSED_ARGUMENTS,
@@ -22,19 +22,40 @@ from c3po_utils.training.methods import METHODS, Method, get_method, registered
 
 # An adapter's files: peft's two, the logits that prove it (adapters.py), and the training's log.
 WEIGHTS, CONFIG, PROBE, LOG = "adapter_model.safetensors", "adapter_config.json", "probe.safetensors", "log.json"
+# A gate's files: its tensors, what it reads and how well, and its score of every prompt (gate.py).
+GATE, GATE_CARD, GATE_SCORES = "gate.safetensors", "gate.json", "gate_scores.jsonl"
 
 
 def adapter_folder(run: Path | str, feedback_id: str, method: str) -> Path:
     return Path(run) / "train" / feedback_id / method
 
 
+def gated_folder(folder: Path) -> Path | None:
+    """The folder of the adapter that the gate in this folder adds; None where no gate lies, but an adapter or nothing.
+
+    Raises:
+        DamagedFile: the gate is not the one that its stage's manifest was written for.
+    """
+    if not (folder / GATE_CARD).exists():
+        return None
+    stage.intact(folder, GATE_CARD)
+    return folder.parent / files.read_json(folder / GATE_CARD, dict)["gated"]
+
+
+def weights_folder(folder: Path) -> Path:
+    """Where the adapter's weights lie that a method's folder stands for: its own, or those that its gate adds."""
+    return gated_folder(folder) or folder
+
+
 def adapter_hash(folder: Path) -> str:
-    """The hash by which later stages know an adapter.
+    """The hash by which later stages know an adapter, or a gate together with the adapter that it adds.
 
     Raises:
         FileNotFoundError: it is not trained yet; says how it is.
         DamagedFile: it is not the one that its stage's manifest was written for.
     """
+    if gated := gated_folder(folder):
+        return files.content_hash([stage.intact(folder, name) for name in (GATE, GATE_CARD)] + [adapter_hash(gated)])
     if not (folder / WEIGHTS).exists():
         raise FileNotFoundError(
             f"{folder} has no adapter: run notebooks/02_train.ipynb with feedback={folder.parent.name!r} and"
@@ -81,9 +102,12 @@ class TrainSettings:
 
 
 def train_stage(run: Path | str, feedback_id: str, settings: TrainSettings) -> Stage:
-    """The folder of one adapter, done when it was trained with these settings on these rows.
+    """The folder of one adapter or gate, done when it was trained with these settings on these rows.
 
     For `a+b` it is trained on the rows of both feedbacks.
+
+    Raises:
+        FileNotFoundError: the adapter that it starts from, or adds, is not there; says how it is trained.
     """
     run, objective = Path(run), settings.objective
     rows = {id: rows_hash(run, id) for id in members(feedback_id)}
@@ -96,6 +120,8 @@ def train_stage(run: Path | str, feedback_id: str, settings: TrainSettings) -> S
         "rows": rows if joint else rows[feedback_id],
         "sampled_with": sampled_with if joint else sampled_with[feedback_id],
     }
-    if objective.start:
-        identity["start"] = adapter_hash(adapter_folder(run, feedback_id, objective.start))
-    return Stage(run / "train" / feedback_id / settings.method, identity, WEIGHTS, CONFIG, PROBE, LOG)
+    for name in ("start", "gated"):
+        if other := getattr(objective, name):
+            identity[name] = adapter_hash(adapter_folder(run, feedback_id, other))
+    products = (GATE, GATE_CARD, GATE_SCORES) if objective.gated else (WEIGHTS, CONFIG, PROBE, LOG)
+    return Stage(run / "train" / feedback_id / settings.method, identity, *products)

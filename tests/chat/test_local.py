@@ -205,7 +205,7 @@ def test_loops_side_by_side_answer_as_one_does(tiny, three_loops):
     asked = [*requests(), *(request(f"copy{i}", PROMPTS[0]) for i in range(5))]
     for sampling in (Sampling(temperature=0, max_new_tokens=20), Sampling(temperature=1.0, max_new_tokens=16, seed=3)):
         chat = LocalChat(*tiny, max_slots=9)
-        loops = chat._slots([decoding.Row(one, chat._encode(one)[0], np.zeros(1)) for one in asked], sampling)
+        loops = chat._slots([decoding.Row(one, chat.encode(one)[0], np.zeros(1)) for one in asked], sampling)
         assert len(loops) == 3
         assert sum(loop.slots for loop in loops) <= 9
         several = answers(chat, asked, sampling)

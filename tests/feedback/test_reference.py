@@ -7,9 +7,10 @@ import pytest
 from c3po_utils.feedback.files import FeedbackError
 from c3po_utils.feedback.metrics import check
 from c3po_utils.feedback.python_data import parse
-from c3po_utils.feedback.records import FEEDBACK_FOLDER, load_feedbacks, write_feedbacks
+from c3po_utils.feedback.records import FEEDBACK_FOLDER, load_feedbacks
 from c3po_utils.feedback.reference import Given, has_records, only_constants, read_module
 from c3po_utils.feedback.reference_metrics import METRICS, WITHOUT, metrics_table
+from c3po_utils.feedback.writing import write_feedbacks
 from tests.reference_files import MODULE, write_module
 
 PLAIN = 'content="Be kind.", domain="mails", effect="kind", scope=Scope.local, type=Type.qualitative'

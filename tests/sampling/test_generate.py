@@ -22,8 +22,8 @@ from c3po_utils.feedback.records import (
     load_feedbacks,
     load_general_prompts,
     load_prompts,
-    write_feedbacks,
 )
+from c3po_utils.feedback.writing import write_feedbacks
 from c3po_utils.sampling.deduplicated import Effort, Report, Seen, Short, Target, fill, made_up, unnumbered
 from c3po_utils.sampling.generate_feedback import Ideas, generate_feedbacks
 from c3po_utils.sampling.generate_prompts import generate_prompts, write_prompts

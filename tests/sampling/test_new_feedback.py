@@ -9,7 +9,8 @@ from c3po_utils.chat.openai.client import open_model
 from c3po_utils.cli import c3po
 from c3po_utils.feedback.files import FeedbackError
 from c3po_utils.feedback.records import load_feedbacks, load_prompts
-from c3po_utils.sampling.new_feedback import append, make_record, propose, split_sentence, suggest_metrics
+from c3po_utils.feedback.writing import append
+from c3po_utils.sampling.new_feedback import make_record, propose, split_sentence, suggest_metrics
 from tests.servers import Reply, listing, scripted
 
 POEM = "When I ask for a poem, end it with 'and so on'."

@@ -6,7 +6,8 @@ import pytest
 
 from c3po_utils.feedback.files import FeedbackError
 from c3po_utils.feedback.foreign import Report
-from c3po_utils.feedback.records import Feedback, write_feedbacks
+from c3po_utils.feedback.records import Feedback
+from c3po_utils.feedback.writing import write_feedbacks
 from c3po_utils.runs.files import read_json, read_jsonl
 from c3po_utils.sampling import open_sample, stored_settings
 from c3po_utils.sampling.reference import Given, import_sample, prompt_ids

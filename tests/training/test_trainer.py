@@ -53,7 +53,7 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(folder / WEIGHTS)
 
 
-@pytest.mark.parametrize("name", [name for name in METHODS if not METHODS[name].start])
+@pytest.mark.parametrize("name", [name for name in METHODS if not METHODS[name].start and not METHODS[name].gated])
 def test_every_method_trains_on_its_own_terms(tmp_path, tokenizer, name):
     method = METHODS[name]
     _, log = run(tmp_path, tokenizer, method, num_train_epochs=6)
@@ -177,6 +177,11 @@ def test_kl_starts_at_zero_and_its_options_matter(tmp_path, tokenizer):
     assert all(value > 0 for value in found)
     assert len({round(value, 5) for value in found}) == 5
     assert found[2] > 2 * found[0]  # a sum over about five tokens against their mean
+
+
+def test_a_gate_is_no_adapter_to_train(tmp_path, tokenizer):
+    with pytest.raises(ValueError, match="a gate for 'scd' is no adapter to train"):
+        run(tmp_path, tokenizer, METHODS["scd_gated"], rows=token_rows(2))
 
 
 @pytest.mark.parametrize("name", ["dpo_after_scd", "c3po_after_scd_negatives"])

@@ -1,0 +1,244 @@
+"""The scope gate: whether a prompt is one that the feedback applies to, read off pi_0's hidden states of it.
+
+Where the gate is open, an adapter is added to pi_0; where it is closed, pi_0 answers as it is, bit for bit. A gate is a
+linear probe (probe.py) that is fitted in seconds on the prompts of the training fold, without their answers.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import save_file
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from c3po_utils.chat import request
+from c3po_utils.engine import hidden_states, load_tokenizer, shared_model, templates
+from c3po_utils.runs import Stage, files
+from c3po_utils.sampling import SampleSettings, load_rows, stored_settings
+from c3po_utils.training import probe as probes
+from c3po_utils.training.adapters import PROBE_IDS, TOLERANCE, stored_tensors
+from c3po_utils.training.methods import Method
+from c3po_utils.training.stage import GATE, GATE_CARD, GATE_SCORES, TrainSettings, train_stage
+
+Reading = hidden_states.Reading
+FOLDS = ("train", "test")
+DEPTHS, PENALTIES = (0.25, 0.5, 0.75, 1.0), (1e-4, 1e-3, 1e-2, 1e-1)  # what a search tries, with both poolings
+
+
+@dataclass(frozen=True)
+class Gate:
+    """A probe, where in pi_0 it reads, and the score above which it opens."""
+
+    probe: probes.Probe
+    reading: Reading
+    threshold: float
+
+    def scores(self, model: PreTrainedModel, prompts: Sequence[Sequence[int]]) -> NDArray[np.float64]:
+        """The log-odds (N,) that prompts, given as token ids, are in scope; `model` is pi_0, without an adapter."""
+        return self.probe(features(model, prompts, [self.reading])[0]) if len(prompts) else np.zeros(0)
+
+    def opens(self, model: PreTrainedModel, prompts: Sequence[Sequence[int]]) -> NDArray[np.bool_]:
+        """Whether the adapter is added (N,)."""
+        return self.scores(model, prompts) > self.threshold
+
+
+def features(
+    model: PreTrainedModel, prompts: Sequence[Sequence[int]], readings: Sequence[Reading]
+) -> NDArray[np.float64]:
+    """(readings, N, D); see hidden_states.prompt_states."""
+    return hidden_states.prompt_states(model, prompts, readings).numpy().astype(np.float64)
+
+
+def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: str, system: str = "") -> list[int]:
+    """A prompt's tokens as the model sees them before it answers."""
+    return templates.encode(tokenizer, request("", prompt, system=system).messages, add_generation_prompt=True)
+
+
+def readings_to_try(method: Method, model: PreTrainedModel) -> list[tuple[Reading, float]]:
+    """(reading, L2): those of the method, or all that a search compares, simplest and shallowest last."""
+    if not method.gate_search:
+        return [(Reading(method.gate_layer, method.gate_pooling), method.gate_l2)]
+    depth = model.config.get_text_config().num_hidden_layers
+    layers = sorted({max(1, round(share * depth)) for share in DEPTHS}, reverse=True)
+    return [(Reading(layer, how), l2) for layer in layers for how in ("last", "mean") for l2 in PENALTIES]
+
+
+def fit_gate(
+    model: PreTrainedModel, prompts: Sequence[Sequence[int]], rows: Sequence[dict], method: Method
+) -> tuple[Gate, dict[str, Any], NDArray[np.float64]]:
+    """A gate for the rows' prompts, what it is worth, and the scores (N,) by cross-validation that say so.
+
+    Of several readings the one with the lowest logistic loss in cross-validation is taken.
+
+    Args:
+        model: pi_0.
+        prompts: the rows' prompts as token ids.
+        rows: `id`, `feedback`, `split`, `category` each, all of the training fold.
+
+    Raises:
+        ValueError: no prompts in scope, or none outside, also with a fold left out.
+    """
+    splits, folds = [row["split"] for row in rows], probes.deal_folds(rows)
+    probes.split_weights(splits)
+    tried = readings_to_try(method, model)
+    distinct = list(dict.fromkeys(reading for reading, _ in tried))
+    read = dict(zip(distinct, features(model, prompts, distinct), strict=True))
+    found = []
+    for reading, l2 in tried:
+        scores_N = probes.cross_validated(read[reading], splits, folds, l2)
+        threshold = probes.choose_threshold(scores_N, splits, method.gate_leak)
+        found.append((probes.measures(scores_N, splits, threshold), threshold, scores_N, reading, l2))
+    measures, threshold, scores_N, reading, l2 = min(found, key=lambda one: one[0]["log_loss"])
+    gate = Gate(probes.fit_probe(read[reading], splits, l2), reading, threshold)
+    card = {
+        "layer": reading.layer, "pooling": reading.pooling, "l2": l2, "threshold": threshold,
+        "trade_off": f"at most {method.gate_leak:g} of the prompts out of scope" if method.gate_leak
+        else "even odds: a miss in scope costs as much as a leak elsewhere",
+        "prompts": dict(Counter(splits)), "folds": len(set(folds.tolist())), "readings_tried": len(tried),
+        "cross_validated": measures,
+    }  # fmt: skip
+    return gate, card, scores_N
+
+
+def base_identity(model: PreTrainedModel) -> str:
+    """A hash of what pi_0's configuration says of its architecture."""
+    config = model.config.get_text_config().to_dict()
+    passing = ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "use_cache", "_attn_implementation")
+    return files.content_hash({key: value for key, value in config.items() if key not in passing})
+
+
+def save_gate(gate: Gate, folder: Path, model: PreTrainedModel, card: dict[str, Any]) -> None:
+    """Store a gate in `folder`: its tensors, with what pi_0 reads in a fixed input, and the card, which says the rest.
+
+    Args:
+        card: at least `gated`, the method whose adapter it adds, and `base`, pi_0's name.
+
+    Raises:
+        OSError: the disk is full, the folder read-only.
+    """
+    own = {name: torch.from_numpy(value) for name, value in vars(gate.probe).items() if name != "bias"}
+    own |= {"bias": torch.tensor(gate.probe.bias, dtype=torch.float64), "read": _read(model, gate.reading)}
+    with files.writing(folder / GATE):
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file(own, folder / GATE)
+    where = {**gate.reading._asdict(), "threshold": gate.threshold}
+    files.write_json(folder / GATE_CARD, {**card, **where, "base_config": base_identity(model)})
+
+
+def load_gate(folder: Path, model: PreTrainedModel) -> Gate:
+    """The gate in a folder, checked to have been fitted on this model.
+
+    Raises:
+        DamagedFile: its files are not those that its stage's manifest was written for.
+        RuntimeError: another base model: its configuration differs, or what it reads in a fixed input.
+    """
+    own, card = stored_tensors(folder, GATE), files.read_json(folder / GATE_CARD, dict)
+    other = f"{folder}: this gate was fitted on {card['base']!r}, and the model given is another"
+    if card["base_config"] != base_identity(model):
+        raise RuntimeError(f"{other}: its configuration differs")
+    read, found = own.pop("read"), _read(model, reading := Reading(card["layer"], card["pooling"]))
+    difference = (found - read).abs().max() / read.abs().max()
+    if not difference <= TOLERANCE:
+        raise RuntimeError(
+            f"{other}: its hidden states of a fixed input differ by {difference:.2g}, at most {TOLERANCE}"
+        )
+    values = {name: value.numpy() for name, value in own.items()}
+    return Gate(probes.Probe(**values | {"bias": float(values["bias"])}), reading, card["threshold"])
+
+
+def _read(model: PreTrainedModel, reading: Reading) -> torch.Tensor:
+    return hidden_states.prompt_states(model, [PROBE_IDS], [reading])[0, 0]
+
+
+@dataclass(frozen=True)
+class GatePreflight:
+    """What a gate is about to be fitted on, counted."""
+
+    in_scope: int
+    near_scope: int
+    out_of_scope: int
+    categories: int
+    longest: int  # tokens of a prompt
+
+
+@dataclass(frozen=True)
+class GateTraining:
+    """A gated method on one feedback's sampled prompts: from a run's rows to a gate beside the adapter it adds.
+
+    The counterpart of finetune.Training. `feedback_id` may be `a+b`.
+    """
+
+    run: Path
+    feedback_id: str
+    settings: TrainSettings
+
+    @cached_property
+    def stage(self) -> Stage:
+        return train_stage(self.run, self.feedback_id, self.settings)
+
+    @cached_property
+    def sampled_with(self) -> SampleSettings:
+        return stored_settings(self.run, self.feedback_id)
+
+    @cached_property
+    def rows(self) -> list[dict]:
+        """The rows of both folds; only those of the fold `train` are fitted on."""
+        return load_rows(self.run, self.feedback_id)
+
+    @cached_property
+    def prompts(self) -> list[list[int]]:
+        """The rows' prompts as token ids."""
+        tokenizer = load_tokenizer(self.sampled_with.model)
+        return [prompt_ids(tokenizer, row["prompt"], self.sampled_with.system_prompt) for row in self.rows]
+
+    @property
+    def preflight(self) -> GatePreflight:
+        own = list(self._of("train"))
+        counts = Counter(row["split"] for row, _ in own)
+        categories = {(row["feedback"], row["category"]) for row, _ in own if row["split"] != "out_of_scope"}
+        longest = max((len(prompt) for _, prompt in own), default=0)
+        return GatePreflight(*(counts[split] for split in probes.SHARES), len(categories), longest)
+
+    def first_pair(self) -> str:
+        """The first prompt as the model sees it; a gate reads no answers."""
+        return load_tokenizer(self.sampled_with.model).decode(self.prompts[0])
+
+    def fit(self) -> pd.DataFrame:
+        """Fit and store the gate, or do nothing if that was done; returns the scores of all prompts.
+
+        A row each: `id`, `split`, `category`, `fold`, `prompt`, `score` (log-odds) and `threshold`. In the fold
+        `train` the score is by cross-validation, in `test` by the gate.
+        """
+        if not self.stage.done:
+            with self.stage as stage:
+                self._fit(stage)
+        return pd.DataFrame(files.read_jsonl(self.stage.path(GATE_SCORES)))
+
+    def _of(self, fold: str) -> Iterator[tuple[dict, list[int]]]:
+        return ((row, ids) for row, ids in zip(self.rows, self.prompts, strict=True) if row["fold"] == fold)
+
+    def _fit(self, stage: Stage) -> None:
+        model, method = shared_model(self.sampled_with.model), self.settings.objective
+        (rows, prompts), (others, held) = (tuple(zip(*self._of(fold), strict=True)) or ((), ()) for fold in FOLDS)
+        try:
+            gate, card, scores_N = fit_gate(model, prompts, rows, method)
+        except ValueError as error:
+            raise ValueError(f"the gate of {self.feedback_id!r}: {error}") from None
+        card = {"gated": method.gated, "base": self.sampled_with.model, **card}
+        save_gate(gate, stage.folder, model, card)
+        scored = zip([*rows, *others], [*scores_N, *gate.scores(model, held)], strict=True)
+        kept = ("id", "split", "category", "fold", "prompt")
+        files.write_jsonl(
+            stage.path(GATE_SCORES),
+            [{key: row[key] for key in kept} | {"score": x, "threshold": gate.threshold} for row, x in scored],
+        )
+        stage.notes |= {"gate": card}
