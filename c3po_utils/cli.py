@@ -105,7 +105,9 @@ def ask(
 
 def _typed(play: Any) -> Iterator[str]:
     """Prompts as they are typed, until the input ends."""
-    _ = play.base  # loaded before the first question, not after it
+    from c3po_utils.evaluation import playground
+
+    playground.shared_chat(play.settings.model)  # loaded before the first question, not after it
     tests = iter(play.test_prompts)
     click.echo("Type a prompt; Enter alone takes a test prompt, Ctrl-D ends.")
     with contextlib.suppress(click.Abort):

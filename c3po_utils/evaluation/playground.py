@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from itertools import chain, zip_longest
 from pathlib import Path
 
 from c3po_utils import chat, engine, training  # as rooms: their heavy parts are imported when they are used
-from c3po_utils.chat import Outcome, ask
+from c3po_utils.chat import ChatModel, Outcome
 from c3po_utils.feedback import SPLITS, Feedback, check, records
 from c3po_utils.runs import done_stages, files, nearest, run_folder, shown
 from c3po_utils.sampling import SampleSettings, answers, load_rows, stored_feedback, stored_settings
@@ -82,18 +83,6 @@ class Playground:
         own = {"id": f"ask/{files.content_hash(prompt)[:16]}", "prompt": prompt}
         return next((row for row in self.test_prompts if row["prompt"] == prompt.strip()), own)
 
-    @cached_property
-    def base(self) -> chat.ChatModel:
-        """pi_0, loaded when it is first needed."""
-        return self._chat(engine.shared_model(self.settings.model))
-
-    @cached_property
-    def _tokenizer(self) -> object:
-        return engine.load_tokenizer(self.settings.model)
-
-    def _chat(self, model: object) -> chat.ChatModel:
-        return chat.local.LocalChat(model, self._tokenizer, name=self.settings.model)
-
     def answers(self, prompt: str, *, seed: int | None = None, follow: Follow | None = None) -> Iterator[Answer]:
         """Every method's answer, as each is done; `follow` is told them as they grow, token by token.
 
@@ -113,15 +102,21 @@ class Playground:
             prompt = answers.in_context_prompt(prompt, self.record)
         asked = answers.question(row, tag, prompt, self.settings)
         told = follow and (lambda _, text: follow(method, text))
-        if not weights:
-            return next(self.base.complete([asked], sampling, follow=told))
-        with training.adapters.mixed(self.base.model, weights) as model:
-            return next(self._chat(model).complete([asked], sampling, follow=told))
+        base = shared_chat(self.settings.model)
+        with training.adapters.mixed(base.model, weights) if weights else nullcontext(base.model) as model:
+            tuned = chat.local.LocalChat(model, base.tokenizer, name=base.name) if weights else base
+            return next(tuned.complete([asked], sampling, follow=told))
 
     def _passes(self, outcome: Outcome, base: Outcome) -> bool | None:
         if self.record.metric is None or not outcome.usable or not base.usable:
             return None
         return check(self.record.metric, outcome.text, base.text)
+
+
+@lru_cache(maxsize=1)
+def shared_chat(model: str) -> ChatModel:
+    """pi_0, loaded and packed once in a process; see `engine.shared_model`."""
+    return chat.local.LocalChat(engine.shared_model(model), engine.load_tokenizer(model), name=model)
 
 
 def open_playground(

@@ -7,7 +7,7 @@ import lazy_loader
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
-    submodules=["answer_card", "outcomes", "paper_figures", "reward_map", "sweeps", "tables"],
+    submodules=["answer_card", "cards", "outcomes", "panel", "paper_figures", "reward_map", "sweeps", "tables"],
     submod_attrs={
         "style": ["save"],
         "tables": ["reading_table", "table2"],

@@ -42,7 +42,7 @@ BEST_OF_WAVES = (1, 1, 2, 4)  # samples asked for at once: most rows need few, a
 def question(
     row: dict, tag: str, prompt: str, settings: SampleSettings, turns: Turns = (), replicate: int = 0
 ) -> types.Request:
-    """What is asked for a row's column `tag`: the same id, system prompt and turns whenever and wherever it is asked."""
+    """What is asked for a row's column `tag`, wherever it is asked: equal ids have equal answers."""
     made = request(f"{row['id']}#{tag}", prompt, system=settings.system_prompt, turns=turns)
     return replace(made, replicate=replicate)
 

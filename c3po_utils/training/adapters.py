@@ -170,13 +170,10 @@ def merged(model: PreTrainedModel, folder: Path | str) -> Iterator[PreTrainedMod
 
 @contextmanager
 def mixed(model: PreTrainedModel, weights: Mapping[Path, float]) -> Iterator[PreTrainedModel]:
-    """As `merged`, with the weighted sum of several stored adapters, by folder; none leaves the model as it is.
+    """As `merged`, with the weighted sum of one or more stored adapters, by folder.
 
     Errors as in `load_adapter` and `add_adapters`.
     """
-    if not weights:
-        yield model
-        return
     back, policy = _way_back(model), model
     try:
         names = ["-".join(folder.parts[-2:]).replace(".", "_") for folder in weights]  # torch wants no dots
