@@ -44,7 +44,6 @@ def test_the_lock_pins_every_line_and_every_dependency():
 TOOLS = {  # declared, and imported by others on our behalf
     "gguf": "transformers, to read the embedded model",
     "tabulate": "pandas, to write tables in Markdown",
-    "ipywidgets": "tqdm and transformers, for bars in notebooks",
     "jupyterlab": "where the notebooks are read and run",
 }
 

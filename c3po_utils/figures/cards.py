@@ -11,7 +11,7 @@ from c3po_utils.figures.style import look
 from c3po_utils.runs import files
 
 CSS = """<style>
-.c3po-cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(210px, 1fr)); gap: 12px;
+.c3po-cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(180px, 1fr)); gap: 12px;
   margin: 8px 0 20px; font: 14px/1.45 sans-serif; }
 .c3po-card { border: 1px solid #bbb; border-top: 5px solid; border-radius: 4px; padding: 8px 12px; background: white;
   color: #222; }

@@ -21,7 +21,7 @@ class Panel:
 
     def __init__(self, play: playground.Playground, mix: Mapping[str, float] | None = None):
         runs = {name: name for name in playground.known_runs()} | {play.run.name: str(play.run)}
-        self.run = Dropdown(options=runs, value=str(play.run), description="run", style=LABEL)
+        self.run = Dropdown(options=list(runs.items()), value=str(play.run), description="run", style=LABEL)
         self.feedback = Dropdown(description="feedback", style=LABEL)
         self.methods = SelectMultiple(description="methods", rows=6, style=LABEL, layout=Layout(width="auto"))
         mixed = ", ".join(f"{name}={weight:g}" for name, weight in (mix or {}).items())
@@ -58,8 +58,8 @@ class Panel:
         adapters = playground.trained_adapters(play.run, play.record.id)
         self.methods.options = [playground.IN_CONTEXT, *adapters]
         self.methods.value = [name for name in play.methods if name != playground.BASE]
-        prompts = {f"{row['split'].replace('_', ' ')}: {row['prompt']}": row["prompt"] for row in play.test_prompts}
-        self.test_prompt.options = {"(or type one below)": "", **prompts}
+        prompts = [(f"{row['split'].replace('_', ' ')}: {row['prompt']}", row["prompt"]) for row in play.test_prompts]
+        self.test_prompt.options = [("(or type one below)", ""), *prompts]
         self.seed.value = play.settings.seed
         self.heading.value = cards.heading(play)
 
