@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
+
+from c3po_utils.cli_ask import ask
+from c3po_utils.cli_errors import told
+from c3po_utils.cli_export import export
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -17,13 +18,8 @@ def c3po() -> None:
     """Learn from one sentence of feedback without overgeneralizing."""
 
 
-@contextlib.contextmanager
-def told() -> Iterator[None]:
-    """Errors of the user's files, settings and budget are told on standard error, without a traceback; status 1."""
-    try:
-        yield
-    except (ValueError, OSError, RuntimeError) as error:
-        raise click.ClickException(str(error)) from error
+c3po.add_command(ask)
+c3po.add_command(export)
 
 
 @c3po.command()
@@ -66,55 +62,44 @@ def run(run: str, overrides: tuple[str, ...], estimate: bool, figures_only: bool
         click.echo(f"  {stage.shown(path)}")
 
 
-@c3po.command()
-@click.argument("run")
-@click.argument("prompt", required=False)
-@click.option("--feedback", "feedback_id", default="", help="Which of the run's  [its only one]")
-@click.option("--methods", default="", help="Comma between: in_context, c3po, OTHER_FEEDBACK/c3po  [up to 3 adapters]")
-@click.option("--mix", "mixes", multiple=True, metavar="A=W,B=W", help="Adapters added with weights; may be repeated.")
-@click.option("--test", "tests", type=click.IntRange(1), metavar="N", help="Ask the run's first N test prompts.")
-@click.option("--seed", type=int, help="Of the answers  [the run's]")
-def ask(
-    run: str,
-    prompt: str | None,
-    feedback_id: str,
-    methods: str,
-    mixes: tuple[str, ...],
-    tests: int | None,
-    seed: int | None,
+@c3po.command("import")
+@click.argument("path", type=click.Path(path_type=Path))
+@click.argument("dest", type=click.Path(path_type=Path))
+@click.option("--lenient", is_flag=True, help="List what is not understood, and go on without it.")
+@click.option("--model", default="", help="Who answered in sampled data: pi_0, a Hugging Face id or a folder.")
+@click.option("--max-new-tokens", type=int, default=512, show_default=True, help="Where its answers are cut here.")
+@click.option("--source", type=click.Choice(["human", "model", "program"]), help="Of records that state none.")
+@click.option("--kind", type=click.Choice(["style", "content"]), help="Of records that state none.")
+@click.option(
+    "--length-ratio",
+    type=click.FloatRange(1, min_open=True),
+    default=1.5,
+    show_default=True,
+    help="From which an answer is longer.",
+)
+@click.option("--feedback", "sets", type=click.Path(path_type=Path), multiple=True, help="The set that data are of.")
+def import_(
+    path: Path,
+    dest: Path,
+    lenient: bool,
+    model: str,
+    max_new_tokens: int,
+    source: str | None,
+    kind: str | None,
+    length_ratio: float,
+    sets: tuple[Path, ...],
 ) -> None:
-    """Ask the models of RUN (results/demo, or demo) side by side: base, in context, adapters, and mixtures of them.
+    """Import files of the reference implementation into the run's folder DEST, without running them.
 
-    Each answer comes as it is written, then whether it passes the feedback's metric. Without PROMPT, prompts are read
-    line by line; an empty line stands for the run's next test prompt. Nothing is recorded in the run.
+    PATH is a feedback module, a folder of sampled data, a config, an evaluation, or a folder of any of these.
     """
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # transformers draws one among the answers
-    from c3po_utils.evaluation import playground
+    from c3po_utils.feedback import reference as feedback_reference
+    from c3po_utils.runs import reference
 
     with told():
-        named = [name.strip() for name in methods.split(",") if name.strip()]
-        play = playground.open_playground(run, feedback_id, named, [playground.read_mix(mix) for mix in mixes])
-        click.echo(play.heading)
-        given = [row["prompt"] for row in play.test_prompts[:tests]] if tests else [prompt] if prompt else _typed(play)
-        for one in given:
-            click.echo(f"\n> {one}" + (f"  ({split})" if (split := play.row(one).get("split")) else ""))
-            writer = playground.Typewriter(partial(click.echo, nl=False))
-            for answer in play.answers(one, seed=seed, follow=writer.follow):
-                writer.end(answer)
-
-
-def _typed(play: Any) -> Iterator[str]:
-    """Prompts as they are typed, until the input ends."""
-    from c3po_utils.evaluation import playground
-
-    playground.shared_chat(play.settings.model)  # loaded before the first question, not after it
-    tests = iter(play.test_prompts)
-    click.echo("Type a prompt; Enter alone takes a test prompt, Ctrl-D ends.")
-    with contextlib.suppress(click.Abort):
-        while True:
-            typed = click.prompt("\nprompt", default="", show_default=False)
-            if one := typed or next(tests, {}).get("prompt"):
-                yield one
+        records = feedback_reference.Given(source or "", kind or "", length_ratio)
+        given = reference.Given(records, model, max_new_tokens, sets)
+        click.echo(reference.import_tree(path, dest, given, lenient=lenient))
 
 
 @c3po.group()
@@ -126,17 +111,20 @@ def feedback() -> None:
 @click.argument("files", nargs=-1, type=click.Path(path_type=Path))
 def check(files: tuple[Path, ...]) -> None:
     """Load FILES (all sets in feedback/ when left out): records, metrics on their examples, bundled prompts."""
-    from c3po_utils.feedback import records
+    from c3po_utils.feedback import checking, records
 
+    sets = files or sorted(records.FEEDBACK_FOLDER.glob("*.yaml"))
+    found = checking.check_sets(*sets, all_prompts=not files)
+    for warning in found.warnings:
+        click.echo(f"Warning: {warning}", err=True)
     with told():
-        sets = files or sorted(records.FEEDBACK_FOLDER.glob("*.yaml"))
-        found = records.load_feedbacks(*sets)
-        bundled = {path.stem for path in (records.FEEDBACK_FOLDER / "prompts").glob("*.json")}
-        prompts = sum(len(records.load_prompts(one.id)) for one in found if one.id in bundled)
-    tried = sum(len(one.examples.passing) + len(one.examples.failing) for one in found if one.examples)
+        found.raise_problems()
+    examples = [one.examples for one in found.feedbacks if one.examples]
     click.echo(
-        f"{len(found)} feedbacks in {len(sets)} files: {sum(one.metric is not None for one in found)} checkable,"
-        f" {tried} examples judged as they say, {prompts} bundled prompts"
+        f"{len(found.feedbacks)} feedbacks in {len(sets)} files:"
+        f" {sum(one.metric is not None for one in found.feedbacks)} checkable,"
+        f" {sum(len(one.passing) + len(one.failing) for one in examples)} examples judged as they say,"
+        f" {len(found.prompts)} bundled prompts"
     )
 
 

@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 
 MOST_S = 900  # no server outlives this
 USAGE = {"prompt_tokens": 11, "completion_tokens": 7, "total_tokens": 18}
@@ -360,23 +361,31 @@ def scripted(script: Script, batches: Batches | None = None) -> Iterator[Scripte
         thread.join(10)
 
 
-@functools.cache
-def embedded_server(threads: int = 1) -> str:
-    """The base URL of llama.cpp's server with the embedded model: one for the session, started on first use.
+class LlamaServer:
+    """llama.cpp's server with one model, until it is garbage.
 
     One thread by default: two of them on two busy cores wait for each other, and are ten times slower.
     """
-    import xllamacpp
 
+    def __init__(self, file: Path, threads: int = 1, context: int = 8192):
+        import xllamacpp
+
+        params = xllamacpp.CommonParams()
+        params.model.path = str(file)
+        params.hostnames, params.port = ["127.0.0.1"], 0
+        params.n_parallel, params.n_ctx, params.cpuparams.n_threads = 4, context, threads
+        params.verbosity, params.warmup = 0, False
+        self.process = xllamacpp.Server(params)
+        self.url = f"{self.process.listening_address}/v1"
+
+
+@functools.cache
+def embedded_server(threads: int = 1) -> str:
+    """The base URL of llama.cpp's server with the embedded model: one for the session, started on first use."""
     from c3po_utils.engine.models import embedded_gguf
 
-    params = xllamacpp.CommonParams()
-    params.model.path = str(embedded_gguf())
-    params.hostnames, params.port = ["127.0.0.1"], 0
-    params.n_parallel, params.n_ctx, params.cpuparams.n_threads = 4, 8192, threads
-    params.verbosity, params.warmup = 0, False
-    embedded_server.process = xllamacpp.Server(params)
-    return f"{embedded_server.process.listening_address}/v1"
+    embedded_server.process = LlamaServer(embedded_gguf(), threads)
+    return embedded_server.process.url
 
 
 def main(delay: str, text: str = "") -> None:

@@ -51,7 +51,7 @@ def _row(name: str, feedback: str, split: str, category: str, fold: str) -> dict
     return row | ({"revised": "Yes, it is.", "revised_status": "ok"} if split == "in_scope" else {})
 
 
-def random_adapter(model: str, name: str = "default", seed: int = 0, policy=None, **lora):
+def random_adapter(model: str, name: str = "default", seed: int = 0, policy=None, std: float = 0.2, **lora):
     """A model with a LoRA adapter that changes every layer; on top of those that `policy` has, if given."""
     torch.manual_seed(seed)
     config = lora_config(**{"r": 3, "alpha": 6, "dropout": 0.0} | lora)
@@ -61,8 +61,16 @@ def random_adapter(model: str, name: str = "default", seed: int = 0, policy=None
         policy.add_adapter(name, config)
     for key, parameter in policy.named_parameters():
         if "lora_" in key and f".{name}." in key:
-            parameter.data.normal_(std=0.2)
+            parameter.data.normal_(std=std)
     return policy.eval()
+
+
+def store_trained(run: Path, id: str, method: str, model: str, std: float = 0.2, **settings) -> Path:
+    """A random adapter of a finished training; `settings` are those of TrainSettings."""
+    folder = store_adapter(run, id, method, model, std=std)
+    settings = {"learning_rate": 1e-3, "epochs": 1.0, "batch_size": 3, "seed": 0, "lora": {"r": 3}} | settings
+    write_json(folder / "manifest.json", {"status": "done", "identity": {"settings": {"method": method} | settings}})
+    return folder
 
 
 def store_adapter(run: Path, id: str, method: str, model: str, seed: int = 0, **lora) -> Path:
@@ -71,7 +79,7 @@ def store_adapter(run: Path, id: str, method: str, model: str, seed: int = 0, **
     return folder
 
 
-def store_trained(run: Path, model: str) -> Path:
+def store_playground(run: Path, model: str) -> Path:
     """A run with two sampled feedbacks, `short` and `shouted`; two adapters of the first, one of the second."""
     for id in ("short", "shouted"):
         store_sample(run, id, model)

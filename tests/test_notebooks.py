@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import json
+import shutil
+from pathlib import Path
 
 import nbformat
 import pandas as pd
 import pytest
+import yaml
+from click.testing import CliRunner
 
+from c3po_utils.cli import c3po
 from c3po_utils.runs import batch
 from c3po_utils.runs.batch import run_notebooks
 from c3po_utils.runs.config import RunConfig
-from c3po_utils.runs.files import read_jsonl
+from c3po_utils.runs.files import read_json, read_jsonl, write_json, write_jsonl
 from c3po_utils.runs.jobs import feedback_names, plan, train_job
+from c3po_utils.runs.stage import MANIFEST, fingerprint
 
 SMALL = {"categories": 3, "prompts_per_category": 3}
 BRIEF = {"best_of": 2, "max_new_tokens": 12, "system_prompt": ""}
@@ -107,6 +113,61 @@ def test_executed_copies_show_no_errors_and_no_secrets(tiny_run):
         assert all(out.output_type != "error" for out in outputs), path
         logged = "".join(out.text for out in outputs if out.output_type == "stream" and out.name == "stderr")
         assert "Warning" not in logged, path
+
+
+TAG = "<script>alert(1)</script> $\\frac{$ a|b"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_notebooks_show_what_models_and_people_wrote_as_text(tmp_path, tiny_folder, own_feedback):
+    """Every text that a run stores, from the sentence to the answers, holds a tag; no output has it as one."""
+    source = Path(own_feedback.partition("#")[0])
+    record = yaml.safe_load(source.read_text())["feedbacks"][0]
+    record |= {"content": TAG, "domain": TAG, "effect": TAG, "metric": {"name": "contains_none", "value": [TAG]}}
+    own = tmp_path / "own" / "own.yaml"
+    shutil.copytree(source.parent, own.parent)
+    own.write_text(yaml.safe_dump({"feedbacks": [record]}))
+    path = own.parent / "prompts" / "wordy.json"
+    path.write_text(
+        path.read_text().replace("Tea", f"Tea {TAG}".replace("\\", "\\\\")).replace("taste", f"taste {TAG[:8]}")
+    )
+    config = config_for(tmp_path / "run", f"{own}#wordy", str(tiny_folder), ["base_resampled", "in_context"])
+    run_notebooks(config)
+    jobs = {job.notebook: job for job in plan(config)}
+    for stored in [*tmp_path.rglob("answers.jsonl"), *tmp_path.rglob("rows.jsonl")]:
+        texts = ("answer", "baseline", "revised", "base_resampled", "in_context", "category", "prompt")
+        rows = [row | {name: f"{TAG} {row[name]}" for name in texts if row.get(name)} for row in read_jsonl(stored)]
+        write_jsonl(stored, rows)
+        known = read_json(stored.with_name(MANIFEST))
+        write_json(stored.with_name(MANIFEST), known | {"files": {stored.name: fingerprint(stored)}})
+    for notebook in ("05_figures.ipynb", "03_evaluate.ipynb", "01_sample.ipynb"):
+        batch.execute(jobs[notebook])
+        cells = nbformat.read(jobs[notebook].output, as_version=4).cells
+        shown = [out.data for cell in cells for out in cell.get("outputs", []) if "data" in out]
+        pages = [
+            data[kind] for data in shown for kind in ("text/html", "text/markdown", "image/svg+xml") if kind in data
+        ]
+        assert any("&lt;script&gt;" in page for page in pages), notebook
+        assert not [page for page in pages if "<script" in page], notebook
+
+
+def test_a_runs_rows_adapters_and_scores_can_be_exported(tiny_run, tmp_path):
+    run, _ = tiny_run
+    export = ["export", "rows", str(run), str(tmp_path / "rows")]
+    assert "preference/train: 6 rows" in CliRunner().invoke(c3po, export).output
+    export = ["export", "adapter", str(run), str(tmp_path / "c3po"), "-m", "c3po"]
+    assert CliRunner().invoke(c3po, export).exit_code == 0
+    card = (tmp_path / "c3po" / "README.md").read_text()
+    row = pd.read_csv(run / "figures" / "scores.csv").set_index("method").loc["c3po"]
+    assert f"| {row.S_in:.2f} [".replace("-", "−") in card
+    assert "- r: 4\n" in card
+    export = ["export", "scores", str(run), str(tmp_path / "scores.csv")]
+    assert CliRunner().invoke(c3po, export).exit_code == 0
+    table = pd.read_csv(tmp_path / "scores.csv")
+    assert table[(table.method == "c3po") & (table.split == "in_scope")].score.mean() == pytest.approx(
+        row.S_in, abs=1e-4
+    )
 
 
 @pytest.mark.embedded

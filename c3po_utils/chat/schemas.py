@@ -120,7 +120,9 @@ def _json_object(text: str) -> Any:
         try:
             value, at = decoder.raw_decode(text, at)
             found.append(value)
-        except (json.JSONDecodeError, RecursionError):
+        except Rejected:
+            raise
+        except (ValueError, RecursionError):  # no JSON, too deep, or a number of thousands of digits
             at += 1
     if not found:
         raise Rejected("no_form", f"expected JSON or tags, found {text[:80]!r}")
@@ -160,7 +162,7 @@ def _between(text: str, name: str) -> str | None:
     return text[start + len(name) + 2 : end]
 
 
-MARKER = re.compile(r"[\s,;]*(?:[-*•]|\(?\d{1,3}[.):]?)?[\s,;]*")  # what may stand between two items
+MARKER = re.compile(r"[\s,;]*+(?:[-*•]|\(?\d{1,3}[.):]?)?[\s,;]*+")  # what may stand between two items
 
 
 def _items(content: str) -> list[str]:

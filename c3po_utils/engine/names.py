@@ -8,6 +8,7 @@ from pathlib import Path
 from c3po_utils.runs import nearest
 
 EMBEDDED = "smollm2-135m"
+EMBEDDED_ON_HUB = "HuggingFaceTB/SmolLM2-135M-Instruct"  # what it is called elsewhere, in full precision
 QUANTIZED = re.compile(r"@([48])bit$")  # a suffix of a model's name
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 

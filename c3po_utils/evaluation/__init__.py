@@ -15,6 +15,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "intervals",
         "judge",
         "playground",
+        "reference",
         "reward_judge",
         "scores",
         "side_effects",

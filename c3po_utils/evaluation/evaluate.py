@@ -12,7 +12,7 @@ import pandas as pd
 
 from c3po_utils import chat, engine, training  # as rooms: their heavy parts are imported when they are used
 from c3po_utils.evaluation.judge import Judge, judge_rows, open_judge, verdict_counts
-from c3po_utils.feedback import Feedback, check, find_feedback
+from c3po_utils.feedback import Feedback, find_feedback
 from c3po_utils.runs import LEDGER, Stage, done_stages, files, stage
 from c3po_utils.sampling import SampleSettings, answers, load_rows, rows_hash, stored_settings
 from c3po_utils.training import BASE_RESAMPLED, adapter_folder, adapter_hash
@@ -85,9 +85,7 @@ def score_rows(rows: Sequence[dict], feedback: Feedback, method: str, judge: Jud
 def _score_row(row: dict, feedback: Feedback, method: str) -> dict:
     answer, baseline = row[method], row["baseline"]
     checkable = feedback.metric and answer and baseline
-    passes, baseline_passes = (
-        check(feedback.metric, text, baseline) if checkable else None for text in (answer, baseline)
-    )
+    passes, baseline_passes = (feedback.passes(text, baseline) if checkable else None for text in (answer, baseline))
     return {
         "prompt_id": row["id"], "feedback": feedback.id, "method": method, "split": row["split"],
         "category": row["category"], "prompt": row["prompt"], "baseline": baseline, "answer": answer,
@@ -103,6 +101,13 @@ def refuse_unscored(feedback: Feedback, judge: Judge | str | None) -> None:
             f"feedback {feedback.id!r} has no metric to score answers by, so it needs a judge: set judge_model, for"
             " example to 'openai:gpt-4.1', 'openai:MODEL@http://127.0.0.1:8000/v1' or a local model"
         )
+
+
+def refuse_imported(stages: Iterable[Stage]) -> None:
+    """Raise ValueError for scores that were imported: they are the only ones, and are not to be made anew."""
+    for own in stages:
+        if "imported" in (own.manifest or {}).get("identity", {}):
+            raise ValueError(f"{own} was imported: expected another run's folder to evaluate this method in")
 
 
 def read_scores(folder: Path) -> list[dict]:
@@ -124,8 +129,9 @@ def stored_scores(
         own: the evaluation's stage.
 
     Raises:
-        ValueError: a feedback without a metric, and no judge.
+        ValueError: a feedback without a metric, and no judge; imported scores.
     """
+    refuse_imported([own])
     for feedback in feedbacks:
         refuse_unscored(feedback, judge)
     if own.done:

@@ -16,14 +16,13 @@ from pathlib import Path
 
 from c3po_utils import chat, engine, training  # as rooms: their heavy parts are imported when they are used
 from c3po_utils.chat import ChatModel, Outcome
-from c3po_utils.feedback import SPLITS, Feedback, check, records
-from c3po_utils.runs import done_stages, files, nearest, run_folder, shown
+from c3po_utils.feedback import SPLITS, Feedback, records
+from c3po_utils.runs import done_stages, exports, files, nearest, run_folder, shown
 from c3po_utils.sampling import SampleSettings, answers, load_rows, stored_feedback, stored_settings
 from c3po_utils.training import adapter_folder
 
 BASE, IN_CONTEXT = "base", "in_context"
 PREFERRED = ("scd", "c3po", "c3po_nll")  # shown when no methods are named, at most as many as these
-RUNS = "results"  # where runs lie that are given by name
 
 Follow = Callable[[str, str], None]  # told a method and its answer so far
 Weights = Mapping[Path, float]  # of adapters, by their folders
@@ -110,7 +109,7 @@ class Playground:
     def _passes(self, outcome: Outcome, base: Outcome) -> bool | None:
         if self.record.metric is None or not outcome.usable or not base.usable:
             return None
-        return check(self.record.metric, outcome.text, base.text)
+        return self.record.passes(outcome.text, base.text)
 
 
 @lru_cache(maxsize=1)
@@ -130,7 +129,7 @@ def open_playground(
         mixes: weights by adapter; each mixture is a method more.
 
     Raises:
-        FileNotFoundError: no such run, or nothing was sampled in it.
+        FileNotFoundError: no such run, with the nearest that is, or nothing was sampled in it.
         ValueError: a feedback or method that is not there, with the nearest that is, or a weight that is no number.
     """
     folder = _folder(run)
@@ -146,16 +145,17 @@ def open_playground(
 
 def known_runs() -> list[str]:
     """The runs below results/ that have sampled rows, by name."""
-    parents = run_folder(RUNS)
-    return sorted({path.parent.name for path in parents.glob("*/sample") if any(done_stages(path.parent, "sample"))})
+    return [run.name for run in sorted(run_folder("results").glob("*/")) if any(done_stages(run, "sample"))]
 
 
 def _folder(run: Path | str) -> Path:
-    for folder in (run_folder(run), run_folder(Path(RUNS) / run)):
-        if any(done_stages(folder, "sample")):
-            return folder
-    hint = nearest(run, known) if (known := known_runs()) else "there is none yet: make demo, or c3po run demo"
-    raise FileNotFoundError(f"run {str(run)!r}: expected a folder with sampled rows, found none ({hint})")
+    folder = exports.find_run(run)
+    if not any(done_stages(folder, "sample")):
+        raise FileNotFoundError(
+            f"{shown(folder)} has no sampled rows: run notebooks/01_sample.ipynb first, or choose a run that has some"
+            f" (found: {', '.join(known_runs()) or 'none; make demo makes one'})"
+        )
+    return folder
 
 
 def sampled_feedbacks(run: Path | str) -> list[str]:

@@ -19,7 +19,7 @@ from c3po_utils import chat, engine, training  # as rooms: their heavy parts are
 from c3po_utils.evaluation.evaluate import ANSWERS, Answered, collected, model_for, rows_to_answer, stored_scores
 from c3po_utils.evaluation.judge import Judge
 from c3po_utils.evaluation.scores import application_share, applied
-from c3po_utils.feedback import Feedback, check, find_feedback, records
+from c3po_utils.feedback import Feedback, find_feedback, records
 from c3po_utils.runs import LEDGER, Stage
 from c3po_utils.sampling import SampleSettings, answers, rows_hash, stored_settings
 from c3po_utils.training import BASE_RESAMPLED, adapter_folder, adapter_hash
@@ -173,7 +173,7 @@ def crossings(singles: pd.DataFrame, together: pd.DataFrame, feedbacks: Sequence
             own = singles[(singles["feedback"] == other) & singles["method"].isin(together["method"])]
             own = own[own["prompt_id"].isin(part["prompt_id"])]
             alone = own[own["answer"] != ""] if feedback.metric else own.iloc[:0]
-            single = [check(feedback.metric, row.answer, row.baseline) for row in alone.itertuples()]
+            single = [feedback.passes(row.answer, row.baseline) for row in alone.itertuples()]
             shares = {
                 "baseline": part["baseline_passes"].astype(float).mean(),
                 "single": pd.Series(single, dtype=float).mean(),

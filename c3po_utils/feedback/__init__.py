@@ -8,7 +8,19 @@ import lazy_loader
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
-    submodules=["files", "general", "metrics", "records", "text"],
+    submodules=[
+        "checking",
+        "files",
+        "foreign",
+        "general",
+        "metrics",
+        "patterns",
+        "python_data",
+        "records",
+        "reference",
+        "reference_metrics",
+        "text",
+    ],
     submod_attrs={
         "records": ["SPLITS", "Feedback", "Prompt", "Text", "find_feedback", "load_feedbacks"],
         "text": ["folded"],

@@ -13,7 +13,7 @@ from c3po_utils.feedback.records import Prompt, load_general_prompts
 from c3po_utils.feedback.text import folded
 from c3po_utils.runs import nearest
 
-TURN = re.compile(r"<human>:\s*(.*?)\s*(?:<bot>:|<human>:|\Z)", re.DOTALL)
+TURN = re.compile(r"<human>:(.*?)(?:<bot>:|<human>:|\Z)", re.DOTALL)
 
 
 def general_prompts(source: str, count: int, seed: int = 0) -> list[Prompt]:
@@ -73,7 +73,7 @@ def _json_lines(path: Path, column: str | None) -> Iterator[str]:
 def _cell(line: str, columns: list[str], place: str) -> str:
     try:
         row = json.loads(line)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{place}: expected a JSON object, found {line[:80]!r}") from error
     cells = row if isinstance(row, dict) else {}
     found = next((cells[name] for name in columns if name in cells), None)

@@ -9,21 +9,13 @@ from functools import cache, cached_property
 from typing import Annotated, Any, get_type_hints
 
 from lingua import Language, LanguageDetector, LanguageDetectorBuilder
-from pydantic import (
-    AfterValidator,
-    BeforeValidator,
-    Field,
-    StrictBool,
-    StrictFloat,
-    TypeAdapter,
-    ValidationInfo,
-    field_validator,
-)
+from pydantic import BeforeValidator, Field, StrictBool, StrictFloat, TypeAdapter, ValidationInfo, field_validator
 
-from c3po_utils.feedback import text
+from c3po_utils.feedback import patterns, text
 from c3po_utils.feedback.files import Count, Record, Regex, Texts, TextsWithWords, some
 from c3po_utils.runs import nearest
 
+ENOUGH_TO_TELL = 20_000  # characters for a language; of an endless word, it takes the square of its length
 FEW_LETTERS = 5  # with fewer cased letters, `upper_share` says nothing ("OK.", "A+")
 
 
@@ -105,13 +97,19 @@ class Metric(Record):
 
 
 def check(spec: Metric, answer: str, baseline: str) -> bool:
-    """Whether the answer satisfies the metric beside the untuned model's `baseline`; an empty answer satisfies none."""
+    """Whether the answer satisfies the metric beside the untuned model's `baseline`; an empty answer satisfies none.
+
+    Raises patterns.EndlessSearch, which names metric and pattern, where a search is given up.
+    """
     answer = text.normalise(answer)
     if not answer:
         return False
     known = METRICS[spec.name]
     given = {"value": spec.value, "baseline": text.normalise(baseline), "case_sensitive": spec.case_sensitive}
-    return known.function(answer, **{name: given[name] for name in known.takes})
+    try:
+        return known.function(answer, **{name: given[name] for name in known.takes})
+    except patterns.EndlessSearch as error:
+        raise patterns.EndlessSearch(f"metric {spec.name}: {error}") from error
 
 
 def metrics_table() -> str:
@@ -170,8 +168,8 @@ def _(answer: str, value: Texts, case_sensitive: bool) -> bool:
 
 
 def _starts(needles: Texts, answer: str, case_sensitive: bool) -> bool:
-    patterns = [text.whole_words(needle, case_sensitive) for needle in needles]
-    return any(p.match(answer, place) for p in patterns for place in {0, text.OPENING.match(answer).end()})
+    words = [text.whole_words(needle, case_sensitive) for needle in needles]
+    return any(one.match(answer, place) for one in words for place in {0, text.OPENING.match(answer).end()})
 
 
 @metric("starts_with")
@@ -207,14 +205,14 @@ def _(answer: str, value: TextsWithWords) -> bool:
 def _(answer: str, value: Regex) -> bool:
     """The pattern is found somewhere in the answer.
     Value: a regular expression of Python's `re`, where case matters unless it begins with `(?i)`."""
-    return text.compile_regex(value).search(answer) is not None
+    return patterns.found(value, answer)
 
 
 @metric("regex_not_found")
 def _(answer: str, value: Regex) -> bool:
     """The pattern is found nowhere in the answer.
     Value: a regular expression of Python's `re`, where case matters unless it begins with `(?i)`."""
-    return text.compile_regex(value).search(answer) is None
+    return not patterns.found(value, answer)
 
 
 @metric("phone_number")
@@ -234,10 +232,10 @@ def _detector() -> LanguageDetector:
 
 
 @metric("language_is")
-def _(answer: str, value: Annotated[Any, AfterValidator(_language_code)]) -> bool:
+def _(answer: str, value: Annotated[Any, BeforeValidator(_language_code)]) -> bool:
     """The answer is most likely in this language; a guess for answers below some 120 characters.
     Value: an ISO 639-1 code, such as `fr`."""
-    language = _detector().detect_language_of(answer)
+    language = _detector().detect_language_of(answer[:ENOUGH_TO_TELL])
     return language is not None and _code(language) == value
 
 

@@ -12,8 +12,8 @@ import yaml
 from pydantic import ValidationError, model_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
-from c3po_utils.feedback import structure  # noqa: F401  registers its metrics
-from c3po_utils.feedback.files import FeedbackError, Record, Slug, Text, parse_json, read_yaml
+from c3po_utils.feedback import patterns, structure  # noqa: F401  structure registers its metrics
+from c3po_utils.feedback.files import FeedbackError, Place, Record, Slug, Text, parse_json, read_yaml
 from c3po_utils.feedback.metrics import Metric, check
 from c3po_utils.feedback.text import caseless
 from c3po_utils.runs import BUNDLED, files, nearest
@@ -60,6 +60,16 @@ class Feedback(Record):
         if failures := [*self._failed_demonstrations(), *self._failed_examples()]:
             raise ValidationError.from_exception_data("Feedback", failures)
         return self
+
+    def passes(self, answer: str, baseline: str) -> bool:
+        """Whether an answer shows the effect, beside the untuned model's, by the metric that the feedback must have.
+
+        Raises patterns.EndlessSearch, which names feedback, metric and pattern, where a search is given up.
+        """
+        try:
+            return check(self.metric, answer, baseline)
+        except patterns.EndlessSearch as error:
+            raise patterns.EndlessSearch(f"feedback {self.id}, {error}") from error
 
     def _failed_demonstrations(self) -> Iterator[InitErrorDetails]:
         parts = [part for part in self.metric.parts() if not part.needs_baseline] if self.metric else []
@@ -140,20 +150,44 @@ def load_feedbacks(*paths: Path | str) -> list[Feedback]:
     Raises FeedbackError with every problem of every file: file, line, key, what was expected, what was found.
     An id that is given twice is a problem that names both places.
     """
-    records: list[Feedback] = []
-    problems: list[str] = []
-    places: dict[str, str] = {}
-    for path in paths:
-        found, wrong = read_yaml(Path(path), "feedbacks", Feedback)
-        problems += wrong
-        for record, place in found:
-            if record.id in places:
-                problems.append(f"{place}, id: expected a new id, found {record.id!r} of {places[record.id]}")
-            places.setdefault(record.id, place)
-            records.append(record)
+    records, problems = read_feedbacks(*paths)
     if problems:
         raise FeedbackError(problems)
     return records
+
+
+def read_feedbacks(*paths: Path | str) -> tuple[list[Feedback], list[str]]:
+    """The records that are right, and the problems of all files."""
+    records: list[Feedback] = []
+    problems: list[str] = []
+    places: dict[str, Place] = {}
+    for path in paths:
+        found, wrong = _read(Path(path))
+        problems += wrong
+        for record, place in found:
+            if record.id in places:
+                problems.append(f"{place()}, id: expected a new id, found {record.id!r} of {places[record.id]()}")
+            places.setdefault(record.id, place)
+            records.append(record)
+    return records, problems
+
+
+_RIGHT: dict[tuple[Path, int, int], list[tuple[Feedback, Place]]] = {}  # what was read of files without problems
+
+
+def _read(path: Path) -> tuple[list[tuple[Feedback, Place]], list[str]]:
+    """A file's records with their places, and its problems; one that is as it was is not read again."""
+    try:
+        state = path.stat()
+    except OSError:  # read_yaml tells
+        return read_yaml(path, "feedbacks", Feedback)
+    key = (path.resolve(), state.st_mtime_ns, state.st_size)
+    if key not in _RIGHT:
+        found, wrong = read_yaml(path, "feedbacks", Feedback)
+        if wrong:  # a metric that is registered later may right it
+            return found, wrong
+        _RIGHT[key] = found
+    return list(_RIGHT[key]), []
 
 
 def feedback_set(name: str | Path) -> Path:
@@ -234,7 +268,14 @@ def load_general_prompts(path: Path | str = FEEDBACK_FOLDER / "prompts" / "gener
     """The out-of-scope prompts, the same for every feedback. Raises FeedbackError with file, line and key."""
     with open(path, encoding="utf-8") as file:
         lines = [line.rstrip("\n") for line in file]
-    rows = [parse_json(line, GeneralPrompt, Path(path), number) for number, line in enumerate(lines, 1)]
+    rows, problems = [], []
+    for number, line in enumerate(lines, 1):
+        try:
+            rows.append(parse_json(line, GeneralPrompt, Path(path), number))
+        except FeedbackError as error:
+            problems += error.problems
+    if problems:
+        raise FeedbackError(problems)
     _refuse_repeated((row.id for row in rows), f"{path}, id")
     return [Prompt(f"general/{r.id.removeprefix('general-')}", "out_of_scope", r.kind, r.prompt) for r in rows]
 

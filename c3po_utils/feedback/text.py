@@ -30,8 +30,8 @@ PHONE_NUMBER = re.compile(
     ) (?!\w|[.,:/-]\d)""",
     re.VERBOSE,
 )
-BULLET = re.compile(r"^[ \t>]*[-*+•‣◦▪▫●○■□–·✓✔✅➢➤🔹🔸][ \t]+(?=.*[^\W_])", re.MULTILINE)
-NUMBER = re.compile(r"^[ \t>#*_]*\(?\d{1,3}(?:[.)]|\u20e3)(?=[ \t*_]+.*[^\W_])", re.MULTILINE)
+BULLET = re.compile(r"^[ \t>]*[-*+•‣◦▪▫●○■□–·✓✔✅➢➤🔹🔸][ \t]++(?=.*[^\W_])", re.MULTILINE)
+NUMBER = re.compile(r"^[ \t>#*_]*\(?\d{1,3}(?:[.)]|\u20e3)(?=[ \t*_].*[^\W_])", re.MULTILINE)
 FINAL_QUESTION = re.compile(r"(?>.*[?？؟])(?:[^\w.…。]|_)*\Z", re.DOTALL)  # the last mark, or none
 OPENING = re.compile(r"[\s\"'`*_#>(\[]*")  # what may stand before an answer's first word
 
@@ -96,12 +96,6 @@ def ends_with(answer: str, text: str, case_sensitive: bool) -> bool:
     last_words = " ".join(answer.rsplit(maxsplit=len(words))[-len(words) :])
     place = len(last_words) - len(" ".join(words))
     return whole_words(text, case_sensitive).match(last_words, place) is not None
-
-
-@lru_cache(maxsize=1024)
-def compile_regex(regex: str) -> re.Pattern:
-    """The pattern, its literal quotes and spaces in the one spelling that answers have; raises re.error."""
-    return re.compile(one_spelling(regex))
 
 
 def count_items(marker: re.Pattern, text: str) -> int:

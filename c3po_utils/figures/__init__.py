@@ -7,9 +7,21 @@ import lazy_loader
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
-    submodules=["answer_card", "cards", "outcomes", "panel", "paper_figures", "reward_map", "sweeps", "tables"],
+    submodules=[
+        "answer_card",
+        "cards",
+        "export",
+        "outcomes",
+        "panel",
+        "paper_figures",
+        "plain_text",
+        "reward_map",
+        "sweeps",
+        "tables",
+    ],
     submod_attrs={
         "style": ["save"],
+        "plain_text": ["styled"],
         "tables": ["reading_table", "table2"],
         "curves": ["figure_bandit", "training_curves"],
     },

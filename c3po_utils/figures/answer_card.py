@@ -8,12 +8,12 @@ from typing import NamedTuple
 
 import matplotlib.pyplot as plt
 import pandas as pd
-import yaml
 from matplotlib.axes import Axes
 
+from c3po_utils.figures.plain_text import NO_MATHJAX
 from c3po_utils.figures.style import TEXT, look, mark, ordered, style
 from c3po_utils.figures.text_layout import TYPE, signed, wrap
-from c3po_utils.runs import BUNDLED
+from c3po_utils.runs import BUNDLED, documents
 from c3po_utils.training import BASE_RESAMPLED
 
 HEADINGS = {"in_scope": "In scope", "out_of_scope": "Out of scope"}
@@ -61,7 +61,7 @@ def representative(answers: pd.DataFrame, methods: Sequence[str] | None = None) 
 def rejected_prompts() -> set[str]:
     """The keys of every run's `rejected_prompts.yaml`: prompts with an answer that a person would not publish."""
     paths = RESULTS.glob("*/rejected_prompts.yaml")
-    return {prompt for path in paths for prompt in yaml.safe_load(path.read_text(encoding="utf-8"))}
+    return {prompt for path in paths for prompt in documents.read(path)}
 
 
 class Row(NamedTuple):
@@ -137,7 +137,7 @@ def fig5_html(answers: pd.DataFrame, methods: Sequence[str] | None = None) -> st
     heads = "".join(f"<th>{HEADINGS[split]}<br>{html.escape(text)}</th>" for split, text in pairs)
     body = "".join(f"<tr><th>{html.escape(row.name)}</th>{_html_cells(row)}</tr>" for row in rows)
     table = f"<thead><tr><th>{html.escape(prompts.name)}</th>{heads}</tr></thead><tbody>{body}</tbody>"
-    return f'{CSS}<table class="answer-card">{table}</table>'
+    return f'{CSS}<table class="answer-card {NO_MATHJAX}">{table}</table>'
 
 
 def _html_cells(row: Row) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from c3po_utils.evaluation import playground
+from c3po_utils.figures.plain_text import NO_MATHJAX
 from c3po_utils.figures.style import look
 from c3po_utils.runs import files
 
@@ -60,7 +61,7 @@ def cards(texts: Mapping[str, str], answers: Mapping[str, playground.Answer]) ->
             made.append(_card(method, done.outcome.text, done.verdict, done.passes))
         else:
             made.append(_card(method, text, "…", None))
-    return f'<div class="c3po-cards">{"".join(made)}</div>'
+    return f'<div class="c3po-cards {NO_MATHJAX}">{"".join(made)}</div>'
 
 
 def sections(play: playground.Playground, asked: Asked) -> str:
@@ -70,7 +71,7 @@ def sections(play: playground.Playground, asked: Asked) -> str:
         split = play.row(prompt).get("split", "")
         done = {answer.method: answer for answer in found}
         note = f" <small>({html.escape(split)})</small>" if split else ""
-        parts.append(f"<h3>{html.escape(prompt)}{note}</h3>\n{cards(dict.fromkeys(done, ''), done)}")
+        parts += [f'<h3 class="{NO_MATHJAX}">{html.escape(prompt)}{note}</h3>', cards(dict.fromkeys(done, ""), done)]
     return "\n".join(parts)
 
 

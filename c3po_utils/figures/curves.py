@@ -59,7 +59,7 @@ def training_curves(log: pd.DataFrame, method: str, objective: methods.Method | 
             ax.axhline(math.log(2), color="grey", lw=0.7, ls=(0, (2, 2)), label="ln 2")
         if label != "learning rate":
             ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.26), ncols=2)  # below: curves cross everywhere
-    figure.suptitle(f"Training {look(method).name}", fontsize=8)
+    figure.suptitle(f"Training {look(method).label}", fontsize=8)
     return axes[0]
 
 

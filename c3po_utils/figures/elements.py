@@ -14,6 +14,7 @@ from matplotlib.patheffects import withStroke
 from matplotlib.transforms import offset_copy
 from numpy.typing import NDArray
 
+from c3po_utils.figures import plain_text
 from c3po_utils.figures.style import look, mark, ordered
 from c3po_utils.training import BASE_RESAMPLED
 
@@ -30,7 +31,7 @@ STEP = 5.0  # points from dot to dot where methods share a place
 
 def dot(method: str, ls: str | tuple = "none") -> Line2D:
     """A method's legend handle: its dot, on its line if it has one."""
-    return Line2D([], [], ls=ls, ms=5, label=look(method).name, **mark(method))
+    return Line2D([], [], ls=ls, ms=5, label=look(method).label, **mark(method))
 
 
 def points(
@@ -43,7 +44,7 @@ def points(
         aside: points by which all of it is moved to the right of its place.
     """
     shown = look(method)
-    drawn = ax.plot(rows[x], rows[y], ls=ls, alpha=alpha, label=shown.name, zorder=3, ms=size, **mark(method))
+    drawn = ax.plot(rows[x], rows[y], ls=ls, alpha=alpha, label=shown.label, zorder=3, ms=size, **mark(method))
     if whiskers:
         both = errors(rows, y), errors(rows, x) if f"{x}_lo" in rows else None
         bars = ax.errorbar(rows[x], rows[y], *both, fmt="none", ecolor=shown.color, alpha=0.6 * alpha, **ERROR)
@@ -96,7 +97,14 @@ def label_dots(ax: Axes, places_N2: NDArray, texts: Sequence[str], methods: Sequ
     ax.figure.draw_without_rendering()
     dots = np.concatenate([line.get_xydata() for line in ax.lines if line.get_marker() != "None"] + [places_N2])
     drawn = [
-        ax.text(*place, text, color=0.6 * np.array(to_rgb(look(method).color)), fontsize=6, zorder=5, path_effects=HALO)
+        ax.text(
+            *place,
+            plain_text.label(text),
+            color=0.6 * np.array(to_rgb(look(method).color)),
+            fontsize=6,
+            zorder=5,
+            path_effects=HALO,
+        )
         for place, text, method in zip(places_N2, texts, methods, strict=True)
     ]
     leader = {"arrowstyle": "-", "lw": 0.5, "color": "#333333", "shrinkB": 2.5, "zorder": 4}

@@ -69,7 +69,7 @@ def hit_grid(answers: pd.DataFrame) -> NDArray:
 
 def _method_rows(ax: Axes, shown: list[str], middle: float = 0.0) -> None:
     """The methods' names at the left, the first on top."""
-    ax.set_yticks(np.arange(len(shown)) + middle, [look(method).name for method in shown])
+    ax.set_yticks(np.arange(len(shown)) + middle, [look(method).label for method in shown])
     ax.set_ylim(len(shown) - 0.5 + middle, middle - 0.5)
 
 

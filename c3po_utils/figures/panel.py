@@ -49,10 +49,10 @@ class Panel:
         known = playground.sampled_feedbacks(self.run.value)
         self.feedback.options = known
         self.feedback.value = feedback if feedback in known else known[0]
-        self._choose_feedback()
+        self._choose_feedback()  # another run's, though it may have the same name
 
     def _choose_feedback(self) -> None:
-        if not self.feedback.value:  # between the options of two runs
+        if not self.feedback.value:  # for a moment, while the options change
             return
         play = playground.open_playground(self.run.value, self.feedback.value)
         adapters = playground.trained_adapters(play.run, play.record.id)
@@ -60,6 +60,7 @@ class Panel:
         self.methods.value = [name for name in play.methods if name != playground.BASE]
         prompts = [(f"{row['split'].replace('_', ' ')}: {row['prompt']}", row["prompt"]) for row in play.test_prompts]
         self.test_prompt.options = [("(or type one below)", ""), *prompts]
+        self.test_prompt.index = 0
         self.seed.value = play.settings.seed
         self.heading.value = cards.heading(play)
 

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from c3po_utils.evaluation import interval_note, scores
 from c3po_utils.feedback import SPLITS
+from c3po_utils.figures import plain_text
 from c3po_utils.figures.elements import HALO, LABELS, NOISE_FLOOR_LINE, add_line, all_points, dot, errors, noise_floor
 from c3po_utils.figures.style import COLUMN, TEXT, bar, dash, legend_below, look, mark, ordered, style
 from c3po_utils.training import BASE_RESAMPLED, registered
@@ -92,7 +93,7 @@ def _fitted_line(ax: Axes, x: pd.Series, y: pd.Series, method: str) -> bool:
         along = np.sort((box - center) / direction, axis=0)  # where the line meets the box's sides
     ends = center + np.outer([np.nanmax(along[0]), np.nanmin(along[1])], direction)
     shown = look(method)
-    ax.plot(*ends.T, color=shown.color, ls=dash(method), lw=1.5, zorder=4, label=f"{shown.name}, fit")
+    ax.plot(*ends.T, color=shown.color, ls=dash(method), lw=1.5, zorder=4, label=f"{shown.label}, fit")
     return True
 
 
@@ -122,7 +123,7 @@ def fig7(shares: pd.DataFrame, answers: pd.DataFrame | None = None) -> NDArray:
         handles = _bars(ax, shares[shares["setting"] == setting], shown)
         if answers is not None:
             _own_shares(ax, answers[answers["setting"] == setting], shown)
-        ax.set_title(SETTINGS.get(setting, setting))
+        ax.set_title(SETTINGS.get(setting, plain_text.label(setting)))
         if len(settings) > 2:  # labels on two lines, for want of room
             ax.set_xticks(range(3), [LABELS[split].replace(" scope", "\nscope") for split in SPLITS])
     axes[0, 0].set_ylabel("share of prompts where\nthe feedback is applied")
@@ -192,7 +193,7 @@ def _bars(ax: Axes, shares: pd.DataFrame, methods: list[str]) -> list:
         for x, share, top in zip(place, rows["share"], rows["share_hi"].fillna(0), strict=True):
             if share == 0:
                 above = {"xytext": (0, 4), "textcoords": "offset points", "path_effects": HALO, "zorder": 4}
-                ax.annotate(look(method).name, (x, top), rotation=90, ha="center", fontsize=5.5, **above)
+                ax.annotate(look(method).label, (x, top), rotation=90, ha="center", fontsize=5.5, **above)
     floor = shares[shares["method"] == BASE_RESAMPLED].set_index("split")["share"].reindex(SPLITS)
     if floor.notna().any():
         ax.hlines(floor, np.arange(3) - 0.46, np.arange(3) + 0.46, zorder=3, **NOISE_FLOOR_LINE)

@@ -17,6 +17,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize, to_hex
 from matplotlib.patches import Rectangle
 
+from c3po_utils.figures.plain_text import NO_MATHJAX
 from c3po_utils.figures.style import COLUMN, TEXT, legend_below, look, style
 from c3po_utils.figures.text_layout import TYPE, drawable, signed, width, wrap
 
@@ -53,7 +54,7 @@ def reward_map(stored: dict[str, Any]) -> Axes:
     ax.set(xlim=(0, TEXT), ylim=(total, 0))  # inches across, lines down
     ax.set_axis_off()
     places = {"true": NAME, "learned": NAME + room + GAP}
-    learned = rf"learned by {look(stored['method']).name}, $\log\,\pi_\theta/\pi_0$"
+    learned = rf"learned by {look(stored['method']).label}, $\log\,\pi_\theta/\pi_0$"
     for left, head in zip(places.values(), (r"true reward, $\log\,\pi^+/\pi^-$", learned), strict=True):
         ax.text(left, 0.9, head, color="#666666", **MATH)
     top = 1.3
@@ -131,7 +132,8 @@ def reward_map_html(stored: dict[str, Any]) -> str:
     body = "".join(_html_row(answer) for answer in stored["maps"])
     steps = "".join(_html_token(f"&nbsp;{value:+.0f}&nbsp;", value) for value in np.arange(-LIMIT, LIMIT + 1))
     legend = f'<p class="reward-map">{steps} nats per token; underlined: negative; grey: the sum over the answer</p>'
-    return f'{CSS}<table class="reward-map"><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table>{legend}'
+    table = f"<thead><tr>{heads}</tr></thead><tbody>{body}</tbody>"
+    return f'{CSS}<table class="reward-map {NO_MATHJAX}">{table}</table>{legend}'
 
 
 def _html_row(answer: dict) -> str:

@@ -16,6 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
+from c3po_utils.figures import plain_text
 from c3po_utils.runs import files
 from c3po_utils.training import BASE_RESAMPLED, registered
 
@@ -30,6 +31,11 @@ class Look(NamedTuple):
     marker: str | tuple[int, int, int]
     hatch: str
     fill: str = "full"
+
+    @property
+    def label(self) -> str:
+        """The name in figures."""
+        return plain_text.label(self.name)
 
 
 # Colours after Okabe and Ito; within a family (prompted, SCD, DPO, C3PO) they differ in lightness.
@@ -92,7 +98,7 @@ def bar(method: str) -> dict[str, Any]:
     shown = look(method)
     ink = "#333333" if np.dot(to_rgb(shown.color), (0.299, 0.587, 0.114)) > 0.42 else "#FFFFFF"  # by luma
     line = {"edgecolor": "#333333", "linewidth": 0.4, "hatch": shown.hatch, "hatchcolor": ink}
-    return {"facecolor": shown.color, "label": shown.name, **line}
+    return {"facecolor": shown.color, "label": shown.label, **line}
 
 
 def dash(method: str) -> str | tuple:

@@ -12,17 +12,17 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-import yaml
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 from pandas.io.formats.style import Styler
 
 from c3po_utils.evaluation import interval_note
+from c3po_utils.figures import plain_text
 from c3po_utils.figures.elements import LABELS, add_line, all_points, dot, label_dots, noise_floor, points
 from c3po_utils.figures.style import COLUMN, REFERENCES, TEXT, dash, legend_below, look, ordered, style
 from c3po_utils.figures.tables import cell
-from c3po_utils.runs import BUNDLED, done_stages
+from c3po_utils.runs import BUNDLED, documents, done_stages
 from c3po_utils.training import BASE_RESAMPLED, TrainSettings, adapters, methods, registered
 
 PAPER_YAML = BUNDLED / "notebooks" / "params" / "runs" / "paper.yaml"
@@ -30,7 +30,7 @@ PAPER_YAML = BUNDLED / "notebooks" / "params" / "runs" / "paper.yaml"
 
 def paper_settings(path: Path | str = PAPER_YAML) -> dict[str, Any]:
     """What the paper trained C3PO with: the kit's defaults, and the run's settings in paper.yaml."""
-    return {**_defaults(), **_scalars(yaml.safe_load(Path(path).read_text(encoding="utf-8"))["train"])}
+    return {**_defaults(), **_scalars(documents.read(Path(path))["train"])}
 
 
 def _defaults() -> dict[str, Any]:
@@ -153,6 +153,9 @@ def sweep(
     so that intervals do not hide each other. `paper` marks the value that the paper trained C3PO with.
     """
     rows = table[table["method"] != BASE_RESAMPLED].dropna(subset=parameter).sort_values(parameter)
+    if not pd.api.types.is_numeric_dtype(rows[parameter]):
+        rows[parameter] = rows[parameter].map(_label)
+        paper = None if paper is None else _label(paper)
     shown = ordered(rows["method"])
     handles = [dot(method, dash(method)) for method in shown]
     tried = pd.Series([*rows[parameter], *([] if paper is None else [paper])])
@@ -168,7 +171,7 @@ def sweep(
             ax.axvline(paper, zorder=1, **PAPER_LINE)
             add_line(handles, PAPER_LINE)
         _parameter_axis(ax, tried)
-        ax.set(xlabel=parameter.replace("_", " "), title=LABELS[score])
+        ax.set(xlabel=plain_text.label(parameter.replace("_", " ")), title=LABELS[score])
     legend_below(figure, handles, f"whiskers: {interval_note(rows)}")
     return axes[0]
 
@@ -184,7 +187,13 @@ def sweep_table(table: pd.DataFrame, parameter: str, scores: Sequence[str] = ("S
     shown = pd.DataFrame({"method": [look(method).name for method in rows["method"]], parameter: rows[parameter]})
     for score in scores:
         shown[score] = [cell(row, score, "interval") for _, row in rows.iterrows()]
-    return shown.style.hide(axis="index").set_caption(f"{parameter.replace('_', ' ')}: {interval_note(rows)}")
+    return (
+        plain_text.styled(shown).hide(axis="index").set_caption(f"{parameter.replace('_', ' ')}: {interval_note(rows)}")
+    )
+
+
+def _label(value: object) -> str:
+    return plain_text.label(str(value))
 
 
 def _logarithmic(values: pd.Series) -> bool:

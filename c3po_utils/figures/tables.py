@@ -14,6 +14,8 @@ from pandas.io.formats.style import Styler
 
 from c3po_utils.evaluation import SCORES, calibration, interval_note, judge, scores
 from c3po_utils.feedback import SPLITS
+from c3po_utils.figures import plain_text
+from c3po_utils.figures.plain_text import styled
 from c3po_utils.figures.style import REFERENCES, look, ordered, save
 from c3po_utils.runs import BUNDLED, Stage, done_stages, files, stage
 
@@ -84,7 +86,7 @@ def table2(
         [["font-weight: bold" * ((row, column) in bold) for column in table] for row in table.index],
         table.index, table.columns,
     )  # fmt: skip
-    style = table.style.apply(lambda _: styles, axis=None).hide(axis="index")
+    style = styled(table).apply(lambda _: styles, axis=None).hide(axis="index")
     return style.set_caption(_note(method_scores, uncertainty))
 
 
@@ -100,10 +102,12 @@ def table2_markdown(
 ) -> str:
     """Table 2 for a README, with a line below it that says what the uncertainty is."""
     table = _cells(method_scores, paper, scores, uncertainty)
+    table["method"] = table["method"].map(plain_text.markdown)
     for score in scores:
         column, best = f"{score} {ARROWS[score]}", _best(method_scores, score)
         table.loc[best, column] = "**" + table.loc[best, column] + "**"
-    return f"{table.to_markdown(index=False)}\n\n{_note(method_scores, uncertainty).capitalize()}.\n"
+    note = _note(method_scores, uncertainty).capitalize()
+    return f"{table.to_markdown(index=False, disable_numparse=True)}\n\n{note}.\n"
 
 
 def differences_table(differences: pd.DataFrame, scores: Sequence[str] = SCORES) -> Styler:
@@ -116,7 +120,7 @@ def differences_table(differences: pd.DataFrame, scores: Sequence[str] = SCORES)
     styles = pd.DataFrame(np.where(bold, "font-weight: bold", ""), table.index, list(scores))
     names = [look(method).name for method in differences["method"].unique()]
     caption = f"{', '.join(names)}, less each other method; 95% intervals; p adjusted over the methods (Holm)"
-    style = table.style.apply(lambda _: styles, axis=None, subset=list(scores)).hide(axis="index")
+    style = styled(table).apply(lambda _: styles, axis=None, subset=list(scores)).hide(axis="index")
     return style.set_properties(**{"white-space": "pre"}).set_caption(caption)
 
 
@@ -129,7 +133,7 @@ def means_table(means: pd.DataFrame, columns: Sequence[str] = SPLITS) -> Styler:
     rows, table = _by_method(means)
     for column in columns:
         table[column] = [cell(row, column, "interval") for _, row in rows.iterrows()]
-    return table.style.hide(axis="index").set_caption(interval_note(means))
+    return styled(table).hide(axis="index").set_caption(interval_note(means))
 
 
 def bounds_table(bounds: pd.DataFrame, scores: Sequence[str] = SCORES) -> Styler:
@@ -140,12 +144,12 @@ def bounds_table(bounds: pd.DataFrame, scores: Sequence[str] = SCORES) -> Styler
         table[f"{score} {ARROWS[score]}"] = [worst if worst == best else f"{worst} … {best}" for worst, best in ends]
     table["missing"] = [f"{missing} of {n}" for missing, n in zip(rows["n_missing"], rows["n_prompts"], strict=True)]
     caption = "Had every missing score been the worst, or the best, it could be"
-    return table.style.hide(axis="index").set_caption(caption)
+    return styled(table).hide(axis="index").set_caption(caption)
 
 
 def reading_table(rows: pd.DataFrame, caption: str = "") -> Styler:
     """Rows with texts, for a notebook: from the left and with their line breaks, so that they can be read."""
-    style = rows.style.format(precision=2, na_rep="–").hide(axis="index").set_caption(caption)
+    style = styled(rows).format(precision=2, na_rep="–").hide(axis="index").set_caption(caption)
     left = [("text-align", "left")]
     looks = [{"selector": "th", "props": left}, {"selector": "caption", "props": [*left, ("font-weight", "bold")]}]
     cells = {"text-align": "left", "vertical-align": "top", "white-space": "pre-wrap"}
@@ -160,7 +164,7 @@ def judge_section(answers: pd.DataFrame) -> Iterator[Markdown | Styler]:
     yield Markdown(TRUST)
     yield calibration_table(calibration.calibration(answers))
     if answers["metric_score"].notna().any():
-        yield calibration.confusion_table(answers).style.set_caption("verdicts of the metric and of the judge")
+        yield styled(calibration.confusion_table(answers)).set_caption("verdicts of the metric and of the judge")
         yield reading_table(calibration.disagreements(answers)[columns].head(4), "where metric and judge differ most")
     reasons = {f"score_{order}_reasons": f"reasons, {order.replace('_', ' ')}" for order in judge.ORDERS}
     flipped = calibration.flips(answers)[[*PAIR_TEXTS, *reasons]].head(4).rename(columns=reasons)
@@ -174,7 +178,7 @@ def judge_section(answers: pd.DataFrame) -> Iterator[Markdown | Styler]:
 
 def calibration_table(found: pd.DataFrame) -> Styler:
     """A calibration for a notebook, with what is to be warned of in bold."""
-    style = found.style.format(precision=2, na_rep="–").hide(axis="index")
+    style = styled(found).format(precision=2, na_rep="–").hide(axis="index")
     style = style.set_caption("95% intervals; n: pairs, or verdicts, counted")
     style = style.set_properties(["check", "warning"], **{"text-align": "left"})
     return style.set_properties(["warning"], **{"font-weight": "bold"})
@@ -205,7 +209,7 @@ def side_effects_table(table: pd.DataFrame) -> Styler:
              for beyond in rows["beyond"]]  # fmt: skip
     readable = readable.reset_index(drop=True)  # of several feedbacks a method has several rows
     styles = pd.DataFrame(marks, readable.index, readable.columns)
-    style = readable.style.apply(lambda _: styles, axis=None).hide(axis="index")
+    style = styled(readable).apply(lambda _: styles, axis=None).hide(axis="index")
     style = style.format(readable_number, na_rep="–", subset=[*shown.values()])
     return style.set_caption("marked: beyond the limits; read some answers, the adapter may have collapsed")
 
@@ -233,7 +237,7 @@ def store_results(
         store_tables(by_method, by_feedback, folder, uncertainty)
         files.write_atomic(folder / "fig5.html", card)
         for name, table in swept.items():
-            files.write_atomic(folder / f"sweep_{name}.csv", table.to_csv(index=False, float_format="%.6g"))
+            files.write_atomic(folder / f"sweep_{name}.csv", plain_text.csv(table, "%.6g"))
         for name, axes in drawn.items():
             save(axes, folder, name)
 
@@ -243,6 +247,6 @@ def store_tables(
 ) -> None:
     """`table2.csv` and `table2.md` (a row per method), `scores.csv` (a row per feedback and method)."""
     folder = Path(folder)
-    files.write_atomic(folder / "table2.csv", by_method.to_csv(index=False, float_format="%.4f"))
+    files.write_atomic(folder / "table2.csv", plain_text.csv(by_method, "%.4f"))
     files.write_atomic(folder / "table2.md", table2_markdown(by_method, uncertainty=uncertainty))
-    files.write_atomic(folder / "scores.csv", by_feedback.to_csv(index=False, float_format="%.4f"))
+    files.write_atomic(folder / "scores.csv", plain_text.csv(by_feedback, "%.4f"))

@@ -51,7 +51,7 @@ def wrap(text: str, room: float, max_lines: int, weight: str = "normal") -> list
     follow."""
     lines: list[str] = []
     for paragraph in drawable(text).strip().split("\n"):
-        lines += _fill(paragraph, room, weight)
+        lines += _fill(paragraph, room, weight, max_lines + 1)
         if len(lines) > max_lines:
             break
     if len(lines) <= max_lines:
@@ -62,8 +62,8 @@ def wrap(text: str, room: float, max_lines: int, weight: str = "normal") -> list
     return [*lines[: max_lines - 1], f"{last} …".lstrip()]
 
 
-def _fill(paragraph: str, room: float, weight: str) -> list[str]:
-    """Greedy lines of one paragraph; words wider than a line are broken."""
+def _fill(paragraph: str, room: float, weight: str, enough: int) -> list[str]:
+    """Greedy lines of one paragraph, no more than enough; words wider than a line are broken."""
     lines = [""]
     for word in paragraph.split():
         joined = f"{lines[-1]} {word}".strip()
@@ -75,6 +75,8 @@ def _fill(paragraph: str, room: float, weight: str) -> list[str]:
             if width(lines[-1] + character, weight) > room:
                 lines.append("")
             lines[-1] += character
+            if len(lines) > enough:
+                return lines[:enough]
     return lines
 
 

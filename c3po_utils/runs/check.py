@@ -8,15 +8,17 @@ from typing import Any, get_args
 
 from c3po_utils import chat, engine  # as rooms: their heavy parts are imported when they are used
 from c3po_utils.chat.openai.limits import read_limits
-from c3po_utils.evaluation import evaluate, scores
+from c3po_utils.evaluation import evaluate, playground, scores
 from c3po_utils.feedback import find_feedback, records
 from c3po_utils.runs import jobs
 from c3po_utils.runs.config import RunConfig
 from c3po_utils.runs.parameters import ParameterError, nearest
-from c3po_utils.runs.stage import run_folder
-from c3po_utils.sampling import members, sample
+from c3po_utils.runs.stage import Stage, run_folder
+from c3po_utils.sampling import members, rows, sample
 from c3po_utils.training import methods as known_methods
 from c3po_utils.training import trained_methods
+
+PLAYGROUND = "08_playground.ipynb"  # of no run's jobs
 
 
 @contextlib.contextmanager
@@ -114,6 +116,9 @@ def check_sample(values: dict[str, Any]) -> None:
                 check_model(name, values["limits"])
     run_folder(values["run"])
     feedback = find_feedback(values["feedback"])
+    if rows.imported_sample(run_folder(values["run"]), feedback):
+        sample.open_sample(run_folder(values["run"]), values["feedback"], settings)
+        return
     if settings.strategy == "demonstrate" and not feedback.demonstrations:
         raise ValueError(f"feedback {feedback.id!r} has no demonstrations: add some, or use strategy 'revise'")
     if not settings.prompt_model:
@@ -136,6 +141,8 @@ def check_evaluate(values: dict[str, Any]) -> None:
     """The parameters of 03_evaluate."""
     run_folder(values["run"])
     _methods(values["methods"])
+    folder = run_folder(values["run"]) / "eval" / records.feedback_id(values["feedback"])
+    evaluate.refuse_imported(Stage(folder / method, {}) for method in values["methods"])
     _check_judge(values, [values["feedback"]])
 
 
@@ -160,12 +167,22 @@ def check_figures(values: dict[str, Any]) -> None:
         raise ValueError(f"uncertainty: expected one of {known}, found {found!r} ({nearest(found, known)})")
 
 
+def check_playground(values: dict[str, Any]) -> None:
+    """The parameters of 08_playground."""
+    for prompt in values["prompts"]:
+        if not isinstance(prompt, str) or not prompt.strip():
+            raise ValueError(f"prompts: expected texts, found {prompt!r}")
+    mixes = [values["mix"]] if values["mix"] else []
+    playground.open_playground(values["run"], values["feedback"], values["methods"], mixes)
+
+
 CHECKS: dict[str, Callable[[dict[str, Any]], None]] = {
     jobs.SAMPLE: check_sample,
     jobs.TRAIN: check_train,
     jobs.EVALUATE: check_evaluate,
     jobs.TWO_FEEDBACKS: check_two_feedbacks,
     jobs.FIGURES: check_figures,
+    PLAYGROUND: check_playground,
 }
 
 

@@ -6,11 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, PositiveInt, ValidationError
 
 from c3po_utils.feedback import files
-from c3po_utils.runs import parameters
+from c3po_utils.runs import documents, parameters
 from c3po_utils.runs.parameters import ParameterError, nearest
 from c3po_utils.runs.stage import BUNDLED
 from c3po_utils.training import registered
@@ -25,7 +24,7 @@ class RunConfig(BaseModel):
 
     run: str
     workers: PositiveInt = 1  # feedbacks at one time, each on its share of the cores
-    feedback_set: str = "embedded"  # a set in feedback/, or the path of a YAML file
+    feedback_set: str | list[str] = "embedded"  # a set in feedback/, or the path of a YAML file; or several
     feedbacks: list[str] | None = None  # ids; all of the set when left out
     methods: list[str]
     sample: dict[str, Any] = {}
@@ -51,16 +50,16 @@ def run_file(name: Path | str) -> Path:
     raise ParameterError(f"no run {str(name)!r}: expected a YAML file, or a name ({nearest(Path(name).stem, known)})")
 
 
-def read_config(name: Path | str) -> dict[str, Any]:
-    """A run's YAML over the file that its `base` names, beside it, if it has one.
+def read_config(name: Path | str, above: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """A run's YAML over the file that its `base` names, beside it, if it has one; `above` are those that stand on it.
 
     Raises:
-        ParameterError: no such file, or no settings of a run in it.
+        ParameterError: no such file, no settings of a run in it, or a base that stands on itself.
     """
     path = run_file(name)
-    values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    if not isinstance(values, dict):
-        raise ParameterError(f"{path}: expected the settings of a run as `key: value`, found {values!r}")
+    if path.resolve() in above:
+        raise ParameterError(f"{above[-1]}, base: expected another file, found {path.name!r}, which stands on it")
+    values = _settings(path)
     if "method" in values:
         raise ParameterError(
             f"{path} changes the method {values['method']!r}, and says nothing of a run: name the method in the"
@@ -68,8 +67,19 @@ def read_config(name: Path | str) -> dict[str, Any]:
             f" `papermill 02_train.ipynb OUT.ipynb -f {path}`"
         )
     base = values.pop("base", None)
-    values = {**read_config(path.parent / base), **values} if base else values
     _refuse_unknown(values, f"{path}, ")
+    if base is not None and not isinstance(base, str):
+        raise ParameterError(f"{path}, base: expected the name of a YAML file, found {base!r}")
+    return {**read_config(path.parent / base, (*above, path.resolve())), **values} if base else values
+
+
+def _settings(path: Path) -> dict[str, Any]:
+    try:
+        values = documents.read(path)
+    except ValueError as error:
+        raise ParameterError(str(error)) from error
+    if not isinstance(values, dict):
+        raise ParameterError(f"{path}: expected a mapping of settings, found {str(values)[:80]!r}")
     return values
 
 

@@ -64,7 +64,7 @@ def read_json(path: Path | str, kind: type = object) -> Any:
     data = Path(path).read_bytes()
     try:
         value = json.loads(data)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DamagedFile(f"{path}: expected JSON, found {len(data)} bytes that are none: {error}") from None
     if not isinstance(value, kind):
         raise DamagedFile(f"{path}: expected a JSON {kind.__name__}, found {str(value)[:80]!r}")
@@ -93,7 +93,7 @@ def read_jsonl(path: Path | str) -> list[dict]:
         for number, line in enumerate(file, 1):
             try:
                 row = json.loads(line)
-            except ValueError:
+            except (ValueError, RecursionError):
                 row = None
             if not isinstance(row, dict):
                 found = line[:80].decode(errors="replace")

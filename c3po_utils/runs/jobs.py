@@ -80,15 +80,23 @@ def _figures_jobs(config: RunConfig, run: Path) -> Iterator[Job]:
     yield figures_job(config, run)
 
 
+def _sets(config: RunConfig) -> list[Path]:
+    given = config.feedback_set
+    return [records.feedback_set(name) for name in ([given] if isinstance(given, str) else given)]
+
+
 def selected(config: RunConfig) -> list[Feedback]:
     """The records of the run's feedbacks."""
-    return records.select(load_feedbacks(records.feedback_set(config.feedback_set)), ids=config.feedbacks)
+    return records.select(load_feedbacks(*_sets(config)), ids=config.feedbacks)
 
 
 def feedback_names(config: RunConfig) -> list[str]:
-    """What the notebooks take as `feedback`: `file.yaml#id` for each feedback of the run."""
-    path, ids = records.feedback_set(config.feedback_set), [feedback.id for feedback in selected(config)]
-    return ids if path.parent == records.FEEDBACK_FOLDER else [f"{path.resolve()}#{id}" for id in ids]
+    """What the notebooks take as `feedback`: the id, after its file (`file.yaml#id`) where that lies elsewhere."""
+    names = {}
+    for path in _sets(config):
+        place = "" if path.parent == records.FEEDBACK_FOLDER else f"{path.resolve()}#"
+        names |= {feedback.id: place + feedback.id for feedback in load_feedbacks(path)}
+    return [names[feedback.id] for feedback in selected(config)]
 
 
 def two_feedbacks_runs(config: RunConfig) -> list[tuple[list[str], str, How]]:

@@ -11,8 +11,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import TypeAdapter, ValidationError
+
+from c3po_utils.runs import documents
 
 
 def nearest(found: object, valid: Iterable[str]) -> str:
@@ -90,5 +91,11 @@ def read_overrides(overrides: Iterable[str]) -> dict[str, Any]:
         key, separator, value = override.partition("=")
         if not separator:
             raise SystemExit(f"override {override!r}: expected key=value")
-        values[key] = yaml.safe_load(value)
+        try:
+            document = documents.load(value)
+        except documents.DocumentError as error:
+            raise SystemExit(f"override {override!r}: {error}") from error
+        for _, problem in document.problems:
+            raise SystemExit(f"override {override!r}: {problem}")
+        values[key] = document.value
     return values

@@ -8,7 +8,17 @@ import lazy_loader
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
-    submodules=["answers", "deduplicated", "generate_feedback", "generate_prompts", "rows", "sample", "settings"],
+    submodules=[
+        "answers",
+        "deduplicated",
+        "export",
+        "generate_feedback",
+        "generate_prompts",
+        "reference",
+        "rows",
+        "sample",
+        "settings",
+    ],
     submod_attrs={
         "sample": ["Sample", "open_sample"],
         "settings": ["SampleSettings"],

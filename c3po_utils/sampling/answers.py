@@ -11,7 +11,7 @@ from dataclasses import replace
 from itertools import product
 
 from c3po_utils.chat import ChatModel, Outcome, Sampling, ask, request, types
-from c3po_utils.feedback import Feedback, check
+from c3po_utils.feedback import Feedback
 from c3po_utils.sampling.settings import SampleSettings
 
 # In-context baseline: the prompt with the feedback in it.
@@ -158,4 +158,4 @@ def _revise(
 def _passes(feedback: Feedback, outcome: Outcome, baseline: str) -> bool:
     if outcome.status != "ok" or not outcome.text:
         return False
-    return feedback.metric is None or check(feedback.metric, outcome.text, baseline)
+    return feedback.metric is None or feedback.passes(outcome.text, baseline)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-import unicodedata
 from collections.abc import Sequence
 from functools import partial
 from operator import attrgetter
@@ -12,7 +10,7 @@ from typing import Literal
 from pydantic import Field
 
 from c3po_utils.chat import ChatModel, DryRun, structured_output, types
-from c3po_utils.feedback import Feedback, Text
+from c3po_utils.feedback import Feedback, Text, files
 from c3po_utils.sampling.deduplicated import Effort, Report, Seen, Short, Target, fill, made_up
 
 # New feedbacks about how an answer is written.
@@ -43,7 +41,6 @@ of another one's. At the end, give the {count} revised ones.{avoid}"""
 
 Kind = Literal["style", "content"]
 TEMPLATES = {"style": STYLE_FEEDBACKS, "content": CONTENT_FEEDBACKS}
-ID_WORDS = 5
 AT_ONCE = 10
 
 
@@ -90,22 +87,10 @@ def generate_feedbacks(
         raise Short(report)
     made, taken = [], {feedback.id for feedback in known}
     for idea in target.kept:
-        id = new_id(idea.content, kind, taken)
+        id = files.new_id(idea.content, kind, taken)
         made.append(Feedback(id=id, source="model", kind=kind, **idea.model_dump()))
         taken.add(id)
     return made, report
-
-
-def new_id(content: str, kind: str, taken: set[str]) -> str:
-    """A readable id from a sentence's first longer words; numbered where there are none, or it is taken."""
-    plain = unicodedata.normalize("NFKD", content).encode("ascii", "ignore").decode().lower()
-    words = [word for word in re.findall(r"[a-z0-9]+", plain) if len(word) > 3][:ID_WORDS]
-    stem, number = "_".join(words) or kind, 1
-    id = stem if words else f"{stem}_1"
-    while id in taken:
-        number += 1
-        id = f"{stem}_{number}"
-    return id
 
 
 def estimate(model: ChatModel, kind: Kind, count: int, *, known: Sequence[Feedback] = ()) -> types.Estimate:

@@ -12,8 +12,8 @@ from pydantic import Field, ValidationError
 
 from c3po_utils.chat import ChatModel, Sampling, request, structured_output
 from c3po_utils.feedback import Feedback, check, metrics, records
+from c3po_utils.feedback import files as feedback_files
 from c3po_utils.runs import files
-from c3po_utils.sampling.generate_feedback import new_id
 
 PROPOSE = """Somebody tells a writing assistant once, in one sentence, how certain answers shall be:
 
@@ -91,7 +91,7 @@ def _first_problem(error: Exception) -> str:
 def make_record(sentence: str, id: str = "", **parts: Any) -> Feedback:
     """The record, with an id made of the sentence's words if none is given, different from those in feedback/."""
     taken = {one.id for one in records.load_feedbacks(*sorted(records.FEEDBACK_FOLDER.glob("*.yaml")))}
-    id = id or new_id(sentence, parts["kind"], taken)
+    id = id or feedback_files.new_id(sentence, parts["kind"], taken)
     return Feedback(id=id, content=sentence.strip(), source="human", **parts)
 
 
@@ -221,8 +221,8 @@ def _demonstrations(
 def as_yaml(feedback: Feedback) -> str:
     """The record as it stands in a set."""
     record = feedback.model_dump(mode="json", exclude_defaults=True)
-    text = yaml.safe_dump([record], allow_unicode=True, sort_keys=False, width=110)
-    return "".join(f"  {line}\n" for line in text.splitlines())
+    shown = yaml.safe_dump([record], allow_unicode=True, sort_keys=False, width=110)
+    return "".join(f"  {line}\n" for line in shown.splitlines())
 
 
 def append(path: Path, feedback: Feedback) -> Path:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections import Counter, defaultdict
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,34 @@ def _row(feedback: Feedback, prompt: Prompt, fold: str) -> dict:
 
 def _folder(run: Path | str, feedback_id: str) -> Path:
     return Path(run) / "sample" / feedback_id
+
+
+def sample_stage(run: Path | str, feedback: Feedback, settings: SampleSettings, inputs: dict[str, Any]) -> stage.Stage:
+    """The folder of a feedback's sample, done when made for this record with these settings from these inputs.
+
+    Inputs are `prompts`, the hash of those that were given, or `imported`, the hashes of the files that were read.
+    """
+    record = feedback.model_dump(mode="json", exclude={"examples"})
+    identity = {"settings": asdict(settings), "feedback": record, **inputs}
+    return stage.Stage(_folder(run, feedback.id), identity, ROWS)
+
+
+def imported_sample(run: Path | str, feedback: Feedback) -> stage.Stage | None:
+    """The finished sample that was imported for a feedback; None where there is none, or a sampled one.
+
+    Raises:
+        ValueError: the record has changed since, or the rows are gone or damaged: nothing here can make them anew.
+    """
+    known = stage.Stage(_folder(run, feedback.id), {}).manifest or {}
+    if "imported" not in (identity := known.get("identity", {})):
+        return None
+    settings = SampleSettings(**identity["settings"])
+    own = sample_stage(run, feedback, settings, {"imported": identity["imported"]})
+    if changed := own.changes():
+        raise ValueError(f"{own} was imported for another record: {', '.join(changed)} differs; import it again")
+    if not own.done:
+        raise ValueError(f"{own} was imported, and its {ROWS} is gone or damaged: import it again")
+    return own
 
 
 def _identity(run: Path | str, feedback_id: str) -> dict[str, Any]:

@@ -16,12 +16,12 @@ import pandas as pd
 
 from c3po_utils import chat  # as a room: its heavy parts are imported when they are used
 from c3po_utils.chat import ChatModel
-from c3po_utils.feedback import SPLITS, Feedback, Prompt, check, find_feedback, general, records
+from c3po_utils.feedback import SPLITS, Feedback, Prompt, find_feedback, general, records
 from c3po_utils.runs import LEDGER, Stage, files
 from c3po_utils.sampling.answers import add_answers, add_in_context, add_in_context_cot, add_revisions
 from c3po_utils.sampling.deduplicated import Effort, Report, made_up
 from c3po_utils.sampling.generate_prompts import generate_prompts, write_prompts
-from c3po_utils.sampling.rows import ROWS, counts, deal_prompts
+from c3po_utils.sampling.rows import ROWS, counts, deal_prompts, imported_sample, sample_stage, stored_settings
 from c3po_utils.sampling.settings import SampleSettings
 
 PROMPTS = "prompts"  # the folder, in the stage's, of what the prompt model wrote
@@ -62,6 +62,7 @@ class Sample:
     """One feedback's sample on its way: what is to be learned, how it is sampled, by whom, and where it goes.
 
     `given`: the prompts that are there already. The models are opened when they are first needed.
+    `imported`: the finished stage of a sample that was made elsewhere; nothing is sampled then.
     """
 
     run: Path
@@ -69,16 +70,13 @@ class Sample:
     settings: SampleSettings
     given: Sequence[Prompt]
     limits: dict[str, Any]
+    imported: Stage | None = None
 
     @cached_property
     def stage(self) -> Stage:
         """The folder of the sampled data, done when made from these settings, record and given prompts."""
-        identity = {
-            "settings": asdict(self.settings),
-            "feedback": self.record.model_dump(mode="json", exclude={"examples"}),
-            "prompts": files.content_hash([asdict(prompt) for prompt in self.given]),
-        }
-        return Stage(self.run / "sample" / self.record.id, identity, ROWS)
+        given = {"prompts": files.content_hash([asdict(prompt) for prompt in self.given])}
+        return self.imported or sample_stage(self.run, self.record, self.settings, given)
 
     @cached_property
     def models(self) -> dict[str, ChatModel]:
@@ -121,7 +119,9 @@ class Sample:
         return [*records.load_prompts(self.record.id, folder), *self.given]
 
     def deal(self) -> list[dict]:
-        """Rows without answers; see rows.deal_prompts."""
+        """Rows without answers; see rows.deal_prompts. An imported sample's rows are dealt already."""
+        if self.imported:
+            return self.fill()
         return deal_prompts(self.record, self.prompts, self.settings)
 
     def fill(self) -> list[dict]:
@@ -145,7 +145,7 @@ class Sample:
         """Share of test answers that pass the feedback's metric, by answer column and split; NaN without any."""
         tests = [row for row in self.fill() if row["fold"] == "test" and self.record.metric]
         shown = [
-            (column, row["split"], check(self.record.metric, row[column], row["baseline"]))
+            (column, row["split"], self.record.passes(row[column], row["baseline"]))
             for row in tests
             for column in ANSWERS
             if row.get(column)
@@ -177,10 +177,21 @@ def open_sample(
 ) -> Sample:
     """The sample of one feedback, `id` or `path/to/set.yaml#id`, in a run's folder. `limits` are of openai: models.
 
+    A sample that was imported is taken as it is, with the settings that are stored with it.
+
     Raises:
-        FeedbackError: no such feedback, or no prompts for it. ValueError: general prompts that cannot be had.
+        FeedbackError: no such feedback, or no prompts for it.
+        ValueError: general prompts that cannot be had; an imported sample of another model, or for another record.
     """
-    return Sample(Path(run), find_feedback(feedback), settings, find_prompts(feedback, settings), limits or {})
+    record = find_feedback(feedback)
+    if not (imported := imported_sample(run, record)):
+        return Sample(Path(run), record, settings, find_prompts(feedback, settings), limits or {})
+    stored = stored_settings(run, record.id)
+    if settings.model != stored.model:
+        raise ValueError(
+            f"model: expected {stored.model!r}, whose answers were imported into {imported}, found {settings.model!r}"
+        )
+    return Sample(Path(run), record, stored, (), limits or {}, imported)
 
 
 def fill_rows(model: ChatModel, rows: list[dict], feedback: Feedback, settings: SampleSettings) -> list[dict]:

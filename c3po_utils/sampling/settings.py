@@ -38,7 +38,8 @@ class SampleSettings:
 
     def __post_init__(self) -> None:
         if self.strategy not in STRATEGIES:
-            raise ValueError(f"strategy: {self.strategy!r} ({nearest(self.strategy, STRATEGIES)})")
+            found = self.strategy
+            raise ValueError(f"strategy: expected one of {STRATEGIES}, found {found!r} ({nearest(found, STRATEGIES)})")
         least = {"best_of": 1, "categories": 2, "prompts_per_category": 1, "max_new_tokens": 1, "seed": 0}
         parameters.at_least(vars(self), least)
 

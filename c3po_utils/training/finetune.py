@@ -18,7 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallba
 from trl import DPOConfig
 
 from c3po_utils.engine import fused, load_model, load_tokenizer, models, threads
-from c3po_utils.feedback import check, records
+from c3po_utils.feedback import records
 from c3po_utils.runs import Stage, files, nearest
 from c3po_utils.sampling import SampleSettings, load_rows, members, stored_feedback, stored_settings
 from c3po_utils.training.adapters import load_adapter, lora_config, refuse_untrainable, save_adapter
@@ -206,7 +206,7 @@ class Training:
         Raises:
             ValueError: a feedback without a metric.
         """
-        metrics = {id: stored_feedback(self.run, id).metric for id in members(self.feedback_id)}
-        if None in metrics.values():
+        feedbacks = {id: stored_feedback(self.run, id) for id in members(self.feedback_id)}
+        if not all(record.metric for record in feedbacks.values()):
             raise ValueError(f"only_passing: feedback {self.feedback_id!r} has no metric to choose pairs by")
-        return lambda row: check(metrics[row["feedback"]], row["revised"], row["baseline"])
+        return lambda row: feedbacks[row["feedback"]].passes(row["revised"], row["baseline"])

@@ -115,15 +115,14 @@ LABEL = re.compile(r"[\w.=,+-]{1,80}")  # of a variant: it is part of a folder's
 
 
 def registered(name: str) -> str:
-    """The registry's part of a method's name: `c3po@beta=0.01` is a variant of `c3po` with settings of its own.
+    """The registry's part of a method's name: `c3po@beta=0.01` is a variant of `c3po` with settings of its own."""
+    return name.partition("@")[0]
 
-    Raises:
-        ValueError: a label that cannot be part of a folder's name.
-    """
-    method, at, label = name.partition("@")
+
+def _check_label(name: str) -> None:
+    _, at, label = name.partition("@")
     if at and not LABEL.fullmatch(label):
         raise ValueError(f"method {name!r}: expected a label of letters, digits and . = , + - _, found {label!r}")
-    return method
 
 
 def get_method(name: str, **settings: Any) -> Method:
@@ -133,6 +132,7 @@ def get_method(name: str, **settings: Any) -> Method:
         KeyError: unknown method or setting, with the nearest valid name.
         ValueError: a setting of the wrong type, or out of its range.
     """
+    _check_label(name)
     known = registered(name)
     if known not in METHODS:
         raise KeyError(f"unknown method {name!r} ({nearest(known, METHODS)})")
@@ -155,7 +155,10 @@ def trained_methods(methods: Sequence[str]) -> list[str]:
 
     Raises:
         KeyError: a method that is neither prompted nor registered.
+        ValueError: a variant's label that cannot be part of a folder's name.
     """
+    for method in methods:
+        _check_label(method)
     unknown = [method for method in methods if method not in PROMPTED and registered(method) not in METHODS]
     if unknown:
         raise KeyError(f"unknown method {unknown[0]!r} ({nearest(registered(unknown[0]), [*PROMPTED, *METHODS])})")

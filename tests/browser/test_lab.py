@@ -18,7 +18,7 @@ from papermill.parameterize import parameterize_notebook
 
 from c3po_utils.evaluation.playground import open_playground
 from c3po_utils.runs.files import write_json
-from tests.stored_run import store_trained
+from tests.stored_run import store_playground
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(300)]
 
@@ -97,7 +97,7 @@ def ask(page, prompt: str) -> list[str]:
 
 
 def test_a_person_asks_and_reads_answers_that_grow(tmp_path, tiny_folder):
-    run = store_trained(tmp_path / "first", str(tiny_folder))
+    run = store_playground(tmp_path / "first", str(tiny_folder))
     prepare(tmp_path / "lab", run=str(run), feedback="short", methods=["c3po", "scd"])
     with lab(tmp_path / "lab") as address, browser_page() as page:
         run_all(page, address)

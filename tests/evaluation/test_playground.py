@@ -16,7 +16,7 @@ from c3po_utils.evaluation.playground import Answer, open_playground, read_mix
 from c3po_utils.runs.files import content_hash
 from c3po_utils.sampling import stored_feedback
 from c3po_utils.training.adapters import mixed
-from tests.stored_run import store_trained
+from tests.stored_run import store_playground
 
 METHODS = ["in_context", "scd", "c3po"]
 
@@ -28,7 +28,7 @@ def tiny(tiny_folder) -> str:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory, tiny):
-    return store_trained(tmp_path_factory.mktemp("run"), tiny)
+    return store_playground(tmp_path_factory.mktemp("run"), tiny)
 
 
 def test_answers_grow_token_by_token_and_base_is_first(run):
@@ -84,8 +84,10 @@ def test_what_is_not_there_is_told_with_what_is(run, given, message):
 
 
 def test_a_run_that_is_not_there_is_told_with_the_next_step(tmp_path):
-    with pytest.raises(FileNotFoundError, match="expected a folder with sampled rows, found none"):
+    with pytest.raises(FileNotFoundError, match=r"no run .*expected a run's folder"):
         open_playground(tmp_path / "nowhere")
+    with pytest.raises(FileNotFoundError, match="has no sampled rows: run notebooks/01_sample"):
+        open_playground(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -13,14 +13,16 @@ from c3po_utils.chat import Outcome
 from c3po_utils.evaluation.playground import Answer, open_playground
 from c3po_utils.figures import cards
 from c3po_utils.figures.panel import Panel
-from tests.stored_run import store_sample, store_trained
+from c3po_utils.runs.check import check_notebook
+from c3po_utils.runs.parameters import ParameterError, resolve
+from tests.stored_run import store_playground, store_sample
 
 NOTEBOOK = Path(__file__).parents[2] / "notebooks" / "08_playground.ipynb"
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory, tiny_folder):
-    return store_trained(tmp_path_factory.mktemp("runs") / "first", str(tiny_folder))
+    return store_playground(tmp_path_factory.mktemp("runs") / "first", str(tiny_folder))
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +46,7 @@ def test_a_panel_begins_with_what_the_notebook_asks_for(run):
     assert (panel.run.value, panel.feedback.value, panel.methods.value) == (str(run), "short", ("c3po",))
     assert panel.methods.options == ("in_context", "c3po", "scd", "shouted/c3po")
     assert panel.mix.value == "c3po=0.5, shouted/c3po=1"
+    assert panel.test_prompt.label == "(or type one below)"
     assert "Be short about tea." in panel.heading.value
 
 
@@ -101,6 +104,19 @@ def test_texts_in_cards_are_escaped():
     assert made.count("&lt;script&gt;") == 3
 
 
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"feedback": "shot"}, "08_playground.ipynb: unknown feedback 'shot'"),
+        ({"feedback": "short", "methods": ["c3p0"]}, "did you mean 'c3po'"),
+        ({"feedback": "short", "prompts": ["Is it?", 3]}, "prompts: expected texts, found 3"),
+    ],
+)
+def test_wrong_parameters_are_told_before_a_kernel_starts(run, given, message):
+    with pytest.raises(ParameterError, match=message):
+        check_notebook(NOTEBOOK.name, resolve(NOTEBOOK, {"run": str(run), **given}))
+
+
 def test_the_notebook_writes_a_page_without_clicks(run, tmp_path):
     prompts = ["Is tea hot?", "Is <i>coffee</i>?"]
     given = {"run": str(run), "feedback": "short", "methods": ["c3po"], "mix": {"c3po": 0.5}, "prompts": prompts}
@@ -108,7 +124,7 @@ def test_the_notebook_writes_a_page_without_clicks(run, tmp_path):
     page = (run / "playground" / "short.html").read_text(encoding="utf-8")
     assert page.startswith("<!DOCTYPE html>")
     assert titles(page) == ["Base", "C3PO", "0.5*c3po"] * 2
-    assert "<h3>Is &lt;i&gt;coffee&lt;/i&gt;?</h3>" in page
+    assert ">Is &lt;i&gt;coffee&lt;/i&gt;?</h3>" in page
     outputs = [out for cell in nbformat.read(tmp_path / "done.ipynb", 4).cells for out in cell.get("outputs", [])]
     assert "application/vnd.jupyter.widget-view+json" in {kind for out in outputs for kind in out.get("data", ())}
     assert any(str(run / "playground" / "short.html") in out.get("text", "") for out in outputs)

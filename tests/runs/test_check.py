@@ -17,7 +17,7 @@ from c3po_utils.runs.batch import run_notebooks
 from c3po_utils.runs.check import check, lacking
 from c3po_utils.runs.config import RunConfig, load_config
 from c3po_utils.runs.estimate import estimates
-from c3po_utils.runs.jobs import NOTEBOOKS, train_values
+from c3po_utils.runs.jobs import NOTEBOOKS, feedback_names, train_values
 from c3po_utils.runs.parameters import ParameterError
 
 UNSCORED = """
@@ -150,6 +150,22 @@ def test_weights_that_cannot_be_had_are_said_before_anything_runs(tmp_path, monk
     assert reason.startswith("model 'nobody/no-such-model' is not in this machine's cache, and the Hugging Face hub")
 
 
+def test_a_run_may_span_sets(tmp_path):
+    (tmp_path / "own.yaml").write_text(UNSCORED)
+    config = RunConfig(run="x", methods=["c3po"], feedback_set=["style", str(tmp_path / "own.yaml")])
+    names = feedback_names(config)
+    assert (len(names), names[0], names[-1]) == (26, "bedtime_goodnight", f"{tmp_path / 'own.yaml'}#kind")
+    assert feedback_names(config.model_copy(update={"feedbacks": ["kind"]})) == names[-1:]
+
+
+def test_the_library_is_checked_within_seconds():
+    judged = ["evaluate.judge_model=openai:gpt-4.1", "feedback_set=[human, style, content]"]
+    config, start = load_config("paper", judged), time.process_time()
+    check(config)
+    assert len(feedback_names(config)) == 100
+    assert time.process_time() - start < 4
+
+
 def test_the_defaults_of_the_notebooks_pass():
     check(load_config("demo"))
     check(load_config("two_feedbacks"))
@@ -157,18 +173,20 @@ def test_the_defaults_of_the_notebooks_pass():
 
 
 QUICK = """
-import sys
+import sys, time
 from c3po_utils.runs import check, config
 check.check(config.load_config("embedded"))
-print(*sorted({"torch", "transformers", "papermill", "openai", "matplotlib", "scipy.stats"} & set(sys.modules)))
+heavy = {"torch", "transformers", "papermill", "openai", "matplotlib", "scipy.stats"} & set(sys.modules)
+print(*sorted(heavy), time.process_time())
 """
 
 
 def test_the_check_needs_no_library_of_models_and_is_quick():
-    start = time.process_time(), time.monotonic()
+    """Two seconds of processor time: what runs beside it does not count."""
     done = subprocess.run([sys.executable, "-c", QUICK], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == ""
-    assert time.monotonic() - start[1] < 6  # 1 s where nothing else runs
+    *heavy, seconds = done.stdout.split()
+    assert heavy == []
+    assert float(seconds) < 2
 
 
 def test_a_wrong_run_is_told_in_one_line_by_the_command_too(tmp_path):
@@ -185,7 +203,7 @@ def test_a_wrong_run_is_told_in_one_line_by_the_command_too(tmp_path):
         ("run: x\nmethods: [c3po]\nworker: 2\n", [], "mine.yaml, worker: expected a known key .did you mean 'workers'"),
         ("run: x\nmethods: [c3po]\nworkers: 0\n", [], "workers: .*found 0"),
         ("run: x\nmethods: c3po\n", [], "methods: expected a valid list, found 'c3po'"),
-        ("- c3po\n", [], "mine.yaml: expected the settings of a run"),
+        ("- c3po\n", [], "mine.yaml: expected a mapping of settings"),
         ("run: x\nmethods: [c3po]\n", ["trian.epochs=1"], "override trian: .*did you mean 'train'"),
         ("run: x\nmethods: [c3po]\n", ["workers.two=1"], "override workers.two: workers has no keys"),
     ],

@@ -14,6 +14,7 @@ from c3po_utils.chat.open import DryRun
 from c3po_utils.chat.openai.client import open_model
 from c3po_utils.chat.types import Estimate
 from c3po_utils.cli import c3po
+from c3po_utils.feedback.files import new_id
 from c3po_utils.feedback.general import general_prompts
 from c3po_utils.feedback.records import (
     FEEDBACK_FOLDER,
@@ -24,7 +25,7 @@ from c3po_utils.feedback.records import (
     write_feedbacks,
 )
 from c3po_utils.sampling.deduplicated import Effort, Report, Seen, Short, Target, fill, made_up, unnumbered
-from c3po_utils.sampling.generate_feedback import Ideas, generate_feedbacks, new_id
+from c3po_utils.sampling.generate_feedback import Ideas, generate_feedbacks
 from c3po_utils.sampling.generate_prompts import generate_prompts, write_prompts
 from tests.sampling_run import FEEDBACK
 from tests.servers import FAULTS, Reply, embedded_server, faulty, listing, scripted
@@ -446,3 +447,12 @@ def test_llama_cpp_writes_lists_by_schema(tmp_path):
     assert report.calls == report.answered + sum(report.rejected.values()) > 0
     assert all(prompt.text for prompt in prompt_set.prompts)
     assert Ideas.schema_for_api()["required"][-1] == "items"
+
+
+def test_a_models_endless_words_make_ids_that_a_record_may_have():
+    ids: list[str] = []
+    for content in ["Always " + "verylongword" * 40] * 12 + ["x" * 63 + " yyyy"] * 2:
+        ids.append(new_id(content, "style", set(ids)))
+    assert len(set(ids)) == 14
+    for id in ids:
+        Feedback(id=id, content="x", domain="x", effect="x", source="model", kind="style")
