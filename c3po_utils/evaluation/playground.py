@@ -1,7 +1,8 @@
 """A run to talk to: any prompt, answered side by side by pi_0, with the feedback in context, and with adapters.
 
 Questions are those of the other stages: the run's system prompt and chat template, its sampling, the ids of its rows.
-So a test prompt has the answers that the run has stored. Nothing is recorded in the run.
+So a test prompt has the answers that the run has stored, but for the rounding of 16-bit numbers, which differs between
+one conversation and many. Nothing is recorded in the run.
 """
 
 from __future__ import annotations

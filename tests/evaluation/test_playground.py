@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from itertools import pairwise
 
 import pytest
@@ -11,12 +12,13 @@ from click.testing import CliRunner
 from c3po_utils import cli
 from c3po_utils.chat import Outcome
 from c3po_utils.engine.models import load_model
+from c3po_utils.evaluation import playground
 from c3po_utils.evaluation.evaluate import evaluate_method
 from c3po_utils.evaluation.playground import Answer, open_playground, read_mix
 from c3po_utils.runs.files import content_hash
 from c3po_utils.sampling import stored_feedback
 from c3po_utils.training.adapters import mixed
-from tests.stored_run import store_playground
+from tests.stored_run import store_playground, store_sample
 
 METHODS = ["in_context", "scd", "c3po"]
 
@@ -50,6 +52,17 @@ def test_a_test_prompt_has_the_answers_that_were_evaluated(run):
     for row in stored:
         answer = list(play.answers(row["prompt"]))[-1]
         assert (answer.method, answer.outcome.text, answer.outcome.status) == ("c3po", row["answer"], row["status"])
+
+
+@pytest.mark.embedded
+def test_the_first_word_of_a_loaded_model_comes_within_three_seconds(tmp_path):
+    store_sample(tmp_path, "short", "smollm2-135m")
+    play, came = open_playground(tmp_path, "short", ["base"]), []
+    playground.shared_chat("smollm2-135m")
+    start = time.perf_counter()
+    list(play.answers("Is tea hot?", follow=lambda *_: came.append(time.perf_counter() - start)))
+    assert len(came) > 1
+    assert came[0] < 3
 
 
 def test_nothing_is_written_in_the_run(run):
