@@ -61,6 +61,7 @@ check: test
 bench: setup
 	@$(BIN)/python -m tests.benchmarks.bench_generate
 	@$(BIN)/python -m tests.benchmarks.bench_train
+	@$(BIN)/python -m tests.benchmarks.bench_faults
 	@$(BIN)/python -m pytest -m slow
 
 # Runs whose stored answers are here; nothing is sampled, trained or asked.

@@ -36,10 +36,9 @@ feedbacks:
 """
 
 
-@pytest.fixture(scope="session")
-def own_feedback(tmp_path_factory) -> str:
-    """The name of a feedback of the tests' own, whose metric even a random model can pass."""
-    folder = tmp_path_factory.mktemp("own")
+def store_own_feedback(folder: Path) -> str:
+    """The name of a feedback of the tests' own, written to a folder; even a random model can pass its metric."""
+    folder.mkdir(exist_ok=True)
     (folder / "own.yaml").write_text(OWN)
     categories = [
         {
@@ -51,3 +50,8 @@ def own_feedback(tmp_path_factory) -> str:
     ]
     write_json(folder / "prompts" / "wordy.json", {"feedback": "wordy", "categories": categories})
     return f"{folder / 'own.yaml'}#wordy"
+
+
+@pytest.fixture(scope="session")
+def own_feedback(tmp_path_factory) -> str:
+    return store_own_feedback(tmp_path_factory.mktemp("own"))

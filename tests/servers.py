@@ -65,6 +65,10 @@ def error(status: int, message: str = "no", code: str | None = None, **headers: 
     return Reply(status=status, body=body, headers={name.replace("_", "-"): value for name, value in headers.items()})
 
 
+def redirect(status: int, location: str) -> Reply:
+    return Reply(status=status, body=b"", headers={"location": location})
+
+
 FAULTS: dict[str, Callable[[], Reply]] = {
     "429": lambda: error(429, "slow down"),
     "429 with Retry-After": lambda: error(429, "slow down", retry_after="0.05"),

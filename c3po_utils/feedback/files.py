@@ -144,12 +144,12 @@ def _place(path: Path, document: documents.Document, loc: documents.Loc) -> str:
     return f"{path}, line {document.line(loc)}"
 
 
-def parse_json(content: str, model: type[R], path: Path, line: int | None = None) -> R:
+def parse_json(content: str | bytes, model: type[R], path: Path, line: int | None = None) -> R:
     """The record in a JSON text: a file, or one `line` of a JSON Lines file. Raises FeedbackError."""
     try:
         return model.model_validate(json.loads(content, object_pairs_hook=unrepeated))
     except json.JSONDecodeError as error:
-        found = _short(content[error.pos :] or None)
+        found = _short(error.doc[error.pos :] or None)
         place = f"{path}, line {(line or 1) + error.lineno - 1}, column {error.colno}"
         raise FeedbackError([f"{place}: expected JSON, found {found} ({error.msg})"]) from error
     except ValidationError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -172,22 +173,18 @@ def read_feedbacks(*paths: Path | str) -> tuple[list[Feedback], list[str]]:
     return records, problems
 
 
-_RIGHT: dict[tuple[Path, int, int], list[tuple[Feedback, Place]]] = {}  # what was read of files without problems
+_RIGHT: dict[tuple[str, int, int], list[tuple[Feedback, Place]]] = {}  # what was read of files without problems
 
 
 def _read(path: Path) -> tuple[list[tuple[Feedback, Place]], list[str]]:
     """A file's records with their places, and its problems; one that is as it was is not read again."""
-    try:
-        state = path.stat()
-    except OSError:  # read_yaml tells
-        return read_yaml(path, "feedbacks", Feedback)
-    key = (path.resolve(), state.st_mtime_ns, state.st_size)
-    if key not in _RIGHT:
-        found, wrong = read_yaml(path, "feedbacks", Feedback)
-        if wrong:  # a metric that is registered later may right it
-            return found, wrong
+    key = (str(path), path.stat().st_mtime_ns, path.stat().st_size) if path.is_file() else None
+    if key in _RIGHT:
+        return _RIGHT[key], []
+    found, wrong = read_yaml(path, "feedbacks", Feedback)
+    if key and not wrong:  # what is wrong now may be right when a metric of one's own is registered
         _RIGHT[key] = found
-    return list(_RIGHT[key]), []
+    return found, wrong
 
 
 def feedback_set(name: str | Path) -> Path:
@@ -257,7 +254,7 @@ def load_prompts(feedback_id: str, folder: Path | str = FEEDBACK_FOLDER / "promp
     if not path.is_file():
         bundled = [file.stem for file in path.parent.glob("*.json")]
         raise FeedbackError([f"no prompts for {feedback_id!r}: expected {path} ({nearest(feedback_id, bundled)})"])
-    prompt_set = parse_json(path.read_text(encoding="utf-8"), PromptSet, path)
+    prompt_set = parse_json(path.read_bytes(), PromptSet, path)
     if prompt_set.feedback != feedback_id:
         raise FeedbackError([f"{path}, feedback: expected {feedback_id!r}, found {prompt_set.feedback!r}"])
     _refuse_repeated((slug(category.name) for category in prompt_set.categories), f"{path}, categories, name")
@@ -266,14 +263,15 @@ def load_prompts(feedback_id: str, folder: Path | str = FEEDBACK_FOLDER / "promp
 
 def load_general_prompts(path: Path | str = FEEDBACK_FOLDER / "prompts" / "general.jsonl") -> list[Prompt]:
     """The out-of-scope prompts, the same for every feedback. Raises FeedbackError with file, line and key."""
-    with open(path, encoding="utf-8") as file:
-        lines = [line.rstrip("\n") for line in file]
     rows, problems = [], []
-    for number, line in enumerate(lines, 1):
-        try:
-            rows.append(parse_json(line, GeneralPrompt, Path(path), number))
-        except FeedbackError as error:
-            problems += error.problems
+    with open(path, "rb") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                rows.append(parse_json(line.rstrip(b"\r\n"), GeneralPrompt, Path(path), number))
+            except FeedbackError as error:
+                problems += error.problems
+    if not rows and not problems:
+        problems = [f"{path}, line 1: expected a prompt on each line, found nothing"]
     if problems:
         raise FeedbackError(problems)
     _refuse_repeated((row.id for row in rows), f"{path}, id")
@@ -281,11 +279,8 @@ def load_general_prompts(path: Path | str = FEEDBACK_FOLDER / "prompts" / "gener
 
 
 def _refuse_repeated(names: Iterable[str], place: str) -> None:
-    seen: set[str] = set()
-    for name in names:
-        if name in seen:
-            raise FeedbackError([f"{place}: expected each once, found {name!r} again"])
-        seen.add(name)
+    if twice := [name for name, count in Counter(names).items() if count > 1]:
+        raise FeedbackError([f"{place}: expected each once, found {twice[0]!r} again"])
 
 
 def write_feedbacks(path: Path | str, feedbacks: Sequence[Feedback]) -> Path:

@@ -55,6 +55,10 @@ def _probe_logits(model: PreTrainedModel) -> torch.Tensor:
     return model(torch.tensor([PROBE_IDS], device=model.device)).logits[0, -1].float().cpu()
 
 
+def _in_order(value: Any) -> Any:
+    return sorted(value) if isinstance(value, list) and all(isinstance(name, str) for name in value) else value
+
+
 def save_adapter(model: PeftModel, folder: Path) -> None:
     """Store the adapter as safetensors with a probe: the logits that it gives for a fixed input.
 
@@ -67,6 +71,8 @@ def save_adapter(model: PeftModel, folder: Path) -> None:
             shutil.rmtree(scratch, ignore_errors=True)  # of a training that was killed here
             scratch.mkdir(parents=True)
             model.save_pretrained(scratch)
+            config = files.read_json(scratch / CONFIG, dict)  # peft's sets of names: in another order in every process
+            files.write_json(scratch / CONFIG, {key: _in_order(value) for key, value in config.items()})
             save_file({"logits": _probe_logits(model)}, str(scratch / PROBE))
             mode = (scratch / CONFIG).stat().st_mode  # follows the umask; that of safetensors does not
             for name in (CONFIG, PROBE, WEIGHTS):

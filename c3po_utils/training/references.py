@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import warnings
 from array import array
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +20,7 @@ from c3po_utils.training.objective import collate, completion_logps
 
 PAIR = ("chosen", "rejected")
 ROWS_AT_ONCE = 16
+HASH = "sha256"  # a file's own, of its log-probabilities: a changed digit would go unseen into every loss
 
 
 def model_identity(model: PreTrainedModel) -> str:
@@ -65,8 +67,14 @@ def _compute(model: PreTrainedModel, rows: Sequence[dict]) -> dict[str, float]:
 
 
 def _known(path: Path | None) -> dict[str, float]:
-    """The log-probabilities in a file, those that are some."""
+    """The log-probabilities in a file, those that are some; none of a changed file's, with a warning.
+
+    Files from before they held their hash are taken as they are.
+    """
     found = (files.remembered(path) if path else None) or {}
+    if found.pop(HASH, None) not in (None, files.content_hash(found)):
+        warnings.warn(f"{path}: damaged: not the numbers that were written. It is made anew", stacklevel=2)
+        return {}
     return {key: value for key, value in found.items() if isinstance(value, float) and math.isfinite(value)}
 
 
@@ -87,5 +95,5 @@ def with_references(model: PreTrainedModel, rows: Sequence[dict], folder: Path |
             known |= _compute(model, missing)
         if path:
             known = _known(path) | known  # what another process has found meanwhile
-            files.write_json(path, known)
+            files.write_json(path, {HASH: files.content_hash(known), **known})
     return [row | {f"ref_{name}_logps": known[key] for name, key in _keys(row).items()} for row in rows]

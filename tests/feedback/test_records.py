@@ -186,21 +186,21 @@ feedback: 3
     ]
 
 
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("", "line 1: expected the top key 'feedbacks' with a list of records, found nothing"),
-        ("feedbacks: []", "line 1: expected the top key 'feedbacks'"),
-        ("- a", "line 1: expected the top key 'feedbacks'"),
-        ("feedback:\n- id: x", "line 1: expected the top key 'feedbacks'"),
-        ("feedbacks:\n- content: [&]", "line 2: expected YAML"),
-        ("feedbacks:\n- content: a: b", "line 2: expected YAML"),
-        ("feedbacks: !date 3", "line 1: expected YAML"),
-        ("a: 1\n---\nb: 1", "line 2: expected YAML"),
-        ("feedbacks: &a [*a]", "line 1: feedbacks[0]: expected a mapping"),
-        ("? [a]\n: b", "line 1: expected YAML (found unhashable key"),
-    ],
-)
+MALFORMED = [
+    ("", "line 1: expected the top key 'feedbacks' with a list of records, found nothing"),
+    ("feedbacks: []", "line 1: expected the top key 'feedbacks'"),
+    ("- a", "line 1: expected the top key 'feedbacks'"),
+    ("feedback:\n- id: x", "line 1: expected the top key 'feedbacks'"),
+    ("feedbacks:\n- content: [&]", "line 2: expected YAML"),
+    ("feedbacks:\n- content: a: b", "line 2: expected YAML"),
+    ("feedbacks: !date 3", "line 1: expected YAML"),
+    ("a: 1\n---\nb: 1", "line 2: expected YAML"),
+    ("feedbacks: &a [*a]", "line 1: feedbacks[0]: expected a mapping"),
+    ("? [a]\n: b", "line 1: expected YAML (found unhashable key"),
+]
+
+
+@pytest.mark.parametrize(("text", "expected"), MALFORMED)
 def test_malformed_files(tmp_path, text, expected):
     assert problems_of(tmp_path, text)[0].startswith(expected)
 
@@ -436,6 +436,16 @@ def test_malformed_general_prompts_are_refused_with_their_line(tmp_path, line, e
     path.write_text('{"id": "general-1", "kind": "qa", "prompt": "x"}\n' + line + "\n")
     with pytest.raises(FeedbackError, match=re.escape(f"{path}, {expected}")):
         load_general_prompts(path)
+
+
+@pytest.mark.parametrize("name", ["one.json", "general.jsonl"])
+@pytest.mark.parametrize("content", [b"", b'{"id": "\xff"}', b"\xff\xfe{"])
+def test_prompts_that_are_empty_or_no_text_are_refused_with_their_file(tmp_path, name, content):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(FeedbackError) as caught:
+        load_prompts("one", tmp_path) if name == "one.json" else load_general_prompts(tmp_path / name)
+    assert str(caught.value).startswith(str(tmp_path / name))
+    assert len(caught.value.problems) == 1
 
 
 def test_a_feedback_without_bundled_prompts(tmp_path):

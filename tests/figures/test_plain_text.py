@@ -18,7 +18,13 @@ from c3po_utils.runs.stage import ROOT
 from tests.synthetic import answers
 
 TEXT = "<script>alert('x')</script> <img src=x onerror=y> $\\frac{$ a|b `c` *d* [e](f) _g_ \\ ^ & =1\n# h"
-METHODS = ("in_context", "c3po@" + TEXT, "c3po@$x_{$,^_", "<b>_$own$")
+
+
+def methods(text: str) -> tuple[str, ...]:
+    return "in_context", "c3po@" + text, "c3po@$x_{$,^_", "<b>_$own$"
+
+
+METHODS = methods(TEXT)
 TAGS = {"style", "table", "caption", "thead", "tbody", "tr", "th", "td", "small", "br", "span", "p", "sub"}
 
 
@@ -34,27 +40,32 @@ class Tags(HTMLParser):
         self.found.add(tag)
 
 
-@pytest.fixture(scope="module")
-def hostile() -> pd.DataFrame:
-    rows = answers(2, METHODS, prompts=6, categories=3)
+def all_of(text: str) -> pd.DataFrame:
+    """Answers whose every text, feedbacks and methods too, has it in it."""
+    rows = answers(2, methods(text), prompts=6, categories=3)
     renamed = rows["feedback"].unique().tolist()
-    names = {renamed[0]: "f" + TEXT, renamed[1]: "g" + TEXT}
-    texts = {name: TEXT + " " + rows[name] for name in ("prompt", "answer", "baseline", "category", "prompt_id")}
+    names = {renamed[0]: "f" + text, renamed[1]: "g" + text}
+    texts = {name: text + " " + rows[name] for name in ("prompt", "answer", "baseline", "category", "prompt_id")}
     return rows.assign(**texts, feedback=rows["feedback"].map(names), status="ok")
 
 
-def pages(rows: pd.DataFrame):
-    by_method, differences = scores.method_scores(rows), scores.paired_differences(rows, METHODS[1])
+@pytest.fixture(scope="module")
+def hostile() -> pd.DataFrame:
+    return all_of(TEXT)
+
+
+def pages(rows: pd.DataFrame, text: str = TEXT):
+    by_method, differences = scores.method_scores(rows), scores.paired_differences(rows, methods(text)[1])
     yield tables.table2(by_method, tables.paper_table2())
-    yield tables.table2(scores.feedback_scores(rows[rows.feedback == rows.feedback[0]])).set_caption(TEXT)
+    yield tables.table2(scores.feedback_scores(rows[rows.feedback == rows.feedback[0]])).set_caption(text)
     yield tables.differences_table(differences)
     yield tables.means_table(scores.split_means(rows, "score"))
     yield tables.bounds_table(scores.missing_bounds(rows))
     yield tables.side_effects_table(side_effects.side_effects(rows))
-    yield tables.reading_table(rows.head(3), TEXT)
-    yield tables.reading_table(pd.DataFrame({TEXT: [{"a": TEXT}, [TEXT], None, 0.5]}), TEXT)
-    yield sweeps.sweep_table(by_method.assign(**{TEXT: [TEXT, "b", "c", "d"]}), TEXT)
-    yield plain_text.styled(rows.groupby("category").first().rename_axis(TEXT)).format(precision=2, na_rep="–")
+    yield tables.reading_table(rows.head(3), text)
+    yield tables.reading_table(pd.DataFrame({text: [{"a": text}, [text], None, 0.5]}), text)
+    yield sweeps.sweep_table(by_method.assign(**{text: [text, "b", "c", "d"]}), text)
+    yield plain_text.styled(rows.groupby("category").first().rename_axis(text)).format(precision=2, na_rep="–")
     yield plain_text.styled(rows.pivot_table(index="category", columns="method", values="score")).format("{:.0%}")
 
 
@@ -66,12 +77,16 @@ def test_tables_hold_no_tags_but_their_own(hostile):
         assert plain_text.NO_MATHJAX in page
 
 
-def test_cards_hold_no_tags_but_their_own(hostile):
+def cards(rows: pd.DataFrame, text: str = TEXT):
     stored = read_json(ROOT / "results" / "theory" / "token_rewards.json")
-    stored["method"] = METHODS[1]
+    stored["method"] = methods(text)[1]
     for answer in stored["maps"]:
-        answer["prompt"], answer["tokens"] = TEXT, [TEXT] * len(answer["tokens"])
-    for page in (answer_card.fig5_html(hostile), reward_map.reward_map_html(stored)):
+        answer["prompt"], answer["tokens"] = text, [text] * len(answer["tokens"])
+    yield from (answer_card.fig5_html(rows), reward_map.reward_map_html(stored))
+
+
+def test_cards_hold_no_tags_but_their_own(hostile):
+    for page in cards(hostile):
         assert Tags(page).found <= TAGS
         assert "&lt;script&gt;" in page
         assert plain_text.NO_MATHJAX in page

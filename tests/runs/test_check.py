@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import papermill
 import pytest
@@ -34,70 +35,75 @@ LOCAL = "openai:m@http://127.0.0.1:9/v1"
 NAN = float("nan")
 
 
-@pytest.mark.parametrize(
-    ("changes", "says"),
-    [
-        ({"sample": {"options": {"best_off": 2}}}, "best_of"),
-        ({"sample": {"options": {"best_of": 0}}}, "best_of.*expected 1 or more, found 0"),
-        ({"sample": {"options": {"max_new_tokens": 0}}}, "max_new_tokens.*expected 1 or more, found 0"),
-        ({"sample": {"options": {"strategy": "revize"}}}, "did you mean 'revise'"),
-        ({"sample": {"options": {"effort": {"at_once": 0}}}}, "at_once.*expected 1 or more, found 0"),
-        ({"sample": {"model": "smollm2-135"}}, "model: no model 'smollm2-135'.*did you mean 'smollm2-135m'"),
-        ({"sample": {"model": "./nowhere"}}, "model: no model './nowhere'"),
-        ({"sample": {"prompt_model": "openai:m@127.0.0.1:9"}}, "prompt_model: "),
-        ({"train_methods": {"c3po": {"learning_rat": 1e-4}}}, "learning_rate"),
-        ({"train_methods": {"c3p0": {"learning_rate": 1e-4}}}, "train_methods: unknown method 'c3p0'.*'c3po'"),
-        ({"train": {"method_settings": {"betta": 0.1}}}, "beta"),
-        ({"train": {"learning_rate": NAN}}, "learning_rate.*nan"),
-        ({"train": {"learning_rate": -1.0}}, "learning_rate.*-1.0"),
-        ({"train": {"batch_size": 0}}, "batch_size.*0"),
-        ({"train": {"epochs": 0}}, "epochs.*0"),
-        ({"train": {"lora": {"r": -1}}}, "r.*-1"),
-        ({"train": {"lora": {"rank": 8}}}, "rank"),
-        ({"evaluate": {"judge_modell": LOCAL}}, "judge_model"),
-        ({"evaluate": {"judge_model": "smollm"}}, "judge_model: no model 'smollm'.*smollm2-135m"),
-        ({"evaluate": {"judge_model": LOCAL, "limits": {"max_in_fligt": 2}}}, "max_in_flight"),
-        ({"evaluate": {"judge_model": LOCAL, "limits": {"max_in_flight": 0}}}, "max_in_flight.*0"),
-        ({"evaluate": {"judge_model": LOCAL, "limits": {"requests_per_minute": -3}}}, "requests_per_minute.*-3"),
-        ({"evaluate": {"judge_model": LOCAL, "limits": {"prices": {"m": [-1, 2]}}}}, "price of 'm'.*-1"),
-        ({"evaluate": {"judge_model": LOCAL, "limits": {"budget_usd": 1.0}}}, "price"),
-        ({"figures": {"outputt": "x"}}, "output"),
-        ({"figures": {"output": ""}}, "expected a folder for its results"),
-        ({"figures": {"uncertainty": "sd"}}, "uncertainty: expected one of .*'se'.*found 'sd'"),
-        ({"methods": ["c3po_after_scd_negatives", "scd_negatives"]}, "name that before it"),
-        ({"methods": ["c3po@../../x"]}, "expected a label of letters.*found '../../x'"),
-        ({"methods": ["c3po", "scd", "c3po"]}, "'c3po' is named twice"),
-        ({"methods": []}, "expected one method or more"),
-        ({"two_feedbacks": [("boss_signoff", "boss_signof")]}, "boss_signoff"),
-        ({"feedback_set": "unscored.yaml", "feedbacks": ["kind"]}, "prompts"),
-        ({"feedback_set": "unscored.yaml", "feedbacks": ["kind"], "sample": {"prompt_model": LOCAL}}, "judge_model"),
-        ({"run": ""}, "expected a folder for its results"),
-        ({"run": ".."}, "expected a folder for its results"),
-    ],
-)
+def wrong_run(folder: Path, changes: dict) -> dict:
+    """The settings of a run below a folder that are right but for the changes."""
+    return {"run": str(folder / "run"), "feedbacks": ["boss_signoff"], "methods": ["c3po"], **changes}
+
+
+WRONG_RUNS = [
+    ({"sample": {"options": {"best_off": 2}}}, "best_of"),
+    ({"sample": {"options": {"best_of": 0}}}, "best_of.*expected 1 or more, found 0"),
+    ({"sample": {"options": {"max_new_tokens": 0}}}, "max_new_tokens.*expected 1 or more, found 0"),
+    ({"sample": {"options": {"strategy": "revize"}}}, "did you mean 'revise'"),
+    ({"sample": {"options": {"effort": {"at_once": 0}}}}, "at_once.*expected 1 or more, found 0"),
+    ({"sample": {"model": "smollm2-135"}}, "model: no model 'smollm2-135'.*did you mean 'smollm2-135m'"),
+    ({"sample": {"model": "./nowhere"}}, "model: no model './nowhere'"),
+    ({"sample": {"prompt_model": "openai:m@127.0.0.1:9"}}, "prompt_model: "),
+    ({"train_methods": {"c3po": {"learning_rat": 1e-4}}}, "learning_rate"),
+    ({"train_methods": {"c3p0": {"learning_rate": 1e-4}}}, "train_methods: unknown method 'c3p0'.*'c3po'"),
+    ({"train": {"method_settings": {"betta": 0.1}}}, "beta"),
+    ({"train": {"learning_rate": NAN}}, "learning_rate.*nan"),
+    ({"train": {"learning_rate": -1.0}}, "learning_rate.*-1.0"),
+    ({"train": {"batch_size": 0}}, "batch_size.*0"),
+    ({"train": {"epochs": 0}}, "epochs.*0"),
+    ({"train": {"lora": {"r": -1}}}, "r.*-1"),
+    ({"train": {"lora": {"rank": 8}}}, "rank"),
+    ({"evaluate": {"judge_modell": LOCAL}}, "judge_model"),
+    ({"evaluate": {"judge_model": "smollm"}}, "judge_model: no model 'smollm'.*smollm2-135m"),
+    ({"evaluate": {"judge_model": LOCAL, "limits": {"max_in_fligt": 2}}}, "max_in_flight"),
+    ({"evaluate": {"judge_model": LOCAL, "limits": {"max_in_flight": 0}}}, "max_in_flight.*0"),
+    ({"evaluate": {"judge_model": LOCAL, "limits": {"requests_per_minute": -3}}}, "requests_per_minute.*-3"),
+    ({"evaluate": {"judge_model": LOCAL, "limits": {"prices": {"m": [-1, 2]}}}}, "price of 'm'.*-1"),
+    ({"evaluate": {"judge_model": LOCAL, "limits": {"budget_usd": 1.0}}}, "price"),
+    ({"figures": {"outputt": "x"}}, "output"),
+    ({"figures": {"output": ""}}, "expected a folder for its results"),
+    ({"figures": {"uncertainty": "sd"}}, "uncertainty: expected one of .*'se'.*found 'sd'"),
+    ({"methods": ["c3po_after_scd_negatives", "scd_negatives"]}, "name that before it"),
+    ({"methods": ["c3po@../../x"]}, "expected a label of letters.*found '../../x'"),
+    ({"methods": ["c3po", "scd", "c3po"]}, "'c3po' is named twice"),
+    ({"methods": []}, "expected one method or more"),
+    ({"two_feedbacks": [("boss_signoff", "boss_signof")]}, "boss_signoff"),
+    ({"feedback_set": "unscored.yaml", "feedbacks": ["kind"]}, "prompts"),
+    ({"feedback_set": "unscored.yaml", "feedbacks": ["kind"], "sample": {"prompt_model": LOCAL}}, "judge_model"),
+    ({"run": ""}, "expected a folder for its results"),
+    ({"run": ".."}, "expected a folder for its results"),
+]
+
+
+@pytest.mark.parametrize(("changes", "says"), WRONG_RUNS)
 def test_what_can_be_known_to_be_wrong_is_said_before_anything_runs(tmp_path, monkeypatch, changes, says):
     (tmp_path / "unscored.yaml").write_text(UNSCORED)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(batch, "execute", lambda job: pytest.fail(f"{job.notebook} ran"))
-    given = {"run": str(tmp_path / "run"), "feedbacks": ["boss_signoff"], "methods": ["c3po"], **changes}
+    given = wrong_run(tmp_path, changes)
     with pytest.raises(ParameterError, match=says) as caught:
         run_notebooks(RunConfig(**given))
     assert len(str(caught.value).splitlines()) == 1
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize(
-    ("notebook", "given", "says"),
-    [
-        ("01_sample", {"model": "smollm2-135"}, "did you mean 'smollm2-135m'"),
-        ("02_train", {"method": "c3p0"}, "did you mean 'c3po'"),
-        ("02_train", {"method": "revised"}, "'revised' is asked, not trained"),
-        ("02_train", {"epochs": -1}, "epochs"),
-        ("03_evaluate", {"judge_model": "smollm"}, "judge_model: no model 'smollm'"),
-        ("04_two_feedbacks", {"how": "sum"}, "how: expected one of"),
-        ("05_figures", {"uncertainty": "sd"}, "found 'sd'"),
-    ],
-)
+WRONG_PARAMETERS = [
+    ("01_sample", {"model": "smollm2-135"}, "did you mean 'smollm2-135m'"),
+    ("02_train", {"method": "c3p0"}, "did you mean 'c3po'"),
+    ("02_train", {"method": "revised"}, "'revised' is asked, not trained"),
+    ("02_train", {"epochs": -1}, "epochs"),
+    ("03_evaluate", {"judge_model": "smollm"}, "judge_model: no model 'smollm'"),
+    ("04_two_feedbacks", {"how": "sum"}, "how: expected one of"),
+    ("05_figures", {"uncertainty": "sd"}, "found 'sd'"),
+]
+
+
+@pytest.mark.parametrize(("notebook", "given", "says"), WRONG_PARAMETERS)
 def test_papermill_refuses_the_same_and_writes_nothing(tmp_path, notebook, given, says):
     output = tmp_path / "out.ipynb"
     with pytest.raises(ParameterError, match=says) as caught:
@@ -109,15 +115,15 @@ def test_papermill_refuses_the_same_and_writes_nothing(tmp_path, notebook, given
 KEY = "sk-proj-0123456789abcdefghijklmnopqrst"  # shaped like one
 
 
-@pytest.mark.parametrize(
-    ("notebook", "given"),
-    [
-        ("01_sample", {"prompt_model": f"openai:m@http://user:{KEY}@127.0.0.1:9/v1"}),
-        ("01_sample", {"limits": {"api_key": KEY}}),
-        ("03_evaluate", {"judge_model": f"openai:m@http://127.0.0.1:9/v1?key={KEY}"}),
-        ("02_train", {"training_arguments": {"hub_token": "hf_0123456789abcdefghijkl"}}),
-    ],
-)
+SECRET_PARAMETERS = [
+    ("01_sample", {"prompt_model": f"openai:m@http://user:{KEY}@127.0.0.1:9/v1"}),
+    ("01_sample", {"limits": {"api_key": KEY}}),
+    ("03_evaluate", {"judge_model": f"openai:m@http://127.0.0.1:9/v1?key={KEY}"}),
+    ("02_train", {"training_arguments": {"hub_token": "hf_0123456789abcdefghijkl"}}),
+]
+
+
+@pytest.mark.parametrize(("notebook", "given"), SECRET_PARAMETERS)
 def test_keys_in_parameters_are_refused_before_they_are_written_anywhere(tmp_path, capfd, notebook, given):
     output = tmp_path / "out.ipynb"
     with pytest.raises(ParameterError, match="looks like a key or a password") as caught:
@@ -197,17 +203,17 @@ def test_a_wrong_run_is_told_in_one_line_by_the_command_too(tmp_path):
         assert done.output.startswith("Error: methods: unknown method 'c3p0' (did you mean 'c3po'?)")
 
 
-@pytest.mark.parametrize(
-    ("text", "overrides", "says"),
-    [
-        ("run: x\nmethods: [c3po]\nworker: 2\n", [], "mine.yaml, worker: expected a known key .did you mean 'workers'"),
-        ("run: x\nmethods: [c3po]\nworkers: 0\n", [], "workers: .*found 0"),
-        ("run: x\nmethods: c3po\n", [], "methods: expected a valid list, found 'c3po'"),
-        ("- c3po\n", [], "mine.yaml: expected a mapping of settings"),
-        ("run: x\nmethods: [c3po]\n", ["trian.epochs=1"], "override trian: .*did you mean 'train'"),
-        ("run: x\nmethods: [c3po]\n", ["workers.two=1"], "override workers.two: workers has no keys"),
-    ],
-)
+WRONG_FILES = [
+    ("run: x\nmethods: [c3po]\nworker: 2\n", [], "mine.yaml, worker: expected a known key .did you mean 'workers'"),
+    ("run: x\nmethods: [c3po]\nworkers: 0\n", [], "workers: .*found 0"),
+    ("run: x\nmethods: c3po\n", [], "methods: expected a valid list, found 'c3po'"),
+    ("- c3po\n", [], "mine.yaml: expected a mapping of settings"),
+    ("run: x\nmethods: [c3po]\n", ["trian.epochs=1"], "override trian: .*did you mean 'train'"),
+    ("run: x\nmethods: [c3po]\n", ["workers.two=1"], "override workers.two: workers has no keys"),
+]
+
+
+@pytest.mark.parametrize(("text", "overrides", "says"), WRONG_FILES)
 def test_a_runs_file_and_overrides_are_read_strictly(tmp_path, text, overrides, says):
     (tmp_path / "mine.yaml").write_text(text)
     with pytest.raises(ParameterError, match=says):

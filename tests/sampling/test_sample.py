@@ -166,7 +166,7 @@ def test_a_model_that_leaves_requests_out_is_an_error(feedback, prompts):
 def test_settings_name_what_is_wrong():
     with pytest.raises(ValueError, match="strategy: expected one of"):
         SampleSettings("m", "teach", 1, 5, 4, "", 32, 0)
-    with pytest.raises(ValueError, match="best_of.*expected 1 or more"):
+    with pytest.raises(ValueError, match=r"best_of.*expected 1 or more"):
         SampleSettings("m", "revise", 0, 5, 4, "", 32, 0)
 
 

@@ -16,7 +16,7 @@ from c3po_utils.chat.ledger import Ledger
 from c3po_utils.runs.files import read_json
 from c3po_utils.runs.jobs import NOTEBOOKS
 from tests.asking import SAMPLING, asks, fast_client, writer
-from tests.servers import Reply, error, scripted
+from tests.servers import Reply, Scripted, error, scripted
 
 
 @pytest.fixture
@@ -41,9 +41,19 @@ def recorded(folder: Path) -> set[str]:
     return {json.dumps(json.loads(row[0]), sort_keys=True) for row in rows}
 
 
-def survive(tmp_path: Path, kills: int, categories: int, per_category: int, delay: float) -> dict:
+def bodies(server: Scripted) -> list[str]:
+    """What the server was asked, in order, as `recorded` writes it."""
+    return [json.dumps(asked.body, sort_keys=True) for asked in server.asked]
+
+
+def paid_twice(deaths: list[tuple[int, set[str]]], asked: list[str]) -> set[str]:
+    """What was recorded when a run died, and asked again later; deaths: how much was asked by then, what recorded."""
+    return set().union(*(known & set(asked[mark:]) for mark, known in deaths))
+
+
+def survive(tmp_path: Path, kills: int, categories: int, per_category: int, delay: float, seed: int = 1) -> dict:
     """Kill and restart a run, and compare it with an undisturbed one; returns what was counted."""
-    rng, unrecorded, deaths = random.Random(1), 0, []  # deaths: requests so far, and which of them are recorded
+    rng, unrecorded, deaths = random.Random(seed), 0, []
 
     def script(asked):
         reply = writer(asked)
@@ -63,20 +73,22 @@ def survive(tmp_path: Path, kills: int, categories: int, per_category: int, dela
             process.kill()
             process.wait()
             known = recorded(tmp_path / "killed")
-            bodies = [json.dumps(asked.body, sort_keys=True) for asked in server.asked]
-            in_flight = len(set(bodies) - known)
+            in_flight = len(set(bodies(server)) - known)
             assert in_flight <= 8, "no more than were in flight"
             unrecorded += in_flight
-            deaths.append((len(bodies), known))
+            deaths.append((len(server.asked), known))
         assert start_run(server, tmp_path / "killed", categories, per_category).wait(120) == 0
-        bodies = [json.dumps(asked.body, sort_keys=True) for asked in server.asked]
-    assert not any(known & set(bodies[mark:]) for mark, known in deaths), "a recorded call was asked again"
-    repeated = len(bodies) - len(set(bodies))
+        asked = bodies(server)
+    twice, repeated = paid_twice(deaths, asked), len(asked) - len(set(asked))
+    assert not twice, "a recorded call was asked again"
     assert repeated <= unrecorded
-    assert len(set(bodies)) == calls
+    assert len(set(asked)) == calls
     calm, killed = ((tmp_path / name / ROWS).read_bytes() for name in ("calm", "killed"))
     assert calm == killed
-    return {"calls": calls, "kills": kills, "in flight at kills": unrecorded, "repeated": repeated}
+    return {
+        "calls": calls, "kills": kills, "in_flight_at_kills": unrecorded, "asked_again": repeated,
+        "paid_twice": len(twice),
+    }  # fmt: skip
 
 
 def test_a_killed_run_goes_on_where_it_was(tmp_path):

@@ -11,7 +11,7 @@ from peft.tuners.lora.model import LoraModel
 from safetensors.torch import load_file, save_file
 
 from c3po_utils.engine.models import load_model
-from c3po_utils.runs.files import DamagedFile
+from c3po_utils.runs.files import DamagedFile, read_json
 from c3po_utils.runs.stage import Stage
 from c3po_utils.training.adapters import load_adapter, merged, save_adapter
 from c3po_utils.training.stage import CONFIG, PROBE, WEIGHTS, adapter_hash
@@ -133,6 +133,13 @@ def test_a_damaged_file_is_named_with_and_without_a_manifest(folder, tiny_folder
         with pytest.raises(DamagedFile, match=name):
             load_adapter(model, folder)
         (folder / "manifest.json").unlink(missing_ok=True)
+
+
+def test_equal_adapters_are_stored_as_equal_files(folder):
+    """peft writes a set of names, whose order is another one in every process."""
+    names = read_json(folder / CONFIG)["target_modules"]
+    assert len(names) > 10
+    assert names == sorted(names)
 
 
 @pytest.mark.parametrize("umask", [0o022, 0o007])

@@ -399,6 +399,20 @@ def test_a_damaged_file_of_references_is_named_and_made_anew(tmp_path, content):
     assert json.loads(path.read_text()) == json.loads(whole)
 
 
+def test_a_changed_digit_in_a_file_of_references_is_noticed(tmp_path):
+    rows = token_rows(3)
+    first = with_references(tiny_model(), rows, tmp_path)
+    (path,) = tmp_path.glob("logps-*.json")
+    whole = json.loads(path.read_text())
+    changed = {key: value + 1 if isinstance(value, float) else value for key, value in whole.items()}
+    path.write_text(json.dumps(changed))
+    with pytest.warns(UserWarning, match=r"logps-.*damaged: .*made anew"):
+        assert with_references(tiny_model(), rows, tmp_path) == first
+    assert json.loads(path.read_text()) == whole
+    path.write_text(json.dumps({key: value for key, value in changed.items() if key != references.HASH}))
+    assert with_references(tiny_model(), rows, tmp_path) != first, "files from before they held a hash stay valid"
+
+
 def test_a_model_with_an_adapter_has_the_identity_of_its_base(tmp_path, tokenizer):
     policy, _ = run(tmp_path, tokenizer)
     assert references.model_identity(policy.get_base_model()) == references.model_identity(tiny_model())

@@ -175,8 +175,24 @@ def failure(error: Exception, limits: Limits, endpoint: str) -> Reply:
 
 
 def _refusal(error: openai.APIStatusError, endpoint: str) -> Reply:
+    if error.status_code < 400:
+        return _redirect(error.response, endpoint)
     reply = refusal(error.status_code, error.body, error.message, endpoint)
     return replace(reply, asked_s=retry_after(error.response.headers))
+
+
+def _redirect(response: httpx2.Response, endpoint: str) -> Reply:
+    """No redirect is followed: it would carry prompts and key to a server that nobody named."""
+    try:
+        target = response.request.url.join(response.headers.get("location", ""))
+        place = f"{target.scheme}://{target.netloc.decode('ascii')}{target.path}"
+    except httpx2.InvalidURL:
+        place = "no address that can be read"
+    reason = (
+        f"HTTP {response.status_code}: {endpoint} redirects to {place}, which is not followed:"
+        " name the server that is meant, openai:MODEL@BASE_URL"
+    )
+    return Reply("failed", reason=reason, hopeless=True)
 
 
 def refusal(status: int, error: object, otherwise: str, endpoint: str) -> Reply:

@@ -46,9 +46,9 @@ class Transport:
             "timeout": httpx2.Timeout(limits.timeout_s, connect=min(15.0, limits.timeout_s)),
             "default_headers": {"Accept-Encoding": "identity", **{name: openai.Omit() for name in private}},
         }
-        tls, hooks = _tls(), {"response": [self._bound]}
-        self.clients = [
-            openai.AsyncOpenAI(**settings, http_client=openai.DefaultAsyncHttpxClient(verify=tls, event_hooks=hooks))
+        http = {"verify": _tls(), "event_hooks": {"response": [self._bound]}, "follow_redirects": False}
+        self.clients = [  # redirected, prompts and key would go to a host that nobody named
+            openai.AsyncOpenAI(**settings, http_client=openai.DefaultAsyncHttpxClient(**http))
             for _ in range(math.ceil(limits.max_in_flight / POOL))
         ]
         self.client = self.clients[0]
@@ -63,7 +63,7 @@ class Transport:
 
     async def _bound(self, response: httpx2.Response) -> None:
         """Keep any body from growing past its limit: answers raise AnswerTooLong, errors are cut."""
-        path, failed = response.request.url.path, response.status_code >= 400
+        path, failed = response.request.url.path, response.status_code >= 300
         if path.endswith("/content") and not failed:
             return  # the file of a batch is read by line, each with its own limit
         limit = self.limits.max_answer_bytes if path.endswith("/chat/completions") else LIST_BYTES

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from c3po_utils.chat.openai.batch_api import BatchFailed
 from tests.asking import SAMPLING, asks, by_id, echo, fast_client, tally
-from tests.servers import Batches, Reply, error, scripted
+from tests.servers import Batches, Reply, error, redirect, scripted
 
 
 @pytest.fixture
@@ -41,18 +41,15 @@ def at(call: str, reply: Reply):
     return lambda seen: reply if re.fullmatch(call, seen) else None
 
 
-HTML = Reply(body=b"<html>login</html>", kind="text/html")
-NOTHING = Reply(body=b"{}")
+CALLS = ["POST /files", "POST /batches", "GET /batches", r"GET /batches/\S+", r"GET /files/\S+"]
+REPLIES = {
+    "500": error(500), "400": error(400, "no"), "401": error(401, "who?"), "reset": Reply(fault="reset"),
+    "HTML": Reply(body=b"<html>login</html>", kind="text/html"), "{}": Reply(body=b"{}"), "[3]": Reply(body=b"[3]"),
+}  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    "call", ["POST /files", "POST /batches", "GET /batches", r"GET /batches/\S+", r"GET /files/\S+"]
-)
-@pytest.mark.parametrize(
-    "reply",
-    [error(500), error(400, "no"), error(401, "who?"), Reply(fault="reset"), HTML, NOTHING, Reply(body=b"[3]")],
-    ids=["500", "400", "401", "reset", "HTML", "{}", "[3]"],
-)
+@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize("reply", REPLIES.values(), ids=REPLIES)
 def test_a_fault_of_the_api_that_stays_stops_the_run_and_the_next_one_goes_on(batching, call, reply):
     with scripted(echo, Batches(echo)) as server:
         server.batches.fault = at(call, reply)
@@ -87,6 +84,20 @@ def test_a_batch_that_the_server_forgot_is_asked_again_and_may_have_been_paid_fo
         assert tally(outcomes.values()) == {"failed": 2}
         assert "HTTP 404: no such batch" in outcomes["r0"].reason
         assert model.ledger.spent() > 0
+        ends_well(batching, server, 2)
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_a_redirect_of_the_batch_api_is_told_and_not_followed(batching, call):
+    with scripted(echo) as other, scripted(echo, Batches(echo)) as server:
+        server.batches.fault = at(call, redirect(307, f"{other.url}/chat/completions"))
+        told = ""
+        try:
+            told = " ".join(outcome.reason for outcome in batching(server).complete(asks(2), SAMPLING))
+        except BatchFailed as error:
+            told = str(error)
+        assert f"{server.url} redirects to {other.url}" in told
+        assert other.asked == []
         ends_well(batching, server, 2)
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from c3po_utils.chat.types import Request
 from tests.asking import SAMPLING, asks, by_id, echo, fast_client, tally
-from tests.servers import FAULTS, Reply, error, faulty, scripted
+from tests.servers import FAULTS, Reply, error, faulty, redirect, scripted
 
 
 @pytest.fixture
@@ -101,6 +101,38 @@ def test_after_a_hopeless_error_the_rest_is_not_asked(client, reply):
         assert len(server.asked) <= 4
     assert tally(outcomes.values()) == {"failed": 100}
     assert sum("not asked" in outcome.reason for outcome in outcomes.values()) >= 96
+
+
+REDIRECTS = [301, 302, 303, 307, 308]
+
+
+@pytest.mark.parametrize("status", REDIRECTS)
+@pytest.mark.parametrize("stream", [False, True], ids=["", "streamed"])
+def test_a_redirect_is_an_error_that_names_its_target_and_sends_nothing_there(client, status, stream):
+    with scripted(echo) as other, scripted(lambda asked: redirect(status, f"{other.url}/chat/completions")) as server:
+        outcomes = by_id(client(server, stream=stream, max_in_flight=1).complete(asks(5), SAMPLING))
+        assert (len(other.asked), len(server.asked)) == (0, 1)
+    assert tally(outcomes.values()) == {"failed": 5}
+    said = f"HTTP {status}: {server.url} redirects to {other.url}/chat/completions, which is not followed"
+    assert outcomes["r0"].reason.startswith(said)
+    assert "not asked" in outcomes["r4"].reason
+
+
+@pytest.mark.parametrize(
+    ("location", "said"),
+    [
+        ("/elsewhere", "redirects to {host}/elsewhere,"),
+        ("//other.example/v1?key=abc", "redirects to http://other.example/v1,"),
+        ("https://user:password@other.example/v1", "redirects to https://other.example/v1,"),
+        ("", "redirects to {host}/v1/chat/completions,"),
+        ("http://host:none", "redirects to no address that can be read,"),
+    ],
+)
+def test_a_redirects_target_is_told_without_what_may_be_a_secret(client, location, said):
+    with scripted(lambda asked: redirect(307, location)) as server:
+        (outcome,) = client(server).complete(asks(1), SAMPLING)
+    assert said.format(host=server.url.removesuffix("/v1")) in outcome.reason
+    assert not any(secret in outcome.reason for secret in ("abc", "password"))
 
 
 def test_a_filtered_prompt_is_an_answer(client):
