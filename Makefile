@@ -5,15 +5,17 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.complete
 # pip's own word on whether the environment holds a lock's versions; asks no registry
 SATISFIED := $(BIN)/python -m pip install --disable-pip-version-check --no-deps --no-index --dry-run -qq
+PLAYWRIGHT := $(VENV)/playwright
 DEMO := demo
 export HF_HUB_DISABLE_PROGRESS_BARS = 1
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: help setup lock demo embedded tuning test check lint bench figures lab clean
+.PHONY: help setup lock demo embedded tuning test test-browser check lint bench figures lab clean
 
 help:
 	@echo "make demo      one sentence to one table: sample, train, evaluate, figures (embedded model, CPU)"
 	@echo "make test      lint and tests;  make bench: slow, full-size checks"
+	@echo "make test-browser  notebook 08 in JupyterLab and Chromium"
 	@echo "make embedded  the embedded benchmark: all feedbacks, every method (an hour)"
 	@echo "make tuning    the trials behind the embedded benchmark's settings (an hour)"
 	@echo "make figures   rebuild tables and figures in results/ from stored scores"
@@ -46,6 +48,13 @@ lint: setup
 
 test: lint
 	@$(BIN)/python -m pytest
+
+# Playwright lies in a folder of its own, as nobody else needs it. The browser is Debian's, or else Playwright's own.
+test-browser: setup
+	@[ -d $(PLAYWRIGHT)/playwright ] || $(BIN)/python -m pip install -qq --disable-pip-version-check --target $(PLAYWRIGHT) "playwright>=1.60"
+	@command -v chromium >/dev/null || { command -v apt-get >/dev/null && apt-get update -qq && apt-get install -qq -y chromium >/dev/null; } \
+	  || PYTHONPATH=$(PLAYWRIGHT) $(BIN)/python -m playwright install chromium
+	@PYTHONPATH=$(PLAYWRIGHT)$${PYTHONPATH:+:$$PYTHONPATH} $(BIN)/python -m pytest -m browser -rP tests/browser
 
 check: test
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from c3po_utils.cli_ask import ask
 from c3po_utils.cli_errors import told
 from c3po_utils.cli_export import export
 
@@ -17,6 +18,7 @@ def c3po() -> None:
     """Learn from one sentence of feedback without overgeneralizing."""
 
 
+c3po.add_command(ask)
 c3po.add_command(export)
 
 

@@ -77,3 +77,12 @@ def store_adapter(run: Path, id: str, method: str, model: str, seed: int = 0, **
     folder = run / "train" / id / method
     save_adapter(random_adapter(model, seed=seed, **lora), folder)
     return folder
+
+
+def store_playground(run: Path, model: str) -> Path:
+    """A run with two sampled feedbacks, `short` and `shouted`; two adapters of the first, one of the second."""
+    for id in ("short", "shouted"):
+        store_sample(run, id, model)
+    for seed, (id, method) in enumerate((("short", "c3po"), ("short", "scd"), ("shouted", "c3po"))):
+        store_adapter(run, id, method, model, seed)
+    return run

@@ -43,7 +43,6 @@ def test_the_lock_pins_every_line_and_every_dependency():
 
 TOOLS = {  # declared, and imported by others on our behalf
     "tabulate": "pandas, to write tables in Markdown",
-    "ipywidgets": "tqdm and transformers, for bars in notebooks",
     "jupyterlab": "where the notebooks are read and run",
 }
 
@@ -161,7 +160,7 @@ def test_rooms_import_one_another_through_their_doors():
 def _is_top(room: str, path: Path) -> bool:
     """Whether a module stands above all rooms."""
     above = ("config", "jobs", "check", "estimate", "papermill_engine", "batch", "reference", "reference_configs")
-    return path.stem in ("cli", "cli_export", "__main__") or (room == "runs" and path.stem in above)
+    return path.stem in ("cli", "cli_ask", "cli_export", "__main__") or (room == "runs" and path.stem in above)
 
 
 def _tree(path: Path) -> ast.Module:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import groupby
 from typing import TYPE_CHECKING
@@ -56,13 +56,17 @@ def uniforms(request: Request, sampling: Sampling) -> np.ndarray:
     return np.random.Generator(np.random.Philox(key=key)).random(sampling.max_new_tokens, dtype=np.float32)
 
 
+Follow = Callable[[str, str], None]  # told a request's id and its answer so far
+
+
 @dataclass
 class Row:
-    """One request on its way: its prompt's tokens, and the answer's as they come."""
+    """One request on its way: its prompt's tokens, and the answer's as they come, which `follow` is told."""
 
     request: Request
     prompt: list[int]
     uniform: np.ndarray
+    follow: Follow | None = None
     answer: list[int] = field(default_factory=list)
 
 

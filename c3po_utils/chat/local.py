@@ -9,7 +9,7 @@ from jinja2.exceptions import TemplateError
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from c3po_utils.chat.decoding import BatchLoop, Row, SlotLoop, uniforms
+from c3po_utils.chat.decoding import BatchLoop, Follow, Row, SlotLoop, uniforms
 from c3po_utils.chat.types import LocalLimits, Outcome, Request, Sampling
 from c3po_utils.engine import attention, linear, models, templates, threads
 
@@ -44,8 +44,10 @@ class LocalChat:
     def _packed(self) -> linear.PackedLinears:
         return linear.PackedLinears(self.model)
 
-    def complete(self, requests: Sequence[Request], sampling: Sampling, *, desc: str = "") -> Iterator[Outcome]:
-        """Answer every request, in the order in which they finish.
+    def complete(
+        self, requests: Sequence[Request], sampling: Sampling, *, desc: str = "", follow: Follow | None = None
+    ) -> Iterator[Outcome]:
+        """Answer every request, in the order in which they finish; `follow` is told each answer as it grows.
 
         Rows that cannot be answered (an empty prompt, one that the chat template refuses or that leaves no room in the
         context, logits that are no numbers) end as `failed` and leave the others alone.
@@ -56,7 +58,7 @@ class LocalChat:
             if reason:
                 failures.append(Outcome(request.id, "failed", reason=reason, prompt_tokens=len(prompt)))
             else:
-                rows.append(Row(request, prompt, uniforms(request, sampling)))
+                rows.append(Row(request, prompt, uniforms(request, sampling), follow))
         yield from failures
         if rows:
             with tqdm(total=len(rows), desc=desc, unit="answer", disable=not desc) as bar:
@@ -116,6 +118,9 @@ class LocalChat:
     def finish(self, row: Row, sampling: Sampling) -> Outcome | None:
         """The row's outcome if its last token ended it, else None."""
         ended = row.answer[-1] in self.eos
+        if row.follow:
+            # A character of several tokens is shown when it is whole.
+            row.follow(row.request.id, self.decode(row.answer).rstrip("\N{REPLACEMENT CHARACTER}"))
         full = len(row.answer) >= sampling.max_new_tokens or len(row.prompt) + len(row.answer) >= self.context
         if sampling.stop and not ended:
             text = self.decode(row.answer)

@@ -9,9 +9,11 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submodules=[
         "answer_card",
+        "cards",
         "export",
         "gate",
         "outcomes",
+        "panel",
         "paper_figures",
         "plain_text",
         "reward_map",

@@ -8,7 +8,7 @@ from typing import Any, get_args
 
 from c3po_utils import chat, engine  # as rooms: their heavy parts are imported when they are used
 from c3po_utils.chat.openai.limits import read_limits
-from c3po_utils.evaluation import evaluate, scores
+from c3po_utils.evaluation import evaluate, playground, scores
 from c3po_utils.feedback import find_feedback, records
 from c3po_utils.runs import jobs
 from c3po_utils.runs.config import RunConfig
@@ -17,6 +17,8 @@ from c3po_utils.runs.stage import Stage, run_folder
 from c3po_utils.sampling import members, rows, sample
 from c3po_utils.training import methods as known_methods
 from c3po_utils.training import trained_methods
+
+PLAYGROUND = "08_playground.ipynb"  # of no run's jobs
 
 
 @contextlib.contextmanager
@@ -166,12 +168,22 @@ def check_figures(values: dict[str, Any]) -> None:
         raise ValueError(f"uncertainty: expected one of {known}, found {found!r} ({nearest(found, known)})")
 
 
+def check_playground(values: dict[str, Any]) -> None:
+    """The parameters of 08_playground."""
+    for prompt in values["prompts"]:
+        if not isinstance(prompt, str) or not prompt.strip():
+            raise ValueError(f"prompts: expected texts, found {prompt!r}")
+    mixes = [values["mix"]] if values["mix"] else []
+    playground.open_playground(values["run"], values["feedback"], values["methods"], mixes)
+
+
 CHECKS: dict[str, Callable[[dict[str, Any]], None]] = {
     jobs.SAMPLE: check_sample,
     jobs.TRAIN: check_train,
     jobs.EVALUATE: check_evaluate,
     jobs.TWO_FEEDBACKS: check_two_feedbacks,
     jobs.FIGURES: check_figures,
+    PLAYGROUND: check_playground,
 }
 
 

@@ -39,9 +39,10 @@ Turns = Sequence[tuple[str, str]]  # what the user said and what the assistant a
 BEST_OF_WAVES = (1, 1, 2, 4)  # samples asked for at once: most rows need few, and waves keep batches large
 
 
-def _question(
+def question(
     row: dict, tag: str, prompt: str, settings: SampleSettings, turns: Turns = (), replicate: int = 0
 ) -> types.Request:
+    """What is asked for a row's column `tag`, wherever it is asked: equal ids have equal answers."""
     made = request(f"{row['id']}#{tag}", prompt, system=settings.system_prompt, turns=turns)
     return replace(made, replicate=replicate)
 
@@ -58,7 +59,7 @@ def add_answers(model: ChatModel, rows: Sequence[dict], settings: SampleSettings
     """The model's own answers, as column `column`; another column name is another, independent sample."""
     # An API's ledger knows conversations, not ids: only a replicate makes the second sample another one.
     again = int(column != "baseline" and bool(settings.completion_model))
-    requests = [_question(row, column, row["prompt"], settings, replicate=again) for row in rows]
+    requests = [question(row, column, row["prompt"], settings, replicate=again) for row in rows]
     _fill(rows, column, ask(model, requests, settings.sampling, column))
 
 
@@ -69,7 +70,7 @@ def in_context_prompt(prompt: str, feedback: Feedback) -> str:
 
 def add_in_context(model: ChatModel, rows: Sequence[dict], feedback: Feedback, settings: SampleSettings) -> None:
     """Answers to the prompt with the feedback in it: column `in_context`."""
-    requests = [_question(row, "in_context", in_context_prompt(row["prompt"], feedback), settings) for row in rows]
+    requests = [question(row, "in_context", in_context_prompt(row["prompt"], feedback), settings) for row in rows]
     _fill(rows, "in_context", ask(model, requests, settings.sampling, "in-context"))
 
 
@@ -95,7 +96,7 @@ def _two_turns(
     Where the first turn cannot be had, its outcome is the row's.
     """
     thinking = [
-        _question(row, f"{tag}/think", first, settings, replicate=replicate)
+        question(row, f"{tag}/think", first, settings, replicate=replicate)
         for row, first in zip(rows, firsts, strict=True)
     ]
     thoughts = ask(model, thinking, sampling, f"{tag}: thinking")
@@ -103,7 +104,7 @@ def _two_turns(
     for row, first, asked in zip(rows, firsts, thinking, strict=True):
         thought = thoughts[asked.id]
         if thought.usable:
-            writing.append(_question(row, tag, second, settings, [(first, thought.text or "Yes.")], replicate))
+            writing.append(question(row, tag, second, settings, [(first, thought.text or "Yes.")], replicate))
         else:
             id = f"{row['id']}#{tag}"
             outcomes[id] = replace(thought, id=id)
@@ -145,7 +146,7 @@ def _revise(
     """One outcome for each row and try."""
     if settings.strategy == "demonstrate":
         turns = [(shown.prompt, shown.answer) for shown in feedback.demonstrations]
-        requests = [_question(row, f"revised{k}", row["prompt"], settings, turns, k) for k in tries for row in rows]
+        requests = [question(row, f"revised{k}", row["prompt"], settings, turns, k) for k in tries for row in rows]
         return ask(model, requests, settings.demonstrating, f"revised (tries {tries.start + 1}-{tries.stop})")
     outcomes: dict[str, Outcome] = {}
     firsts = [REVISE.format(prompt=row["prompt"], answer=row["baseline"], effect=feedback.effect) for row in rows]

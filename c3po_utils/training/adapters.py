@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -171,9 +171,23 @@ def merged(model: PreTrainedModel, folder: Path | str) -> Iterator[PreTrainedMod
     Merged, an adapter costs nothing while answering, and one loaded model serves all adapters of a process. The
     weights that adapters touch are in memory twice meanwhile. Errors as in `load_adapter`.
     """
-    back = _way_back(model)
+    with mixed(model, {Path(folder): 1.0}) as tuned:
+        yield tuned
+
+
+@contextmanager
+def mixed(model: PreTrainedModel, weights: Mapping[Path, float]) -> Iterator[PreTrainedModel]:
+    """As `merged`, with the weighted sum of one or more stored adapters, by folder.
+
+    Errors as in `load_adapter` and `add_adapters`.
+    """
+    back, policy = _way_back(model), model
     try:
-        policy = load_adapter(model, folder)
+        names = ["-".join(folder.parts[-2:]).replace(".", "_") for folder in weights]  # torch wants no dots
+        for name, folder in zip(names, weights, strict=True):
+            policy = load_adapter(policy, folder, name=name)
+        if list(weights.values()) != [1.0]:
+            add_adapters(policy, names, weights=list(weights.values()))
         for layer in policy.modules():
             if isinstance(layer, LoraLayer):
                 for parameter in layer.get_base_layer().parameters():
@@ -183,8 +197,12 @@ def merged(model: PreTrainedModel, folder: Path | str) -> Iterator[PreTrainedMod
         back()
 
 
-def add_adapters(policy: PeftModel, names: Sequence[str], name: str = "sum") -> float:
+def add_adapters(
+    policy: PeftModel, names: Sequence[str], name: str = "sum", weights: Sequence[float] | None = None
+) -> float:
     """Add LoRA adapters into a new one, which becomes active: its change to each weight is the sum of theirs.
+
+    With `weights`, one an adapter, each change counts so many times.
 
     peft's `cat` writes their factors side by side, [B_1 B_2] [A_1; A_2] = B_1 A_1 + B_2 A_2, so the ranks add up and
     nothing is lost; its `linear` and `svd` only approximate.
@@ -206,10 +224,11 @@ def add_adapters(policy: PeftModel, names: Sequence[str], name: str = "sum") -> 
         for key, (expected, reason) in PLAIN.items():
             if (found := getattr(policy.peft_config[other], key)) != expected:
                 raise ValueError(f"adapter {other!r}: {key} is {found!r}, expected {expected!r}: {reason}")
+    scales = dict(zip(names, weights or [1.0] * len(names), strict=True))
     with _full_precision(policy, name):
-        policy.add_weighted_adapter(list(names), [1.0] * len(names), name, combination_type="cat")
+        policy.add_weighted_adapter(list(scales), list(scales.values()), name, combination_type="cat")
     policy.set_adapter(name)
-    difference = _difference(policy, names, name)
+    difference = _difference(policy, scales, name)
     if not difference <= EXACT:
         raise RuntimeError(
             f"{name!r} is not the sum of {list(names)}: it differs by {difference:.2g} of its largest entry"
@@ -234,11 +253,12 @@ def _full_precision(policy: PeftModel, name: str) -> Iterator[None]:
 
 
 @torch.no_grad()
-def _difference(policy: PeftModel, names: Sequence[str], name: str) -> float:
+def _difference(policy: PeftModel, scales: Mapping[str, float], name: str) -> float:
     largest = 0.0
     for module in policy.modules():
         if isinstance(module, LoraLayer) and name in module.scaling:
-            wanted = sum(module.get_delta_weight(other) for other in names if other in module.scaling)
+            there = {other: scale for other, scale in scales.items() if other in module.scaling}
+            wanted = sum(scale * module.get_delta_weight(other) for other, scale in there.items())
             difference = (module.get_delta_weight(name) - wanted).abs().max() / wanted.abs().max().clamp_min(1e-30)
             largest = max(largest, difference.item())
     return largest
