@@ -48,7 +48,7 @@ def gate_scores(scores: pd.DataFrame, method: str) -> Axes:
         Line2D([], [], ls="none", ms=4, color="#333333", label=MEANT[fold], **MARKS[fold])
         for fold in dict.fromkeys(fold for _, fold in rows)
     ]
-    legend_below(figure, handles, f"line: the threshold, {threshold:.2f}")
+    legend_below(figure, handles, f"line: the threshold, {threshold:.2f}".replace("-", "−"))
     return ax
 
 
