@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import ClassVar
 from weakref import WeakSet
 
+from click import ClickException
 from jupyter_client import AsyncKernelManager
 from jupyter_core.paths import jupyter_runtime_dir
 from jupyter_core.utils import ensure_dir_exists
@@ -20,7 +21,7 @@ from papermill.engines import NBClientEngine, papermill_engines
 from traitlets import Unicode
 
 from c3po_utils.runs.check import check_notebook, refuse_secrets
-from c3po_utils.runs.parameters import resolve
+from c3po_utils.runs.parameters import ParameterError, resolve
 
 
 class LocalKernelManager(AsyncKernelManager):
@@ -59,6 +60,13 @@ class LocalKernelManager(AsyncKernelManager):
         """Nothing: jupyter_client calls this before a shutdown, and an idle kernel logs the interrupt as an error."""
 
 
+class Refusal(ParameterError, ClickException):
+    """A ParameterError that papermill's command tells in one line, without a traceback."""
+
+    def __init__(self, message: str):
+        ClickException.__init__(self, message)
+
+
 class CheckedEngine(NBClientEngine):
     """papermill's own engine behind a check of the parameters that were passed: nothing is written if it fails."""
 
@@ -66,8 +74,11 @@ class CheckedEngine(NBClientEngine):
     def execute_notebook(cls, nb, kernel_name, **kwargs):
         if nb.metadata.get("c3po", {}).get("checked_parameters"):
             given = dict(nb.metadata.papermill.get("parameters", {}))
-            refuse_secrets(given)
-            check_notebook(Path(nb.metadata.papermill.input_path).name, resolve(nb, given))
+            try:
+                refuse_secrets(given)
+                check_notebook(Path(nb.metadata.papermill.input_path).name, resolve(nb, given))
+            except ParameterError as error:
+                raise Refusal(str(error)) from error
             kwargs.setdefault("kernel_manager_class", LocalKernelManager)
         return super().execute_notebook(nb, kernel_name, **kwargs)
 

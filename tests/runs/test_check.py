@@ -11,6 +11,7 @@ import papermill
 import pytest
 import yaml
 from click.testing import CliRunner
+from papermill.cli import papermill as papermill_command
 
 from c3po_utils.cli import c3po
 from c3po_utils.runs import batch
@@ -110,6 +111,15 @@ def test_papermill_refuses_the_same_and_writes_nothing(tmp_path, notebook, given
         papermill.execute_notebook(NOTEBOOKS / f"{notebook}.ipynb", output, parameters=given, progress_bar=False)
     assert str(caught.value).startswith(f"{notebook}.ipynb: ")
     assert not output.exists()
+
+
+def test_papermills_command_tells_it_without_a_traceback(tmp_path):
+    given = [str(NOTEBOOKS / "02_train.ipynb"), str(tmp_path / "out.ipynb"), "-p", "epochs", "-1"]
+    done = CliRunner().invoke(papermill_command, given)
+    assert done.exit_code == 1
+    assert done.output.splitlines()[-1].startswith("Error: 02_train.ipynb: ")
+    assert "Traceback" not in done.output
+    assert not (tmp_path / "out.ipynb").exists()
 
 
 KEY = "sk-proj-0123456789abcdefghijklmnopqrst"  # shaped like one
