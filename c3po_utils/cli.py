@@ -34,9 +34,9 @@ def run(run: str, overrides: tuple[str, ...], estimate: bool, figures_only: bool
     """
     from c3po_utils.runs import check, config, stage
 
-    with told():
+    with told():  # before papermill is imported, which takes a second
         chosen = config.load_config(run, overrides)
-        check.check(chosen)
+        (check.check if estimate or figures_only else check.refuse)(chosen)
     if estimate:
         from c3po_utils.runs.estimate import estimates
 
@@ -45,17 +45,13 @@ def run(run: str, overrides: tuple[str, ...], estimate: bool, figures_only: bool
         for missing in check.lacking(chosen):
             click.echo(f"before it can run: {missing}")
         return
-    with told():
-        if missing := check.lacking(chosen):
-            raise ValueError("; ".join(missing))
-
-    from c3po_utils.runs import batch, jobs  # papermill takes a second to import
+    from c3po_utils.runs import batch, jobs
 
     figures = jobs.figures_job(chosen, stage.run_folder(chosen.run))
     if figures_only:
         batch.execute(figures)
     else:
-        batch.run_notebooks(chosen)
+        batch.run_checked(chosen)
     folder = figures.stages[0].folder
     click.echo((folder / "table2.md").read_text() + "\nfigures:")
     for path in sorted(folder.glob("*.png")):
@@ -113,7 +109,7 @@ def check(files: tuple[Path, ...]) -> None:
     """Load FILES (all sets in feedback/ when left out): records, metrics on their examples, bundled prompts."""
     from c3po_utils.feedback import checking, records
 
-    sets = files or sorted(records.FEEDBACK_FOLDER.glob("*.yaml"))
+    sets = files or records.all_sets()
     found = checking.check_sets(*sets, all_prompts=not files)
     for warning in found.warnings:
         click.echo(f"Warning: {warning}", err=True)
@@ -185,7 +181,7 @@ def _proposed(
     from c3po_utils.feedback import records
     from c3po_utils.sampling import generate_feedback
 
-    known = records.load_feedbacks(*sorted(records.FEEDBACK_FOLDER.glob("*.yaml")))
+    known = records.load_feedbacks(*records.all_sets())
     asked = _open(model, ledger, limits)
     if estimate:
         return generate_feedback.estimate(asked, kind, count, known=known)

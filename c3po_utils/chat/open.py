@@ -117,6 +117,11 @@ def open_chat(name: str, ledger: Path | str, **limits: Any) -> ChatModel:
     return RememberedChat(_Waiting(name, **limits), Ledger(ledger))
 
 
+def open_within(name: str, ledger: Path | str, limits: dict[str, Any] | None) -> ChatModel:
+    """`open_chat` where limits are an API's: a local model is opened with its own."""
+    return open_chat(name, ledger, **(limits or {}) if parse_model_name(name).endpoint else {})
+
+
 def remembered(model: Any, tokenizer: Any, name: str, ledger: Path | str) -> RememberedChat:
     """A loaded model (transformers' or peft's) with the ledger at a path; `name` stands for its weights there."""
     return RememberedChat(chat.local.LocalChat(model, tokenizer, name=name), Ledger(ledger))

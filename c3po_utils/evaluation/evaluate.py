@@ -41,8 +41,7 @@ def model_for(
     `limits` hold where pi_0 answers behind an API.
     """
     if method == BASE_RESAMPLED:
-        name = settings.completion_model or settings.model
-        yield chat.open_chat(name, Path(run) / LEDGER, **(limits or {}) if name.startswith("openai:") else {})
+        yield chat.open.open_within(settings.answering, Path(run) / LEDGER, limits)
         return
     with adapted(run, [feedback_id], method, settings.model) as model:
         yield model

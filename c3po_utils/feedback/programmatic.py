@@ -7,7 +7,7 @@ Answers that keep and that break the constraints are constructed with it (constr
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -187,10 +187,3 @@ KINDS: tuple[Callable[[random.Random], Drawn], ...] = (
     _answer_count, _sentence_words, _paragraph_sentences, _word_letters, _letter, _opening_or_closing, _text_somewhere,
     _nth_word,
 )  # fmt: skip
-
-
-def drawn_constraints(count: int, seed: int) -> Iterator[list[Constraint]]:
-    """So many draws of constraints, repeats among them: for tests of the metrics."""
-    rng = random.Random(seed)
-    for _ in range(count):
-        yield [one.constraint for one in draw(rng)]

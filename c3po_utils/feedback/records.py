@@ -195,7 +195,7 @@ def feedback_set(name: str | Path) -> Path:
     is_path = isinstance(name, Path) or "/" in name or name.endswith((".yaml", ".yml"))
     path = Path(name).expanduser() if is_path else FEEDBACK_FOLDER / f"{name}.yaml"
     if not path.is_file():
-        sets = [file.stem for file in FEEDBACK_FOLDER.glob("*.yaml")]
+        sets = [file.stem for file in all_sets()]
         raise FeedbackError([f"no feedback set {str(name)!r}: expected the file {path} ({nearest(path.stem, sets)})"])
     return path
 
@@ -239,10 +239,15 @@ def feedback_id(name: str) -> str:
     return name.rpartition("#")[2]
 
 
+def all_sets() -> list[Path]:
+    """The files of all sets in feedback/."""
+    return sorted(FEEDBACK_FOLDER.glob("*.yaml"))
+
+
 def find_feedback(name: str) -> Feedback:
     """The record of this id among the sets in feedback/, or, for `path/to/set.yaml#id`, in that file."""
     path, _, id = name.rpartition("#")
-    return select(load_feedbacks(*([path] if path else sorted(FEEDBACK_FOLDER.glob("*.yaml")))), ids=id)[0]
+    return select(load_feedbacks(*([path] if path else all_sets())), ids=id)[0]
 
 
 def load_prompts(feedback_id: str, folder: Path | str = FEEDBACK_FOLDER / "prompts") -> list[Prompt]:

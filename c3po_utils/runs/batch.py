@@ -16,11 +16,10 @@ from tqdm.auto import tqdm
 
 from c3po_utils import training  # as a room: its heavy parts are imported when they are used
 from c3po_utils.runs import files, jobs
-from c3po_utils.runs.check import check, lacking
+from c3po_utils.runs.check import refuse
 from c3po_utils.runs.config import RunConfig
 from c3po_utils.runs.jobs import NOTEBOOKS, Job
 from c3po_utils.runs.papermill_engine import LocalKernelManager
-from c3po_utils.runs.parameters import ParameterError
 from c3po_utils.runs.stage import run_folder
 
 
@@ -42,19 +41,20 @@ def execute(job: Job) -> None:
 
 
 def run_notebooks(config: RunConfig) -> None:
+    """Refuse what can be known to be wrong, or lacking (`check.refuse`); else as `run_checked`."""
+    refuse(config)
+    run_checked(config)
+
+
+def run_checked(config: RunConfig) -> None:
     """Execute what is not done yet, with one progress bar over all jobs.
 
-    What can be known to be wrong, or lacking, is raised first (`check`, `lacking`). A notebook that fails ends its
-    feedback's chain; the other feedbacks are finished before it is raised.
+    A notebook that fails ends its feedback's chain; the other feedbacks are finished before it is raised.
 
     Raises:
-        ParameterError: settings that are wrong, or keys and models that are not there.
         papermill.PapermillExecutionError: a cell failed; the executed copy shows where.
         ExceptionGroup: several notebooks failed.
     """
-    check(config)
-    if missing := lacking(config):
-        raise ParameterError("; ".join(missing))
     total = len(jobs.feedback_names(config)) * (2 + len(training.trained_methods(config.methods))) + 1
     total += sum(2 if how == "joint" else 1 for *_, how in jobs.two_feedbacks_runs(config))
     start, at_work = time.monotonic(), []

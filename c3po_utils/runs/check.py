@@ -75,6 +75,13 @@ def lacking(config: RunConfig) -> list[str]:
     return [reason for name in dict.fromkeys(filter(None, used)) if (reason := _lacks(name))]
 
 
+def refuse(config: RunConfig) -> None:
+    """Raise ParameterError for what is wrong with the settings, or lacking here to run them."""
+    check(config)
+    if missing := lacking(config):
+        raise ParameterError("; ".join(missing))
+
+
 def _lacks(name: str) -> str | None:
     if not name.startswith("openai:"):
         return engine.names.lacking(name)

@@ -28,18 +28,18 @@ def estimates(config: RunConfig) -> pd.DataFrame:
 
     `training` counts the tokens that go through the model, `answers` those of pi_0 once more and of every adapter.
     """
-    rows, parts = {}, {}
+    samples, rows, parts = {}, {}, {}
     for name, sample in zip(jobs.feedback_names(config), jobs.open_samples(config), strict=True):
         id = sample.record.id
+        samples[id] = sample
         rows[id], dry = sample.dry_run()
         parts[id] = [(use, model.name, model.total) for use, model in dry.items()]
         parts[id] += [*_training(config, name, sample, rows[id]), *_evaluating(config, name, sample, rows[id])]
-    known = {sample.record.id: sample for sample in jobs.open_samples(config)} if config.two_feedbacks else {}
     for names, method, how in jobs.two_feedbacks_runs(config):
-        samples = [known[records.feedback_id(name)] for name in names]
-        together = [row for sample in samples for row in rows[sample.record.id]]
-        parts.setdefault(two_feedbacks.joint_id([sample.record.id for sample in samples]), []).extend(
-            _two_feedbacks(config, names, method, how, samples, together)
+        ids = [records.feedback_id(name) for name in names]
+        together = [row for id in ids for row in rows[id]]
+        parts.setdefault(two_feedbacks.joint_id(ids), []).extend(
+            _two_feedbacks(config, names, method, how, [samples[id] for id in ids], together)
         )
     return _table(parts)
 
@@ -123,9 +123,8 @@ def _answers(
     if method != BASE_RESAMPLED and method in known_methods.PROMPTED:
         evaluate.fill_answers(config.run, "", method, rows, settings)
         return
-    name = settings.completion_model or settings.model if method == BASE_RESAMPLED else settings.model
-    limits = limits if name.startswith("openai:") else {}
-    dry = chat.DryRun(chat.open_chat(name, run_folder(config.run) / LEDGER, **limits))
+    name = settings.answering if method == BASE_RESAMPLED else settings.model
+    dry = chat.DryRun(chat.open.open_within(name, run_folder(config.run) / LEDGER, limits))
     answers.add_answers(dry, rows, settings, method)
     yield "answers", name, dry.total
 

@@ -89,7 +89,7 @@ def _first_problem(error: Exception) -> str:
 
 def make_record(sentence: str, id: str = "", **parts: Any) -> Feedback:
     """The record, with an id made of the sentence's words if none is given, different from those in feedback/."""
-    taken = {one.id for one in records.load_feedbacks(*sorted(records.FEEDBACK_FOLDER.glob("*.yaml")))}
+    taken = {one.id for one in records.load_feedbacks(*records.all_sets())}
     id = id or feedback_files.new_id(sentence, parts["kind"], taken)
     return Feedback(id=id, content=sentence.strip(), source="human", **parts)
 

@@ -44,11 +44,6 @@ class Given:
     max_new_tokens: int = MAX_NEW_TOKENS
 
 
-def is_sample(folder: Path) -> bool:
-    """Whether a folder holds sampled data."""
-    return any((folder / name).is_file() for name in SPLIT_OF)
-
-
 def text_of(value: Any) -> str:
     """An answer; "" for one that failed, which is stored as null or as the text None."""
     return "" if value in (None, "None") else value

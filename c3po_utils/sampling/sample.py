@@ -35,12 +35,12 @@ def open_models(
 
     Each model is opened once, however often the settings name it; `limits` are for those behind an API.
     """
-    names = {"completion": settings.completion_model or settings.model}
+    names = {"completion": settings.answering}
     if settings.prompt_model:
         names |= {"prompt": settings.prompt_model, "category": settings.category_model or settings.prompt_model}
     opened = {}
     for name in dict.fromkeys(names.values()):
-        opened[name] = chat.open_chat(name, ledger, **(limits or {}) if name.startswith("openai:") else {})
+        opened[name] = chat.open.open_within(name, ledger, limits)
     return {use: opened[name] for use, name in names.items()}
 
 

@@ -57,6 +57,11 @@ class SampleSettings:
         return settings
 
     @property
+    def answering(self) -> str:
+        """Who answers and revises: the completion model, or pi_0 here."""
+        return self.completion_model or self.model
+
+    @property
     def sampling(self) -> Sampling:
         """The paper's settings for pi_0."""
         return Sampling(max_new_tokens=self.max_new_tokens, seed=self.seed)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,17 +17,17 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback
 from trl import DPOConfig
 
-from c3po_utils.engine import fused, load_model, load_tokenizer, models, threads
+from c3po_utils.engine import fused, load_model, models, threads
 from c3po_utils.feedback import records
-from c3po_utils.runs import Stage, files, nearest
-from c3po_utils.sampling import SampleSettings, load_rows, members, stored_feedback, stored_settings
+from c3po_utils.runs import files, nearest
+from c3po_utils.sampling import load_rows, members, stored_feedback
 from c3po_utils.training.adapters import load_adapter, lora_config, refuse_untrainable, save_adapter
 from c3po_utils.training.data import Preflight, check_lengths, training_rows
 from c3po_utils.training.gate import GateTraining
 from c3po_utils.training.limits import check_arguments
 from c3po_utils.training.methods import Method
 from c3po_utils.training.references import with_references
-from c3po_utils.training.stage import LOG, TrainSettings, adapter_folder, train_stage
+from c3po_utils.training.stage import LOG, RunTraining, TrainSettings, adapter_folder
 from c3po_utils.training.trainer import Bar, C3POTrainer, last_valid
 
 TOKENS_PER_PASS = {"cpu": 2048, "cuda": 8192}
@@ -132,34 +132,13 @@ def _run(trainer: C3POTrainer, policy: PeftModel) -> None:
     policy.config.use_cache = True
 
 
-@dataclass(frozen=True)
-class Training:
-    """One method on one feedback's sampled data: from a run's rows to an adapter in the run's folder.
-
-    `feedback_id` may be `a+b`: then one adapter is trained on the rows of both.
-    """
-
-    run: Path
-    feedback_id: str
-    settings: TrainSettings
+class Training(RunTraining):
+    """One method on one feedback's sampled data: from a run's rows to an adapter in the run's folder."""
 
     @classmethod
     def of(cls, run: Path | str, feedback: str, settings: TrainSettings) -> Training | GateTraining:
         """The training on one feedback, `id` or `path/to/set.yaml#id`, of a run: of an adapter, or a gated method's."""
         return (GateTraining if settings.objective.gated else cls)(Path(run), records.feedback_id(feedback), settings)
-
-    @cached_property
-    def stage(self) -> Stage:
-        return train_stage(self.run, self.feedback_id, self.settings)
-
-    @cached_property
-    def sampled_with(self) -> SampleSettings:
-        """The sample's settings: pi_0, and the system prompt of every conversation."""
-        return stored_settings(self.run, self.feedback_id)
-
-    @cached_property
-    def tokenizer(self) -> PreTrainedTokenizerBase:
-        return load_tokenizer(self.sampled_with.model)
 
     @cached_property
     def _prepared(self) -> tuple[list[dict], Preflight]:

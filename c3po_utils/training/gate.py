@@ -21,13 +21,13 @@ from safetensors.torch import save_file
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from c3po_utils.chat import request
-from c3po_utils.engine import hidden_states, load_tokenizer, shared_model, templates
+from c3po_utils.engine import hidden_states, shared_model, templates
 from c3po_utils.runs import Stage, files
-from c3po_utils.sampling import SampleSettings, load_rows, stored_settings
+from c3po_utils.sampling import load_rows
 from c3po_utils.training import probe as probes
 from c3po_utils.training.adapters import PROBE_IDS, TOLERANCE, stored_tensors
 from c3po_utils.training.methods import Method
-from c3po_utils.training.stage import GATE, GATE_CARD, GATE_SCORES, TrainSettings, train_stage
+from c3po_utils.training.stage import GATE, GATE_CARD, GATE_SCORES, RunTraining
 
 Reading = hidden_states.Reading
 FOLDS = ("train", "test")
@@ -170,24 +170,11 @@ class GatePreflight:
     longest: int  # tokens of a prompt
 
 
-@dataclass(frozen=True)
-class GateTraining:
+class GateTraining(RunTraining):
     """A gated method on one feedback's sampled prompts: from a run's rows to a gate beside the adapter it adds.
 
-    The counterpart of finetune.Training. `feedback_id` may be `a+b`.
+    The counterpart of finetune.Training.
     """
-
-    run: Path
-    feedback_id: str
-    settings: TrainSettings
-
-    @cached_property
-    def stage(self) -> Stage:
-        return train_stage(self.run, self.feedback_id, self.settings)
-
-    @cached_property
-    def sampled_with(self) -> SampleSettings:
-        return stored_settings(self.run, self.feedback_id)
 
     @cached_property
     def rows(self) -> list[dict]:
@@ -197,8 +184,7 @@ class GateTraining:
     @cached_property
     def prompts(self) -> list[list[int]]:
         """The rows' prompts as token ids."""
-        tokenizer = load_tokenizer(self.sampled_with.model)
-        return [prompt_ids(tokenizer, row["prompt"], self.sampled_with.system_prompt) for row in self.rows]
+        return [prompt_ids(self.tokenizer, row["prompt"], self.sampled_with.system_prompt) for row in self.rows]
 
     @property
     def preflight(self) -> GatePreflight:
@@ -210,7 +196,7 @@ class GateTraining:
 
     def first_pair(self) -> str:
         """The first prompt as the model sees it; a gate reads no answers."""
-        return load_tokenizer(self.sampled_with.model).decode(self.prompts[0])
+        return self.tokenizer.decode(self.prompts[0])
 
     def fit(self) -> pd.DataFrame:
         """Fit and store the gate, or do nothing if that was done; returns the scores of all prompts.

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from c3po_utils import engine  # as a room: its heavy parts are imported when they are used
 from c3po_utils.runs import Stage, files, nearest, stage
-from c3po_utils.sampling import members, rows_hash, stored_settings
+from c3po_utils.sampling import SampleSettings, members, rows_hash, stored_settings
 from c3po_utils.training.limits import (
     REFUSED_ARGUMENTS,
     SETTLED,
@@ -19,6 +21,9 @@ from c3po_utils.training.limits import (
     check_lora,
 )
 from c3po_utils.training.methods import METHODS, Method, get_method, registered
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 # An adapter's files: peft's two, the logits that prove it (adapters.py), and the training's log.
 WEIGHTS, CONFIG, PROBE, LOG = "adapter_model.safetensors", "adapter_config.json", "probe.safetensors", "log.json"
@@ -99,6 +104,28 @@ class TrainSettings:
     @property
     def objective(self) -> Method:
         return get_method(self.method, **self.method_settings)
+
+
+@dataclass(frozen=True)
+class RunTraining:
+    """One method on one feedback's sampled data in a run's folder; `feedback_id` may be `a+b`, the rows of both."""
+
+    run: Path
+    feedback_id: str
+    settings: TrainSettings
+
+    @cached_property
+    def stage(self) -> Stage:
+        return train_stage(self.run, self.feedback_id, self.settings)
+
+    @cached_property
+    def sampled_with(self) -> SampleSettings:
+        """The sample's settings: pi_0, and the system prompt of every conversation."""
+        return stored_settings(self.run, self.feedback_id)
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        return engine.load_tokenizer(self.sampled_with.model)
 
 
 def train_stage(run: Path | str, feedback_id: str, settings: TrainSettings) -> Stage:

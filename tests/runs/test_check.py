@@ -159,6 +159,17 @@ def test_a_missing_key_is_said_before_anything_runs(tmp_path, monkeypatch):
     assert lacking(config) == []
 
 
+def test_figures_are_drawn_again_without_keys(tmp_path, monkeypatch):
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    (tmp_path / "mine.yaml").write_text(
+        yaml.safe_dump({"run": str(tmp_path), "methods": ["c3po"], "evaluate": {"judge_model": "openai:gpt-4.1"}})
+    )
+    drawn = []
+    monkeypatch.setattr(batch, "execute", lambda job: drawn.append(job.notebook))
+    CliRunner().invoke(c3po, ["run", str(tmp_path / "mine.yaml"), "--figures-only"])
+    assert drawn == ["05_figures.ipynb"]
+
+
 def test_weights_that_cannot_be_had_are_said_before_anything_runs(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     config = RunConfig(run=str(tmp_path / "run"), methods=["c3po"], sample={"model": "nobody/no-such-model"})
