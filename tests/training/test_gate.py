@@ -49,6 +49,15 @@ def test_states_are_those_of_a_plain_pass_whatever_stands_beside_them(name):
     torch.testing.assert_close(prompt_states(model, [given[7]], readings)[:, 0], found[:, 7], atol=1e-5, rtol=1e-5)
 
 
+def test_layers_above_the_one_that_is_read_are_not_computed():
+    model, given = tiny_model(), prompts()
+    expected = prompt_states(model, given, [Reading(1), Reading(2)])[0]
+    model.get_decoder().layers[1].forward = None  # calling it fails
+    assert torch.equal(prompt_states(model, given, [Reading(1)])[0], expected)
+    with pytest.raises(TypeError):
+        prompt_states(model, given, [Reading(2)])
+
+
 def test_a_layer_that_is_not_there_is_an_error():
     with pytest.raises(IndexError, match="layer 3: expected one from -3 to 2"):
         prompt_states(tiny_model(), prompts(), [Reading(3)])
