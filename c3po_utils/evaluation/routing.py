@@ -35,6 +35,7 @@ class RoutedChat:
 
     def __init__(self, name: str, gates: dict[str, training.gate.Gate], pi_0: chat.local.LocalChat, answerer: Answerer):
         self.name, self.gates, self.pi_0, self.answerer = name, gates, pi_0, answerer
+        self.opened: dict[str, Open] = {}  # by the id of each request so far
 
     def routes(self, requests: Sequence[chat.types.Request]) -> dict[Open, list[chat.types.Request]]:
         """The requests by which gates are open for them; what cannot be read goes to pi_0, which says why."""
@@ -43,7 +44,8 @@ class RoutedChat:
         opens = {id: iter(gate.opens(self.pi_0.model, prompts)) for id, gate in self.gates.items()}
         routes = defaultdict(list)
         for request, (_, reason) in zip(requests, encoded, strict=True):
-            routes[() if reason else tuple(id for id, found in opens.items() if next(found))].append(request)
+            self.opened[request.id] = () if reason else tuple(id for id, found in opens.items() if next(found))
+            routes[self.opened[request.id]].append(request)
         return dict(sorted(routes.items()))
 
     def complete(

@@ -8,7 +8,7 @@ import torch
 from c3po_utils import chat, engine
 from c3po_utils.evaluation import evaluate, routing, side_effects
 from c3po_utils.evaluation.evaluate import eval_stage, evaluate_method
-from c3po_utils.evaluation.two_feedbacks import TwoFeedbacks, two_feedbacks_stage
+from c3po_utils.evaluation.two_feedbacks import TwoFeedbacks, open_gates, two_feedbacks_stage
 from c3po_utils.feedback.records import Feedback
 from c3po_utils.runs import LEDGER
 from c3po_utils.sampling import answers, load_rows, stored_feedback, stored_settings
@@ -146,5 +146,9 @@ def test_two_gated_feedbacks_are_evaluated_and_know_their_gates(run):
     rows = together.answers()
     assert len(rows) == 2 * 2 * 6  # two feedbacks' metrics on the six test prompts of each
     assert two_feedbacks_stage(run, ["short", "shouted"], METHOD, "add").done
+    found = open_gates(run).set_index("split")
+    assert (found["method"] == METHOD).all()
+    assert found.loc["in_scope", ["own", "other", "neither"]].tolist() == [1, 0, 0]  # of both feedbacks' prompts
+    assert (found.loc[["near_scope", "out_of_scope"], "neither"] == 1).all()
     store_gate(run, "shouted", lambda row: False)
     assert not two_feedbacks_stage(run, ["short", "shouted"], METHOD, "add").done

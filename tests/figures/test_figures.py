@@ -20,6 +20,7 @@ from matplotlib.colors import to_hex, to_rgb
 from scipy import odr
 
 from c3po_utils.evaluation import scores
+from c3po_utils.feedback import SPLITS
 from c3po_utils.figures import answer_card, elements, outcomes, paper_figures, style, sweeps, tables, text_layout
 from c3po_utils.figures.style import LOOKS, bar, look, ordered
 from c3po_utils.runs.files import read_json, read_jsonl, write_json, write_jsonl
@@ -191,6 +192,18 @@ def test_fig7_has_a_panel_per_setting(two):
     axes = paper_figures.fig7(both)
     assert [ax.get_title() for ax in axes] == ["One feedback at a time", "Two feedbacks, adapters added"]
     assert [len(ax.patches) for ax in axes] == [9, 9]
+
+
+def test_fig7_shows_which_of_two_gates_are_open(two):
+    shares = scores.application_share(two).assign(setting="single")
+    opened = {"own": [0.9, 0.1, 0.0], "both": 3 * [0.05], "other": 3 * [0.0], "neither": [0.05, 0.85, 0.95]}
+    gates = pd.DataFrame({"method": "scd_gated", "split": SPLITS, **opened})
+    _, ax = axes = paper_figures.fig7(shares, gates=gates)
+    assert len(axes) == 2
+    tops = [bar.get_y() + bar.get_height() for bar in ax.patches[-3:]]
+    assert tops == pytest.approx([1, 1, 1])
+    assert [bar.get_height() for bar in ax.patches[:3]] == [0.9, 0.1, 0.0]
+    assert legend_labels(axes[0])[-4:] == ["gate: own", "gate: both", "gate: other", "gate: neither"]
 
 
 def test_labels_of_three_panels_do_not_touch(two):
