@@ -16,6 +16,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "panel",
         "paper_figures",
         "plain_text",
+        "quality_table",
         "reward_map",
         "sweeps",
         "tables",
