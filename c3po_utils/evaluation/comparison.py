@@ -46,6 +46,17 @@ def leads(answers: pd.DataFrame, method: str, references: Sequence[str], score: 
     return pd.DataFrame(rows).assign(method=method)
 
 
+def leads_of_first(answers: pd.DataFrame, methods: Sequence[str]) -> pd.DataFrame | None:
+    """`leads` of the first method over the others; None, and a line that says why, unless all have answers."""
+    lacking = [method for method in methods if method not in set(answers["method"])]
+    if lacking or not methods:
+        print(
+            f"No leads: these runs have no evaluation of {', '.join(lacking) or 'methods to compare: none is named'}."
+        )
+        return None
+    return leads(answers, methods[0], methods[1:])
+
+
 def feedback_differences(answers: pd.DataFrame, method: str, reference: str, score: str = "S_overall") -> pd.Series:
     """`method` less `reference` in a score, by feedback, on the prompts that both have a verdict for."""
     rows = answers[answers["method"].isin((method, reference)) & answers["score"].notna()]

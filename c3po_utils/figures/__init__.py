@@ -20,6 +20,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "reward_map",
         "sweeps",
         "tables",
+        "tradeoff",
     ],
     submod_attrs={
         "style": ["save"],
