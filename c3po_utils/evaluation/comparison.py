@@ -51,7 +51,7 @@ def leads_of_first(answers: pd.DataFrame, methods: Sequence[str]) -> pd.DataFram
     lacking = [method for method in methods if method not in set(answers["method"])]
     if lacking or not methods:
         print(
-            f"No leads: these runs have no evaluation of {', '.join(lacking) or 'methods to compare: none is named'}."
+            f"No leads: no evaluation of {', '.join(lacking)}." if lacking else "No leads: `compare` names no methods."
         )
         return None
     return leads(answers, methods[0], methods[1:])

@@ -91,7 +91,7 @@ def packed(path: Path | str) -> Path:
 
 
 def stored(path: Path | str) -> bytes:
-    """The content of a file, also where it lies packed. Raises DamagedFile for a packed file that cannot be unpacked."""
+    """The content of a file, also where it lies packed. Raises DamagedFile for one that cannot be unpacked."""
     path = Path(path)
     if path.exists() or not packed(path).exists():
         return path.read_bytes()
@@ -119,7 +119,7 @@ def write_jsonl(path: Path | str, rows: Iterable[dict]) -> Path:
 
 
 def read_jsonl(path: Path | str) -> list[dict]:
-    """All rows of a JSON Lines file, also of a packed one; a line that is no JSON object is an error with its number."""
+    """All rows of a JSON Lines file, packed or not; a line that is no JSON object is an error with its number."""
     rows = []
     for number, line in enumerate(io.BytesIO(stored(path)), 1):  # unlike splitlines(), it cuts nowhere inside answers
         try:
