@@ -207,6 +207,18 @@ class Evaluation:
         scored = (evaluate_method(self.run, self.record, method, self.judge, self.limits) for method in methods)
         return pd.DataFrame([row for rows in scored for row in rows])
 
+    def with_stored(self, answers: pd.DataFrame) -> pd.DataFrame:
+        """The answers after those of other methods that are stored, of the same rows and by the same judge."""
+        rows, judge = rows_hash(self.run, self.record.id), self.judge.identity if self.judge else None
+        others = [
+            row
+            for folder, manifest in done_stages(self.run, f"eval/{self.record.id}")
+            if folder.name not in set(answers["method"])
+            and (manifest["identity"].get("rows"), manifest["identity"].get("judge")) == (rows, judge)
+            for row in read_scores(folder)
+        ]
+        return pd.concat([pd.DataFrame(others), answers], ignore_index=True) if others else answers
+
 
 def open_evaluation(
     run: Path | str,

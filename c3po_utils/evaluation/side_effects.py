@@ -7,7 +7,6 @@ over does not show the effect either. Length, repetition and perplexity say so a
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -21,12 +20,12 @@ from c3po_utils.engine import load_tokenizer, shared_model
 from c3po_utils.evaluation import routing
 from c3po_utils.evaluation.evaluate import eval_stage
 from c3po_utils.evaluation.implicit_reward import answer_logps, told
+from c3po_utils.evaluation.quality import distinct, words
 from c3po_utils.runs import files
 from c3po_utils.sampling import load_rows, stored_settings
 from c3po_utils.training import BASE_RESAMPLED, trained_methods
 
 STORED = "perplexity.json"  # beside a method's answers
-WORD = re.compile(r"\w+|[^\w\s]")
 LIMITS = {  # beyond them, look at the answers: the adapter may have collapsed
     "length_elsewhere": (0.5, 2.0),
     "repetition_change": (-1.0, 0.15),
@@ -35,19 +34,12 @@ LIMITS = {  # beyond them, look at the answers: the adapter may have collapsed
 }
 
 
-def words(text: str) -> list[str]:
-    """Words in lower case, and each punctuation mark by itself."""
-    return WORD.findall(text.lower())
-
-
 def repetition_rate(text: str, n: int = 4) -> float:
     """The share of the text's n-grams of words that occurred in it before (seq-rep-n, Welleck et al. 2020).
 
     0 where nothing repeats and for texts of fewer than n words; near 1 where one phrase goes on and on.
     """
-    found = words(text)
-    grams = [tuple(found[i : i + n]) for i in range(len(found) - n + 1)]
-    return 1 - len(set(grams)) / len(grams) if grams else 0.0
+    return 1 - distinct([text], n)
 
 
 def perplexity(

@@ -169,7 +169,9 @@ def check_figures(values: dict[str, Any]) -> None:
     """The parameters of 05_figures."""
     for run in [*values["runs"], values["output"]]:
         run_folder(run)
-    trained_methods(values["methods"])
+    trained_methods([*values["methods"], *values["compare"]])
+    if len(values["compare"]) == 1:
+        raise ValueError(f"compare: expected the methods that {values['compare'][0]!r} is compared with, found none")
     if values["uncertainty"] not in (known := get_args(scores.Uncertainty)):
         found = values["uncertainty"]
         raise ValueError(f"uncertainty: expected one of {known}, found {found!r} ({nearest(found, known)})")

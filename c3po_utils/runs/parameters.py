@@ -7,6 +7,7 @@ import difflib
 import json
 from collections.abc import Iterable, Mapping
 from copy import deepcopy
+from dataclasses import asdict, field, fields
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -82,6 +83,17 @@ def at_least(values: Mapping[str, Any], least: Mapping[str, float], what: str = 
     for name, low in least.items():
         if not values[name] >= low:
             raise ParameterError(f"{what} {name!r}: expected {low} or more, found {values[name]}")
+
+
+def later(default: Any) -> Any:
+    """The field of a setting that was added after runs were stored: at its default, `recorded` does not name it."""
+    return field(default=default, metadata={"later": True})
+
+
+def recorded(settings: Any) -> dict[str, Any]:
+    """What a manifest says of a dataclass of settings, so that a `later` one leaves finished stages as they are."""
+    unsaid = {f.name for f in fields(settings) if "later" in f.metadata and getattr(settings, f.name) == f.default}
+    return {name: value for name, value in asdict(settings).items() if name not in unsaid}
 
 
 def read_overrides(overrides: Iterable[str]) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from c3po_utils.runs import files
 from c3po_utils.runs.files import DamagedFile, content_hash, read_json, remembered, write_json
 
 # Notebooks, feedback and the paper's numbers: the checkout's own, or those that an installed package brings along.
@@ -100,10 +101,12 @@ def peak_gib() -> float:
 
 def fingerprint(path: Path, whole: bool = True) -> dict[str, Any]:
     """What a manifest says of a data file: rows (of JSON Lines), bytes, and, if it is read `whole`, content hash."""
-    found: dict[str, Any] = {"bytes": path.stat().st_size}
+    if not whole and path.exists():
+        return {"bytes": path.stat().st_size}
+    found: dict[str, Any] = {"bytes": path.stat().st_size if path.exists() else len(files.stored(path))}
     if whole:
         if path.suffix == ".jsonl":
-            found = {"rows": path.read_bytes().count(b"\n"), **found}
+            found = {"rows": files.stored(path).count(b"\n"), **found}
         found["hash"] = content_hash(path)
     return found
 
@@ -167,10 +170,10 @@ class Stage:
     def _whole(self, name: str, known: dict[str, Any]) -> bool:
         """Whether a file is there, and, cheaply, the one that is known; a warning says how it differs."""
         path = self.path(name)
-        if not path.exists():
+        if not path.exists() and not files.packed(path).exists():
             return False
         try:
-            _compare(path, known, fingerprint(path, whole=path.stat().st_size <= SMALL))
+            _compare(path, known, fingerprint(path, whole=not path.exists() or path.stat().st_size <= SMALL))
         except DamagedFile as error:
             warnings.warn(f"{error}. It is made anew", stacklevel=2)
             return False
@@ -195,7 +198,7 @@ class Stage:
     def __enter__(self) -> Stage:
         self.folder.mkdir(parents=True, exist_ok=True)
         for name in (MANIFEST, *self.products):
-            self.path(name).unlink(missing_ok=True)
+            files.remove(self.path(name))
         self._start = time.monotonic()
         return self
 
@@ -228,3 +231,9 @@ def done_stages(root: Path | str, kind: str) -> Iterator[tuple[Path, dict]]:
         manifest = read_json(path, dict)
         if manifest.get("status") == "done":
             yield path.parent, manifest
+
+
+def pack(root: Path | str) -> list[Path]:
+    """Pack the rows and answers of a run's finished stages, for keeping; they are read, and done, as before."""
+    folders = [folder for kind in ("sample", "eval") for folder, _ in done_stages(root, kind)]
+    return [files.pack(path) for folder in folders for path in sorted(folder.glob("*.jsonl"))]

@@ -35,6 +35,7 @@ class SampleSettings:
     allow_short: bool = False  # go on with fewer prompts or answers than asked for
     revise_elsewhere: bool = False  # revise near and out rows of the training fold, too: dpo_negatives rejects these
     effort: dict[str, Any] = field(default_factory=dict)  # of the prompt model: what differs from deduplicated.Effort
+    test_share: float = parameters.later(0.3)  # of the categories: of ten, three, as clustered intervals need
 
     def __post_init__(self) -> None:
         if self.strategy not in STRATEGIES:
@@ -42,6 +43,8 @@ class SampleSettings:
             raise ValueError(f"strategy: expected one of {STRATEGIES}, found {found!r} ({nearest(found, STRATEGIES)})")
         least = {"best_of": 1, "categories": 2, "prompts_per_category": 1, "max_new_tokens": 1, "seed": 0}
         parameters.at_least(vars(self), least)
+        if not 0 < self.test_share < 1:
+            raise ValueError(f"test_share: expected a share between 0 and 1, found {self.test_share!r}")
 
     @classmethod
     def of(cls, options: dict[str, Any], **given: Any) -> SampleSettings:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from c3po_utils import engine  # as a room: its heavy parts are imported when they are used
-from c3po_utils.runs import Stage, files, nearest, stage
+from c3po_utils.runs import Stage, files, nearest, parameters, stage
 from c3po_utils.sampling import SampleSettings, members, rows_hash, stored_settings
 from c3po_utils.training.limits import (
     REFUSED_ARGUMENTS,
@@ -138,10 +138,10 @@ def train_stage(run: Path | str, feedback_id: str, settings: TrainSettings) -> S
     """
     run, objective = Path(run), settings.objective
     rows = {id: rows_hash(run, id) for id in members(feedback_id)}
-    sampled_with = {id: asdict(stored_settings(run, id)) for id in rows}
+    sampled_with = {id: parameters.recorded(stored_settings(run, id)) for id in rows}
     joint = len(rows) > 1
     identity = {
-        "settings": asdict(settings),
+        "settings": parameters.recorded(settings),
         # Only what differs from the defaults, so that a setting added to Method later renames no finished run.
         "objective": objective.differences,
         "rows": rows if joint else rows[feedback_id],

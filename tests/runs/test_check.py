@@ -101,6 +101,8 @@ WRONG_PARAMETERS = [
     ("03_evaluate", {"judge_model": "smollm"}, "judge_model: no model 'smollm'"),
     ("04_two_feedbacks", {"how": "sum"}, "how: expected one of"),
     ("05_figures", {"uncertainty": "sd"}, "found 'sd'"),
+    ("05_figures", {"compare": ["scd_gate", "scd"]}, "did you mean 'scd_gated'"),
+    ("05_figures", {"compare": ["scd_gated"]}, "expected the methods that 'scd_gated' is compared with"),
 ]
 
 

@@ -12,7 +12,8 @@ from c3po_utils.chat.local import LocalChat
 from c3po_utils.chat.open import RememberedChat
 from c3po_utils.chat.types import Outcome, ask
 from c3po_utils.engine.models import load_model, load_tokenizer
-from c3po_utils.feedback import find_feedback
+from c3po_utils.feedback import SPLITS, find_feedback
+from c3po_utils.runs import parameters
 from c3po_utils.sampling import answers, sample
 from c3po_utils.sampling import rows as rows_module
 from c3po_utils.sampling.sample import find_prompts
@@ -70,6 +71,33 @@ def test_folds_share_no_category_and_seeds_fix_them(feedback, prompts):
     assert len({row["id"] for row in rows}) == len(rows)
     text = {prompt.id: prompt.text for prompt in prompts}
     assert all(row["prompt"] == text[row["id"]] for row in rows)
+
+
+def test_the_share_of_prompts_to_test_on_can_be_chosen():
+    settings = replace(SETTINGS, categories=13, prompts_per_category=6, test_share=0.46)
+    prompts = find_prompts("bird_latin", settings)
+    rows = rows_module.deal_prompts(find_feedback("bird_latin"), prompts, settings)
+    counted = Counter((row["split"], row["fold"]) for row in rows)
+    assert {counted[split, "test"] for split in SPLITS} == {36}
+    assert {counted[split, "train"] for split in SPLITS} == {42}
+    most = replace(settings, test_share=0.99)
+    left = {row["category"] for row in rows_module.deal_prompts(find_feedback("bird_latin"), prompts, most)
+            if row["fold"] == "train" and row["split"] != "out_of_scope"}  # fmt: skip
+    assert len(left) == 1
+    with pytest.raises(ValueError, match="test_share: expected a share between 0 and 1, found 46"):
+        replace(settings, test_share=46)
+
+
+def test_a_setting_added_later_leaves_stored_samples_valid():
+    stored = {
+        "model": "scripted", "strategy": "demonstrate", "best_of": 4, "categories": 5, "prompts_per_category": 4,
+        "system_prompt": "Be brief.", "max_new_tokens": 32, "seed": 0, "category_model": "", "prompt_model": "",
+        "completion_model": "", "general_prompts": "bundled", "allow_short": False, "revise_elsewhere": False,
+        "effort": {},
+    }  # fmt: skip
+    assert parameters.recorded(SETTINGS) == stored
+    other = replace(SETTINGS, test_share=0.46)
+    assert parameters.recorded(other) == parameters.recorded(SETTINGS) | {"test_share": 0.46}
 
 
 def test_answers_are_matched_by_id_not_by_order(feedback, prompts):
