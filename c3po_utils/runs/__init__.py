@@ -1,4 +1,4 @@
-"""Runs: when and where. The floor below all rooms; what stands on top of them all is `runs.batch`.
+"""Runs: when and where. The floor below all rooms; what stands on top of them all is the room `batch`.
 
 In: folders, parameters, a run's YAML. Out: stage folders whose manifest alone says when they are done, files that are
 whole or not there, parameters that are checked, and errors that name the nearest valid name.
