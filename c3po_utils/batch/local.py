@@ -24,7 +24,6 @@ import psutil
 from c3po_utils.batch.tasks import Outcome, Task
 from c3po_utils.batch.work import run_task
 from c3po_utils.runs.forked_kernel import ForkedKernel
-from c3po_utils.runs.papermill_engine import LocalKernelManager
 
 GATHER_S = 0.05  # tasks that are submitted one after another share the cores between them
 MEMORY_S = 2.0  # how often free memory is looked at while a task waits for it
@@ -64,7 +63,7 @@ class LocalExecutor:
         self._changed, self._stopped = threading.Condition(), False
         libraries = ["c3po_utils.batch.preloaded"] if self.warm else []
         _context.set_forkserver_preload(
-            ["c3po_utils.batch.work", *libraries]
+            ["c3po_utils.batch.work", "c3po_utils.batch.notebook", *libraries]
         )  # holds for this process's first executor
         threading.Thread(target=self._dispatch, daemon=True).start()
 
@@ -152,6 +151,8 @@ def _work(
     connection: Connection, environment: dict[str, str], body: Callable[[Task], Outcome], task: Task, warm: bool
 ) -> None:
     """A task's process: it ends, and its kernel, when it is told to, or when the driver is gone."""
+    from c3po_utils.runs.papermill_engine import LocalKernelManager  # papermill takes a second, which drivers need not
+
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole terminal; the driver tells us
     os.environ.clear()
     os.environ.update(environment)
@@ -169,6 +170,8 @@ def _end_with_driver(connection: Connection) -> None:
 
 
 def _end() -> None:
+    from c3po_utils.runs.papermill_engine import LocalKernelManager
+
     LocalKernelManager.kill_all()
     os._exit(1)
 
