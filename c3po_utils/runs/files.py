@@ -12,7 +12,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-
 AT_ONCE = 2**20  # bytes: smaller files are read whole
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import sys
 import tempfile
 import time
@@ -59,3 +58,110 @@ def pretend_done(run: RunConfig) -> None:
             known = {name: fingerprint(stage.path(name)) for name in stage.products}
             manifest = {"status": "done", "identity": stage.identity, "files": known, "peak_gib": 1.0}
             stage.path(MANIFEST).write_text(json.dumps(manifest))
+
+
+@contextmanager
+def workers(slots: int) -> Iterator[LocalExecutor]:
+    executor = LocalExecutor(slots, body=run_toy)
+    try:
+        yield executor
+    finally:
+        executor.stop()
+
+
+def timed(folder: Path, slots: int) -> float:
+    """Seconds that a toy's run takes."""
+    with workers(slots) as executor:
+        start = time.monotonic()
+        drive(config(folder), nodes(folder), executor)
+        return time.monotonic() - start
+
+
+def overhead(folder: Path) -> dict[str, Any]:
+    """Seconds of a notebook beyond its work, alone on the machine: kernel, imports of a training's libraries, manifest.
+
+    The first one of a run comes with the process from which kernels are forked.
+    """
+    seconds = []
+    with workers(1) as executor:
+        for number in range(6):
+            own = folder / str(number)
+            toy(own, {"a": ("", LIBRARIES)})
+            start = time.monotonic()
+            drive(config(own), nodes(own), executor)
+            seconds.append(round(time.monotonic() - start, 2))
+    return {"first_s": seconds[0], "later_s": seconds[1:], "held": max(seconds[1:]) <= 6}
+
+
+def busy(folder: Path) -> dict[str, Any]:
+    """16 jobs that take 10 s each without using a core, 4 at a time: how much of the workers' time is the jobs'."""
+    toy(folder, {f"job{number}": ("", "time.sleep(10)") for number in range(16)})
+    wall_s = timed(folder, 4)
+    return {"wall_s": round(wall_s, 1), "busy": round(16 * 10 / 4 / wall_s, 3), "held": 16 * 10 / 4 / wall_s >= 0.85}
+
+
+def many(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """200 small notebooks, 8 at a time; then the same run again."""
+    toy(folder, {f"job{number:03}": ("", "pass") for number in range(200)})
+    wall_s, first = timed(folder, 8), len(started(folder))
+    done = len(finished(nodes(folder)))
+    torn = [path for path in folder.rglob("out.ipynb") if not _whole(path)]
+    counts = {"done": done, "kernels": first, "torn": len(torn)}
+    held = (done, first, torn) == (200, 200, [])
+    yield "200 notebooks, 8 at a time", {"wall_s": round(wall_s, 1), **counts, "held": held}
+    again_s, kernels = timed(folder, 8), len(started(folder)) - first
+    yield "the same run again", {"wall_s": round(again_s, 2), "kernels": kernels, "held": not kernels and again_s < 5}
+
+
+def _whole(path: Path) -> bool:
+    try:
+        return bool(json.loads(path.read_text())["cells"])
+    except ValueError:
+        return False
+
+
+def plan(folder: Path) -> dict[str, Any]:
+    """The graph of 100 feedbacks x 12 methods x 5 values, and what of it is done, before anything is."""
+    run, start = wide(folder), time.process_time()
+    found = graph(run)
+    done = finished(found)
+    cpu_s = time.process_time() - start
+    return {"nodes": len(found), "done": len(done), "cpu_s": round(cpu_s, 2), "held": cpu_s < 3}
+
+
+def plan_of_done(folder: Path) -> dict[str, Any]:
+    """As `plan`, where all is done: every manifest is read, and every file is hashed."""
+    run = wide(folder)
+    pretend_done(run)
+    start = time.process_time()
+    done = finished(graph(run))
+    return {"done": len(done), "cpu_s": round(time.process_time() - start, 2)}
+
+
+def trials(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    def of(name: str, trial: Callable[[Path], dict[str, Any]]) -> tuple[str, dict[str, Any]]:
+        own = folder / trial.__name__
+        own.mkdir()
+        return name, trial(own)
+
+    yield of("overhead of a notebook", overhead)
+    yield of("16 jobs of 10 s, 4 at a time", busy)
+    yield from many(folder / "many")
+    yield of("plan of 100 x 12 x 5, nothing done", plan)
+    yield of("plan of 100 x 12 x 5, all done", plan_of_done)
+
+
+def main() -> bool:
+    """Whether everything held."""
+    before, rows = os.getloadavg()[1], []
+    with tempfile.TemporaryDirectory() as name:
+        for what, found in trials(Path(name)):
+            print(f"{what:36} {found}", flush=True)
+            rows.append({"what": what, **found})
+    beside = f"load average {before:.1f} before, {os.getloadavg()[1]:.1f} after, on {os.cpu_count()} cores"
+    write_json(OUTPUT, {"machine": hardware(), "commit": git_commit(), "beside": beside, "rows": rows})
+    return all(row.get("held", True) for row in rows)
+
+
+if __name__ == "__main__":
+    sys.exit(not main())
