@@ -72,7 +72,7 @@ def test_tasks_of_a_stopped_executor_are_lost(opened):
 
 def test_a_full_disk_is_one_clear_error(tmp_path, opened):
     nodes = toy(tmp_path, dict.fromkeys("abcd", ("", "pass")))
-    with pytest.raises(OSError, match="^a: OSError: .*No space left on device: a. Nothing else was started"):
+    with pytest.raises(OSError, match=r"^a: OSError: .*No space left on device: a. Nothing else was started"):
         drive(config(tmp_path), nodes, opened(1, body=full))
 
 
@@ -88,7 +88,7 @@ def test_executors_are_opened_by_name():
     executor = open_executor(RunConfig(**given, workers=3))
     assert (type(executor), executor.slots) == (LocalExecutor, 3)
     executor.stop()
-    with pytest.raises(ParameterError, match="executor_settings of 'local': .*'adress'"):
+    with pytest.raises(ParameterError, match=r"executor_settings of 'local': .*'adress'"):
         open_executor(RunConfig(**given, executor_settings={"adress": "x"}))
 
 
