@@ -22,6 +22,7 @@ from c3po_utils.batch.tasks import Executor, Outcome, Resources, Task
 from c3po_utils.runs import files
 from c3po_utils.runs.check import refuse
 from c3po_utils.runs.config import RunConfig
+from c3po_utils.runs.progress import progress_file
 from c3po_utils.runs.stage import run_folder
 
 LOST_AT_MOST = 3  # times that a task may be lost with its machine before it counts as failed
@@ -88,6 +89,8 @@ def drive(config: RunConfig, nodes: Nodes, executor: Executor) -> None:
             driver.run()
         except BaseException:
             executor.stop()
+            for name in driver.running.values():
+                progress_file(run_folder(config.run), name).unlink(missing_ok=True)
             raise
     if driver.failed:
         raise RunFailed(driver.failed, driver.refused)
