@@ -45,13 +45,15 @@ def run(run: str, overrides: tuple[str, ...], estimate: bool, figures_only: bool
         for missing in check.lacking(chosen):
             click.echo(f"before it can run: {missing}")
         return
-    from c3po_utils.runs import batch, jobs
+    from c3po_utils.batch import driver, notebook
+    from c3po_utils.runs import jobs
 
     figures = jobs.figures_job(chosen, stage.run_folder(chosen.run))
     if figures_only:
-        batch.execute(figures)
+        notebook.execute(figures)
     else:
-        batch.run_checked(chosen)
+        with told():
+            driver.run_checked(chosen)
     folder = figures.stages[0].folder
     click.echo((folder / "table2.md").read_text() + "\nfigures:")
     for path in sorted(folder.glob("*.png")):

@@ -7,6 +7,11 @@ import lazy_loader
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
-    submodules=["tasks"],
-    submod_attrs={"tasks": ["Executor", "Outcome", "Resources", "Task"]},
+    submodules=["driver", "executors", "graph", "local", "notebook", "progress", "tasks", "work"],
+    submod_attrs={
+        "tasks": ["Executor", "Outcome", "Resources", "Task"],
+        "executors": ["open_executor"],
+        "work": ["run_task"],
+        "driver": ["RunFailed", "run_notebooks"],
+    },
 )

@@ -23,7 +23,9 @@ class RunConfig(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     run: str
-    workers: PositiveInt = 1  # feedbacks at one time, each on its share of the cores
+    workers: PositiveInt | None = None  # jobs at one time, each on its GPU or share of the cores; else what suits
+    executor: Literal["local", "ray", "slurm", "modal"] = "local"  # where jobs run
+    executor_settings: dict[str, Any] = {}  # arguments of the executor's class, such as the address of a cluster
     feedback_set: str | list[str] = "embedded"  # a set in feedback/, or the path of a YAML file; or several
     feedbacks: list[str] | None = None  # ids; all of the set when left out
     methods: list[str]

@@ -15,6 +15,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+AT_ONCE = 2**20  # bytes: smaller files are read whole
+
 
 class DamagedFile(ValueError):
     """A file that does not hold what was written to it."""
@@ -35,8 +37,10 @@ def writing(path: Path | str, *others: type[Exception]) -> Iterator[None]:
         raise OSError(f"{path}: could not be written: {' '.join(str(error).split())}") from error
 
 
-def write_atomic(path: Path | str, content: str | bytes) -> Path:
+def write_atomic(path: Path | str, content: str | bytes, *, sync: bool = True) -> Path:
     """Write a file so that a reader, or a crash, sees the old content or the new and nothing between.
+
+    Without `sync` that holds for readers only: for what nobody needs after a crash.
 
     Raises:
         OSError: the disk is full, the folder read-only; names the path.
@@ -50,7 +54,8 @@ def write_atomic(path: Path | str, content: str | bytes) -> Path:
             with open(temporary, "xb") as file:
                 file.write(data)
                 file.flush()
-                os.fsync(file.fileno())
+                if sync:
+                    os.fsync(file.fileno())
             os.replace(temporary, path)
         except BaseException:
             temporary.unlink(missing_ok=True)
@@ -140,11 +145,14 @@ def content_hash(value: Any) -> str:
         files = sorted(path for path in value.rglob("*") if path.is_file()) if value.is_dir() else [value]
         for path in files:
             digest.update(str(path.relative_to(value)).encode())
-            if path.exists():
-                with open(path, "rb") as file:
-                    hashlib.file_digest(file, lambda: digest)
-            else:
+            if not path.exists():
                 digest.update(stored(path))
+                continue
+            with open(path, "rb") as file:
+                if os.fstat(file.fileno()).st_size > AT_ONCE:
+                    hashlib.file_digest(file, lambda: digest)
+                else:
+                    digest.update(file.read())  # file_digest makes a large buffer first
     else:
         digest.update(json.dumps(value, sort_keys=True, ensure_ascii=False).encode())
     return digest.hexdigest()

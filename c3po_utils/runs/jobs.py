@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -33,51 +32,11 @@ class Job:
     output: Path
     parameters: dict[str, Any]
     stages: list[Stage] = field(default_factory=list)
+    reads_only: bool = False  # the notebook makes no stage: its one stage only says that it was executed
 
     @property
     def done(self) -> bool:
         return bool(self.stages) and all(stage.done for stage in self.stages)
-
-    @property
-    def label(self) -> str:
-        """For progress bars: `02_train boss_signoff c3po`."""
-        about = (self.parameters[key] for key in ("feedback", "method") if key in self.parameters)
-        return " ".join([self.notebook.removesuffix(".ipynb"), *map(str, about)])
-
-
-def phases(config: RunConfig) -> list[list[Iterator[Job]]]:
-    """The run's jobs: chains that may run side by side, in phases that may not: feedbacks, pairs of them, figures.
-
-    Each job is made when its turn comes, because it looks at what earlier ones wrote.
-    """
-    run = run_folder(config.run)
-    return [
-        [_feedback_jobs(config, run, name) for name in feedback_names(config)],
-        [_two_feedbacks_jobs(config, run, *each) for each in two_feedbacks_runs(config)],
-        [_figures_jobs(config, run)],
-    ]
-
-
-def plan(config: RunConfig) -> Iterator[Job]:
-    """The run's jobs, one after another."""
-    return chain.from_iterable(chain.from_iterable(phases(config)))
-
-
-def _feedback_jobs(config: RunConfig, run: Path, name: str) -> Iterator[Job]:
-    yield sample_job(config, run, name)
-    for method in trained_methods(config.methods):
-        yield train_job(config, run, name, method)
-    yield evaluate_job(config, run, name)
-
-
-def _two_feedbacks_jobs(config: RunConfig, run: Path, names: list[str], method: str, how: How) -> Iterator[Job]:
-    if how == "joint":
-        yield train_job(config, run, two_feedbacks.joint_name(names), method)
-    yield two_feedbacks_job(config, run, names, method, how)
-
-
-def _figures_jobs(config: RunConfig, run: Path) -> Iterator[Job]:
-    yield figures_job(config, run)
 
 
 def _sets(config: RunConfig) -> list[Path]:
@@ -179,17 +138,32 @@ def _scoring(config: RunConfig) -> dict[str, Any]:
     return {"limits": limits, **{key: config.evaluate[key] for key in ("judge_model",) if key in config.evaluate}}
 
 
-def evaluate_values(config: RunConfig, name: str) -> dict[str, Any]:
-    """The parameters of 03_evaluate for one feedback."""
-    given = {"run": config.run, "feedback": name, "methods": config.methods, **config.evaluate, **_scoring(config)}
-    return _resolved(EVALUATE, given)
+def evaluate_values(config: RunConfig, name: str, methods: Sequence[str] = ()) -> dict[str, Any]:
+    """The parameters of 03_evaluate for one feedback; all methods of the run where none are given."""
+    chosen = list(methods) or config.methods
+    return _resolved(
+        EVALUATE, {"run": config.run, "feedback": name, **config.evaluate, "methods": chosen, **_scoring(config)}
+    )
 
 
-def evaluate_job(config: RunConfig, run: Path, name: str) -> Job:
-    values, id = evaluate_values(config, name), records.feedback_id(name)
+def evaluate_job(config: RunConfig, run: Path, name: str, methods: Sequence[str], folder: str) -> Job:
+    """Some methods answered and scored; the executed copy lies in this folder of the feedback's evaluations."""
+    values = evaluate_values(config, name, methods)
+    id = records.feedback_id(name)
+    return Job(EVALUATE, run / "eval" / id / folder / EVALUATE, values, _evaluations(run, id, values))
+
+
+def _evaluations(run: Path, id: str, values: dict[str, Any]) -> list[Stage]:
     judge = open_judge(run, values["judge_model"], values["judge_helpfulness"], values["limits"])
-    stages = [evaluate.eval_stage(run, id, method, judge) for method in config.methods]
-    return Job(EVALUATE, run / "eval" / id / EVALUATE, values, stages)
+    return [evaluate.eval_stage(run, id, method, judge) for method in values["methods"]]
+
+
+def compare_job(config: RunConfig, run: Path, name: str) -> Job:
+    """All methods of a feedback side by side, read back from their evaluations."""
+    values, id = evaluate_values(config, name), records.feedback_id(name)
+    identity = {"evaluations": [own.identity for own in _evaluations(run, id, values)]}
+    stage = Stage(run / "compare" / id, identity)
+    return Job(EVALUATE, stage.folder / EVALUATE, values, [stage], reads_only=True)
 
 
 def two_feedbacks_values(config: RunConfig, names: list[str], method: str, how: How) -> dict[str, Any]:

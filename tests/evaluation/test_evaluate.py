@@ -9,11 +9,12 @@ import time
 import pandas as pd
 import pytest
 
+from c3po_utils.batch import notebook
 from c3po_utils.evaluation import evaluate, scores
 from c3po_utils.evaluation.evaluate import collect, eval_stage, evaluate_method, open_judge, read_scores, score_rows
 from c3po_utils.feedback import find_feedback
 from c3po_utils.feedback.records import FEEDBACK_FOLDER, load_feedbacks, load_general_prompts
-from c3po_utils.runs import batch, jobs
+from c3po_utils.runs import jobs
 from c3po_utils.runs.config import RunConfig
 from c3po_utils.runs.files import DamagedFile, content_hash, read_json, read_jsonl, write_json, write_jsonl
 from c3po_utils.runs.stage import ROOT, Stage, done_stages, fingerprint
@@ -247,8 +248,8 @@ def test_the_notebook_judges_what_has_no_metric(run, tmp_path, feedback):
             methods=["revised", "in_context"],
             evaluate=evaluate_with,
         )
-        job = jobs.evaluate_job(config, run, f"{tmp_path / 'own.yaml'}#boss_signoff")
-        batch.execute(job)
+        job = jobs.evaluate_job(config, run, f"{tmp_path / 'own.yaml'}#boss_signoff", config.methods, "prompted")
+        notebook.execute(job)
     assert job.done
     assert {row["helpful"] for row in read_jsonl(job.stages[0].path("answers.jsonl"))} == {0, 1}
     shown = job.output.read_text()

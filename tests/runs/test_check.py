@@ -13,9 +13,9 @@ import yaml
 from click.testing import CliRunner
 from papermill.cli import papermill as papermill_command
 
+from c3po_utils.batch import notebook, run_notebooks
+from c3po_utils.batch.local import LocalExecutor
 from c3po_utils.cli import c3po
-from c3po_utils.runs import batch
-from c3po_utils.runs.batch import run_notebooks
 from c3po_utils.runs.check import check, lacking
 from c3po_utils.runs.config import RunConfig, load_config
 from c3po_utils.runs.estimate import estimates
@@ -85,7 +85,7 @@ WRONG_RUNS = [
 def test_what_can_be_known_to_be_wrong_is_said_before_anything_runs(tmp_path, monkeypatch, changes, says):
     (tmp_path / "unscored.yaml").write_text(UNSCORED)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(batch, "execute", lambda job: pytest.fail(f"{job.notebook} ran"))
+    monkeypatch.setattr(LocalExecutor, "submit", lambda _, task: pytest.fail(f"{task.name} ran"))
     given = wrong_run(tmp_path, changes)
     with pytest.raises(ParameterError, match=says) as caught:
         run_notebooks(RunConfig(**given))
@@ -167,7 +167,7 @@ def test_figures_are_drawn_again_without_keys(tmp_path, monkeypatch):
         yaml.safe_dump({"run": str(tmp_path), "methods": ["c3po"], "evaluate": {"judge_model": "openai:gpt-4.1"}})
     )
     drawn = []
-    monkeypatch.setattr(batch, "execute", lambda job: drawn.append(job.notebook))
+    monkeypatch.setattr(notebook, "execute", lambda job: drawn.append(job.notebook))
     CliRunner().invoke(c3po, ["run", str(tmp_path / "mine.yaml"), "--figures-only"])
     assert drawn == ["05_figures.ipynb"]
 
