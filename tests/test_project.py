@@ -159,8 +159,8 @@ def test_rooms_import_one_another_through_their_doors():
 
 def _is_top(room: str, path: Path) -> bool:
     """Whether a module stands above all rooms."""
-    above = ("config", "jobs", "check", "estimate", "papermill_engine", "batch", "reference", "reference_configs")
-    return path.stem in ("cli", "cli_ask", "cli_export", "__main__") or (room == "runs" and path.stem in above)
+    above = ("config", "jobs", "check", "estimate", "papermill_engine", "batch", "reference", "reference_configs", "doctor")
+    return path.stem in ("cli", "cli_ask", "cli_doctor", "cli_export", "__main__") or (room == "runs" and path.stem in above)
 
 
 def _tree(path: Path) -> ast.Module:
