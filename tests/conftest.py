@@ -7,12 +7,12 @@ import signal
 from pathlib import Path
 
 import pytest
-import torch
 
 os.environ.setdefault("MPLBACKEND", "agg")
 
 from c3po_utils.engine import fast_paths
 from c3po_utils.runs.files import write_json
+from tests.devices import DEVICE
 from tests.tiny import save_tiny
 
 # Started with `&` from a script, everything ignores interrupts; the tests that send them need processes that do not.
@@ -22,7 +22,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 @pytest.fixture(scope="session")
 def device() -> str:
     """Where numerical tests run: the first GPU, else the CPU."""
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    return DEVICE
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -159,8 +159,10 @@ def test_rooms_import_one_another_through_their_doors():
 
 def _is_top(room: str, path: Path) -> bool:
     """Whether a module stands above all rooms."""
-    above = ("config", "jobs", "check", "estimate", "papermill_engine", "batch", "reference", "reference_configs", "doctor")
-    return path.stem in ("cli", "cli_ask", "cli_doctor", "cli_export", "__main__") or (room == "runs" and path.stem in above)
+    above = ("config", "jobs", "check", "doctor", "estimate", "papermill_engine", "batch")
+    above += ("reference", "reference_configs")
+    commands = ("cli", "cli_ask", "cli_doctor", "cli_export", "__main__")
+    return path.stem in commands or (room == "runs" and path.stem in above)
 
 
 def _tree(path: Path) -> ast.Module:

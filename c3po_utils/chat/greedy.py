@@ -21,8 +21,12 @@ from c3po_utils.runs.findings import Finding
 
 TRIED = {"slots": (), "packed_linears": (), "streams": ("slots",)}  # the fast paths of answering, and what they need
 PLAIN = "generate"
+LIKELY = 4
 TIMES = 2.0  # a fast path's logits may be off by so many times what the plain ones are
-LEAST = {torch.float32: 1e-3, torch.float16: 0.05}  # of a logit; else 0.25: two bfloat16 numbers near 16 lie 0.125 apart
+LEAST = {
+    torch.float32: 1e-3,
+    torch.float16: 0.05,
+}  # of a logit; else 0.25: two bfloat16 numbers near 16 lie 0.125 apart
 DO = "switched off on this machine: a slower way is taken. After an upgrade run `c3po doctor` again"
 
 Answers = dict[str, tuple[list[int], list[int]]]  # prompt and answer as tokens, by the request's id
@@ -77,6 +81,12 @@ def regret(logits: Sequence[torch.Tensor], known: Answers) -> float:
     )
 
 
+def _off(logits_NV: torch.Tensor, exact_NV: torch.Tensor) -> float:
+    """The largest error among the tokens that could be picked: the most likely ones."""
+    likely = exact_NV.topk(LIKELY, -1).indices
+    return float((logits_NV.gather(-1, likely) - exact_NV.gather(-1, likely)).abs().max())
+
+
 def greedy_findings(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, reference: PreTrainedModel
 ) -> list[Finding]:
@@ -85,7 +95,7 @@ def greedy_findings(
         known = dict(sorted(answers(model, tokenizer).items()))
         theirs = generated(model, known)
     exact = answer_logits(reference, theirs)
-    off = max(float((own - other).abs().max()) for own, other in zip(answer_logits(model, theirs), exact, strict=True))
+    off = max(_off(own, other) for own, other in zip(answer_logits(model, theirs), exact, strict=True))
     most = max(2 * TIMES * off, LEAST.get(model.dtype, 0.25))
     found = [_finding(PLAIN, known, theirs, regret(answer_logits(reference, known), known), most)]
     for name, needs in TRIED.items():
@@ -102,7 +112,9 @@ def greedy_findings(
 
 def _finding(name: str, ours: Answers, theirs: Answers, worst: float, most: float) -> Finding:
     same = sum(ours[id] == theirs[id] for id in theirs)
-    what = f"{same} of {len(theirs)} greedy answers are generate's, tokens fall short by {worst:.2g} (at most {most:.2g})"
+    what = (
+        f"{same} of {len(theirs)} greedy answers are generate's, tokens fall short by {worst:.2g} (at most {most:.2g})"
+    )
     if name == PLAIN:
         return Finding(name, worst <= most, what, "do not trust answers of this machine: try --dtype float32")
     return Finding(name, worst <= most, what, DO, name)

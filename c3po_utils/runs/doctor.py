@@ -17,6 +17,7 @@ import tempfile
 import time
 import tomllib
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -169,9 +170,18 @@ def _numbers(name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBa
     reference = model if same else load_model(name, torch.float32, str(model.device))
     passes = checks.reference_passes(reference, rows)
     yield from checks.passes_findings(model, rows, passes, least=None if exact else checks.ALONE)
+    if reference is not model:
+        yield from _in_float32(reference, rows, passes)
     yield from greedy.greedy_findings(model, tokenizer, reference)
     del reference
     _give_back(model.device)
+
+
+def _in_float32(reference: PreTrainedModel, rows: list[dict], passes: checks.Passes) -> Iterator[Finding]:
+    """All fast paths together in float32, where a wrong formula does not hide behind rounding; if one is wrong, each."""
+    (together,) = checks.passes_findings(reference, rows, passes, (checks.TOGETHER,))
+    for finding in [together] if together.ok else checks.passes_findings(reference, rows, passes):
+        yield replace(finding, what=f"in float32: {finding.what}")
 
 
 def _give_back(device: torch.device) -> None:
@@ -210,7 +220,9 @@ def training_step(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) ->
         return Finding("training step", False, f"a pass of {_sizes(wanted)[0]} tokens does not fit into memory", do)
     what = f"{fits['tokens'] / fits['seconds']:,.0f} tokens/s in passes of {fits['tokens']:,} tokens, {fits['gib']:.2f} GiB"
     small = fits["tokens"] < wanted / 2
-    return Finding("training step", True, what + " (training_arguments: {tokens_per_pass: %d})" % fits["tokens"] * small)
+    return Finding(
+        "training step", True, what + " (training_arguments: {tokens_per_pass: %d})" % fits["tokens"] * small
+    )
 
 
 def _sizes(wanted: int) -> Sequence[int]:

@@ -15,7 +15,6 @@ from pathlib import Path
 
 import torch
 from peft import PeftModel, get_peft_model
-from torch import nn
 from torch.nn.functional import kl_div, linear
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -34,6 +33,7 @@ TRIED = {
     "rotary_kernel": (), "head": (), "streams": (),
 }  # fmt: skip
 PLAIN, TOGETHER = "plain", "together"  # no fast path, and all of them
+WAYS = (PLAIN, *TRIED, TOGETHER)
 TIMES = 2.0
 # Root mean square error in nats, and of the gradient relative to its norm, that is never held against a path:
 # some thousand roundings of 2^-24, two of 2^-8, and in half precision two of 2^-11.
@@ -145,18 +145,23 @@ def reference_passes(model: PreTrainedModel, rows: Sequence[dict]) -> Passes:
 
 
 def passes_findings(
-    model: PreTrainedModel, rows: Sequence[dict], reference: Passes, least: float | None = None
+    model: PreTrainedModel,
+    rows: Sequence[dict],
+    reference: Passes,
+    ways: Sequence[str] = WAYS,
+    least: float | None = None,
 ) -> Iterator[Finding]:
     """Log-probabilities and gradients of no fast path, of each, and of all together, against the reference.
 
     `least` as in LEAST, which it replaces.
     """
-    own = reference_passes(model, rows).error(reference)
+    exact = model.dtype == torch.float32
+    own = (0.0, 0.0) if exact else reference_passes(model, rows).error(reference)
     least = least or LEAST.get(model.dtype, LEAST[torch.bfloat16])
     most = tuple(max(TIMES * error, least) for error in own)
     policy = with_adapter(model)
     try:
-        for name in (PLAIN, *TRIED, TOGETHER):
+        for name in ways:
             names = tuple(TRIED) if name == TOGETHER else (name, *TRIED[name]) if name != PLAIN else ()
             if found := _tried(policy, rows, reference, name, names, most):
                 yield found

@@ -190,7 +190,9 @@ def test_a_healthy_machine_gets_a_line_for_each_check_and_status_0(tiny_folder, 
     assert done.exit_code == 0, done.output
     lines = [line for line in done.output.splitlines() if line.startswith("ok ")]
     about = [line[7:24].strip() for line in lines]
-    assert {"python", "packages", "devices", "memory", "model", "plain", "together", "adapter", "training step"} <= {*about}
+    assert {"python", "packages", "devices", "memory", "model", "plain", "together", "adapter", "training step"} <= {
+        *about
+    }
     assert ("no GPU" in done.output) != torch.cuda.is_available()
     assert not fast_paths.stored_in().exists()
     assert "DPO starts at 0.693" in done.output
