@@ -26,7 +26,7 @@ TIMES = 2.0  # a fast path's logits may be off by so many times what the plain o
 LEAST = {
     torch.float32: 1e-3,
     torch.float16: 0.05,
-}  # of a logit; else 0.25: two bfloat16 numbers near 16 lie 0.125 apart
+}  # of a logit; else 0.25: bfloat16 numbers near 16 lie 0.125 apart
 DO = "switched off on this machine: a slower way is taken. After an upgrade run `c3po doctor` again"
 
 Answers = dict[str, tuple[list[int], list[int]]]  # prompt and answer as tokens, by the request's id
@@ -113,7 +113,7 @@ def greedy_findings(
 def _finding(name: str, ours: Answers, theirs: Answers, worst: float, most: float) -> Finding:
     same = sum(ours[id] == theirs[id] for id in theirs)
     what = (
-        f"{same} of {len(theirs)} greedy answers are generate's, tokens fall short by {worst:.2g} (at most {most:.2g})"
+        f"{same} of {len(theirs)} greedy answers are generate's, tokens short of the best by {worst:.2g} ({most:.2g})"
     )
     if name == PLAIN:
         return Finding(name, worst <= most, what, "do not trust answers of this machine: try --dtype float32")

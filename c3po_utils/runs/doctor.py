@@ -178,7 +178,7 @@ def _numbers(name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBa
 
 
 def _in_float32(reference: PreTrainedModel, rows: list[dict], passes: checks.Passes) -> Iterator[Finding]:
-    """All fast paths together in float32, where a wrong formula does not hide behind rounding; if one is wrong, each."""
+    """All fast paths together in float32, where a wrong formula does not hide behind rounding; if wrong, each."""
     (together,) = checks.passes_findings(reference, rows, passes, (checks.TOGETHER,))
     for finding in [together] if together.ok else checks.passes_findings(reference, rows, passes):
         yield replace(finding, what=f"in float32: {finding.what}")
@@ -218,11 +218,11 @@ def training_step(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) ->
         checks.put_away(policy)
     if not fits:
         return Finding("training step", False, f"a pass of {_sizes(wanted)[0]} tokens does not fit into memory", do)
-    what = f"{fits['tokens'] / fits['seconds']:,.0f} tokens/s in passes of {fits['tokens']:,} tokens, {fits['gib']:.2f} GiB"
-    small = fits["tokens"] < wanted / 2
-    return Finding(
-        "training step", True, what + " (training_arguments: {tokens_per_pass: %d})" % fits["tokens"] * small
-    )
+    tokens = fits["tokens"]
+    what = f"{tokens / fits['seconds']:,.0f} tokens/s in passes of {tokens:,} tokens, {fits['gib']:.2f} GiB"
+    if tokens < wanted / 2:
+        what += f"; more do not fit: set training_arguments: {{tokens_per_pass: {tokens}}}"
+    return Finding("training step", True, what)
 
 
 def _sizes(wanted: int) -> Sequence[int]:
