@@ -27,6 +27,7 @@ import torch
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging
 
 from c3po_utils.chat import greedy
 from c3po_utils.engine import fast_paths, fused, load_model, load_tokenizer, models, names
@@ -53,6 +54,7 @@ def examine(name: str, dtype: torch.dtype) -> Iterator[Finding]:
     yield there
     if not there.ok:
         return
+    logging.disable_progress_bar()
     try:
         model, tokenizer = load_model(name, dtype), load_tokenizer(name)
     except Exception as error:
@@ -65,6 +67,7 @@ def examine(name: str, dtype: torch.dtype) -> Iterator[Finding]:
     failed = {one.fast_path: one.what for one in found if one.fast_path and not one.ok}
     fast_paths.store(fast_paths.place(model.device, model.dtype), name, failed)
     rows = checks.sample_rows(tokenizer, PAIRS)
+    models.cache_folder().mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=models.cache_folder(), prefix="doctor-") as scratch, _quiet():
         trained = checks.adapter_finding(model, tokenizer, rows, Path(scratch))
     yield trained
