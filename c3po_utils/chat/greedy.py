@@ -17,7 +17,7 @@ from c3po_utils.chat.local import LocalChat
 from c3po_utils.chat.types import Outcome, Sampling, request
 from c3po_utils.engine import fast_paths
 from c3po_utils.feedback import records
-from c3po_utils.runs.findings import Finding
+from c3po_utils.runs import findings
 
 TRIED = {"slots": (), "packed_linears": (), "streams": ("slots",)}  # the fast paths of answering, and what they need
 PLAIN = "generate"
@@ -89,7 +89,7 @@ def _off(logits_NV: torch.Tensor, exact_NV: torch.Tensor) -> float:
 
 def greedy_findings(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, reference: PreTrainedModel
-) -> list[Finding]:
+) -> list[findings.Finding]:
     """Answers of each fast path, of none, and of transformers' `generate`; `reference` is the model in float32."""
     with fast_paths.only():
         known = dict(sorted(answers(model, tokenizer).items()))
@@ -103,18 +103,18 @@ def greedy_findings(
             try:
                 ours = dict(sorted(answers(model, tokenizer).items()))
             except Exception as error:  # whatever a fast path raises here, it is of no use here
-                found.append(Finding(name, False, f"{type(error).__name__}: {error}", DO, name))
+                found.append(findings.Finding(name, False, f"{type(error).__name__}: {error}", DO, name))
                 continue
         if name in taken:
             found.append(_finding(name, ours, theirs, regret(answer_logits(reference, ours), ours), most))
     return found
 
 
-def _finding(name: str, ours: Answers, theirs: Answers, worst: float, most: float) -> Finding:
+def _finding(name: str, ours: Answers, theirs: Answers, worst: float, most: float) -> findings.Finding:
     same = sum(ours[id] == theirs[id] for id in theirs)
     what = (
         f"{same} of {len(theirs)} greedy answers are generate's, tokens short of the best by {worst:.2g} ({most:.2g})"
     )
     if name == PLAIN:
-        return Finding(name, worst <= most, what, "do not trust answers of this machine: try --dtype float32")
-    return Finding(name, worst <= most, what, DO, name)
+        return findings.Finding(name, worst <= most, what, "do not trust answers of this machine: try --dtype float32")
+    return findings.Finding(name, worst <= most, what, DO, name)

@@ -20,7 +20,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from c3po_utils.engine import fast_paths, fused, log_probs, threads
 from c3po_utils.feedback import records
-from c3po_utils.runs.findings import Finding
+from c3po_utils.runs import findings
 from c3po_utils.training.adapters import load_adapter, lora_config
 from c3po_utils.training.data import encode
 from c3po_utils.training.finetune import train
@@ -150,7 +150,7 @@ def passes_findings(
     reference: Passes,
     ways: Sequence[str] = WAYS,
     least: float | None = None,
-) -> Iterator[Finding]:
+) -> Iterator[findings.Finding]:
     """Log-probabilities and gradients of no fast path, of each, and of all together, against the reference.
 
     `least` as in LEAST, which it replaces.
@@ -172,7 +172,7 @@ def passes_findings(
 def _tried(
     policy: PeftModel, rows: Sequence[dict], reference: Passes, name: str, names: tuple[str, ...],
     most: tuple[float, float],
-) -> Finding | None:  # fmt: skip
+) -> findings.Finding | None:  # fmt: skip
     """One way's finding; None for a path that this model does not take on this device."""
     fast_path = name if name in TRIED else ""
     do = SWITCHED if fast_path else "do not trust results of this machine in this type: try --dtype float32"
@@ -181,16 +181,16 @@ def _tried(
             with fused(policy):
                 nats, gradient = run_passes(policy, rows, quickly).error(reference)
         except Exception as error:  # whatever a kernel raises here, it is of no use here
-            return Finding(name, False, f"{type(error).__name__}: {error}", do, fast_path)
+            return findings.Finding(name, False, f"{type(error).__name__}: {error}", do, fast_path)
     if fast_path and fast_path not in taken:
         return None
     what = f"log-probs off by {nats:.2g} nats (at most {most[0]:.2g}), gradients by {gradient:.2g} ({most[1]:.2g})"
-    return Finding(name, nats <= most[0] and gradient <= most[1], what, do, fast_path)
+    return findings.Finding(name, nats <= most[0] and gradient <= most[1], what, do, fast_path)
 
 
 def adapter_finding(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Sequence[dict], folder: Path
-) -> Finding:
+) -> findings.Finding:
     """Two real steps of training, which start at ln 2; the stored adapter, loaded, gives the same log-probabilities."""
     do = "see the error above; if the disk is full or the folder read-only, set C3PO_CACHE to another place"
     try:
@@ -202,12 +202,12 @@ def adapter_finding(
         loaded = _logps(again, rows)
         put_away(again)
     except Exception as error:
-        return Finding("adapter", False, f"{type(error).__name__}: {error}", do)
+        return findings.Finding("adapter", False, f"{type(error).__name__}: {error}", do)
     off = float((loaded - trained).abs().max())
     start = float(log[0]["dpo"])
     what = f"DPO starts at {start:.4f} (ln 2 = 0.6931); stored and loaded, log-probs differ by {off:.2g} nats"
     least = LEAST.get(model.dtype, LEAST[torch.bfloat16])
-    return Finding("adapter", abs(start - math.log(2)) <= least and off <= least, what, do)
+    return findings.Finding("adapter", abs(start - math.log(2)) <= least and off <= least, what, do)
 
 
 @torch.no_grad()
