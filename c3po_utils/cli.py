@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from c3po_utils.cli_ask import ask
+from c3po_utils.cli_doctor import doctor
 from c3po_utils.cli_errors import told
 from c3po_utils.cli_export import export
 
@@ -19,6 +20,7 @@ def c3po() -> None:
 
 
 c3po.add_command(ask)
+c3po.add_command(doctor)
 c3po.add_command(export)
 
 

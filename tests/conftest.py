@@ -10,11 +10,36 @@ import pytest
 
 os.environ.setdefault("MPLBACKEND", "agg")
 
+from c3po_utils.engine import fast_paths
 from c3po_utils.runs.files import write_json
+from tests.devices import DEVICE
 from tests.tiny import save_tiny
 
 # Started with `&` from a script, everything ignores interrupts; the tests that send them need processes that do not.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(scope="session")
+def device() -> str:
+    """Where numerical tests run: the first GPU, else the CPU."""
+    return DEVICE
+
+
+@pytest.fixture(scope="session", autouse=True)
+def every_fast_path():
+    """Fast paths are tested, also on a machine where `c3po doctor` has switched one off."""
+    with fast_paths.only(*fast_paths.FAST_PATHS):
+        yield
+
+
+@pytest.fixture
+def as_stored(tmp_path, monkeypatch):
+    """Fast paths as they are stored in a cache of the test's own: all on, until something is switched off."""
+    monkeypatch.setattr(fast_paths, "_trial", None)
+    monkeypatch.setenv("C3PO_CACHE", str(tmp_path / "cache"))
+    fast_paths.switched_off.cache_clear()
+    yield
+    fast_paths.switched_off.cache_clear()
 
 
 @pytest.fixture(scope="session")

@@ -161,8 +161,9 @@ def _is_top(room: str, path: Path) -> bool:
     """Whether a module stands above all rooms."""
     if room == "batch":
         return True
-    above = ("config", "jobs", "check", "estimate", "papermill_engine", "reference", "reference_configs")
-    return path.stem in ("cli", "cli_ask", "cli_export", "__main__") or (room == "runs" and path.stem in above)
+    above = ("config", "jobs", "check", "doctor", "estimate", "papermill_engine", "reference", "reference_configs")
+    commands = ("cli", "cli_ask", "cli_doctor", "cli_export", "__main__")
+    return path.stem in commands or (room == "runs" and path.stem in above)
 
 
 def _tree(path: Path) -> ast.Module:

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from c3po_utils.chat.decoding import BatchLoop, Follow, Row, SlotLoop, uniforms
 from c3po_utils.chat.types import LocalLimits, Outcome, Request, Sampling
-from c3po_utils.engine import attention, linear, models, templates, threads
+from c3po_utils.engine import attention, fast_paths, linear, models, templates, threads
 from c3po_utils.runs import progress
 
 LEAST_SLOTS = 16  # of each loop where several run side by side
@@ -66,7 +66,8 @@ class LocalChat:
                 yield from self._stream(rows, sampling, bar)
 
     def _stream(self, rows: list[Row], sampling: Sampling, bar: tqdm) -> Iterator[Outcome]:
-        engines = self._slots(rows, sampling) if attention.enable(self.model) else [BatchLoop(self, rows, sampling)]
+        slotted = attention.enable(self.model) and fast_paths.on("slots", self.model)
+        engines = self._slots(rows, sampling) if slotted else [BatchLoop(self, rows, sampling)]
         tokens = 0
         with self._packed.in_use():
             for outcome in threads.together([engine.run() for engine in engines]):
@@ -79,7 +80,7 @@ class LocalChat:
         """One loop, or on a CPU several, with the slots and prompts dealt among them; the same ones every time."""
         slots = self._slot_count(rows, sampling)
         prompts = sorted({tuple(row.prompt) for row in rows}, key=lambda prompt: (len(prompt), prompt))
-        count = max(1, min(threads.streams(self.model.device), slots // LEAST_SLOTS, len(prompts)))
+        count = max(1, min(threads.streams(self.model), slots // LEAST_SLOTS, len(prompts)))
         loop_of = {prompt: place % count for place, prompt in enumerate(prompts)}  # equal prompts stay together
         dealt = [[row for row in rows if loop_of[tuple(row.prompt)] == loop] for loop in range(count)]
         return [SlotLoop(self, part, sampling, min(len(part), slots // count)) for part in dealt]

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from c3po_utils.engine import attention, threads
+from c3po_utils.engine import attention, fast_paths, threads
 
 Pooling = Literal["last", "mean"]
 PROMPTS_AT_ONCE = 32
@@ -37,7 +37,7 @@ def token_states(
     decoder = _first_layers(model.get_decoder(), max(places))
     inner = len(set(places)) > 1 or (max(places) < depth and decoder is model.get_decoder())
     more = {"use_cache": False, "output_hidden_states": inner}
-    shared = attention.enable(model, longest=packing.index_BL.shape[1])
+    shared = attention.enable(model, longest=packing.index_BL.shape[1]) and fast_paths.on("packing", model)
     if shared:
         out = decoder(packing.ids_T[None], position_ids=packing.positions_T[None], packed=packing, **more)
     else:
@@ -74,7 +74,7 @@ def prompt_states(
         if not -depth - 1 <= reading.layer <= depth:
             raise IndexError(f"layer {reading.layer}: expected one from {-depth - 1} to {depth} of this model's")
     order = sorted(range(len(prompts)), key=lambda place: len(prompts[place]))
-    lanes = threads.streams(model.device)
+    lanes = threads.streams(model)
     size = max(1, min(PROMPTS_AT_ONCE, -(-len(order) // lanes)))
     groups = [order[start : start + size] for start in range(0, len(order), size)]
     layers = list(dict.fromkeys(reading.layer for reading in readings))

@@ -21,7 +21,7 @@ from c3po_utils.evaluation import routing
 from c3po_utils.evaluation.evaluate import eval_stage
 from c3po_utils.evaluation.implicit_reward import answer_logps, told
 from c3po_utils.evaluation.quality import distinct, words
-from c3po_utils.runs import files
+from c3po_utils.runs import files, once
 from c3po_utils.sampling import load_rows, stored_settings
 from c3po_utils.training import BASE_RESAMPLED, trained_methods
 
@@ -92,9 +92,24 @@ def _stored_perplexity(run: Path | str, feedback_id: str, method: str) -> float:
     if known.get("identity") == stage.identity:
         return known["perplexity"]
     rows = [row for row in load_rows(run, feedback_id, "test") if row["split"] == "out_of_scope"]
-    value = math.exp(-np.concatenate(_method_logps(run, feedback_id, method, _answered(rows))).mean())
+    value = _general_perplexity(run, feedback_id, method, _answered(rows))
     files.write_json(path, {"identity": stage.identity, "perplexity": value})
     return value
+
+
+def _general_perplexity(run: Path | str, feedback_id: str, method: str, rows: Sequence[dict]) -> float:
+    """That of the rows' baselines: pi_0's is made once in a run for all feedbacks that test on the same answers."""
+
+    def measured() -> float:
+        return math.exp(-np.concatenate(_method_logps(run, feedback_id, method, rows)).mean())
+
+    if method != BASE_RESAMPLED:
+        return measured()
+    settings = stored_settings(run, feedback_id)
+    told = [[row["prompt"], row["baseline"], row["baseline_status"]] for row in rows]
+    return once.made_once(
+        Path(run) / "references", "perplexity", [settings.model, settings.system_prompt, told], measured
+    )
 
 
 def _method_logps(run: Path | str, feedback_id: str, method: str, rows: Sequence[dict]) -> list[np.ndarray]:

@@ -154,7 +154,7 @@ class C3POTrainer(DPOTrainer):
         dropout = any(module.p for module in self.model.modules() if isinstance(module, nn.Dropout))
         chance = dropout or getattr(config, "attention_dropout", 0)
         stateful = args.bf16 or args.fp16 or args.activation_checkpointing or self.method.kl or not self._plain
-        return 1 if chance or stateful or args.world_size > 1 else threads.streams(self.accelerator.device)
+        return 1 if chance or stateful or args.world_size > 1 else threads.streams(self.model)
 
     def _loss_side_by_side(self, model: nn.Module, parts: Sequence[Batch]) -> torch.Tensor:
         """The batch's loss, with its gradients; they are added up in the same order every time."""

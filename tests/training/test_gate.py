@@ -43,7 +43,7 @@ def test_states_are_those_of_a_plain_pass_whatever_stands_beside_them(name):
     assert found.shape == (4, 40, model.config.hidden_size)
     for place in (0, 17, 39):
         with torch.no_grad():
-            states = model(torch.tensor([given[place]]), output_hidden_states=True).hidden_states
+            states = model(torch.tensor([given[place]], device=model.device), output_hidden_states=True).hidden_states
         expected = [states[-1][0, -1], states[1][0, -1], states[2][0].mean(0), states[0][0].mean(0)]
         torch.testing.assert_close(found[:, place], torch.stack(expected), atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(prompt_states(model, [given[7]], readings)[:, 0], found[:, 7], atol=1e-5, rtol=1e-5)
