@@ -11,6 +11,7 @@ import click
 from c3po_utils.cli_ask import ask
 from c3po_utils.cli_errors import told
 from c3po_utils.cli_export import export
+from c3po_utils.cli_serve import serve
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -20,6 +21,7 @@ def c3po() -> None:
 
 c3po.add_command(ask)
 c3po.add_command(export)
+c3po.add_command(serve)
 
 
 @c3po.command()

@@ -11,11 +11,11 @@ from typing import Any, get_type_hints
 
 from c3po_utils import chat, engine  # as rooms: their heavy parts are imported when they are used
 from c3po_utils.chat import openai
-from c3po_utils.chat.ledger import Entry, Ledger
+from c3po_utils.chat.ledger import Entry, Ledger, weights_key
 from c3po_utils.chat.names import parse_model_name
 from c3po_utils.chat.openai.limits import price_of, read_limits
 from c3po_utils.chat.types import ChatModel, Estimate, LocalLimits, Outcome, Request, Sampling, likely_tokens
-from c3po_utils.runs import files, parameters
+from c3po_utils.runs import parameters
 
 
 class DryRun:
@@ -41,20 +41,15 @@ class DryRun:
 
 
 class RememberedChat:
-    """A local model whose answers are kept in the ledger: a rerun asks only for what is missing.
-
-    The key is what decides the answer: model, messages, sampling parameters with their seed, and the replicate.
-    """
+    """A local model whose answers are kept in the ledger (under `ledger.weights_key`): a rerun asks only for what is
+    missing."""
 
     def __init__(self, model: ChatModel, ledger: Ledger):
         self.model, self.ledger, self.name, self.scope = model, ledger, model.name, model.name
 
-    def _key(self, request: Request, sampling: Sampling) -> str:
-        return files.content_hash([self.name, list(request.messages), asdict(sampling), request.id, request.replicate])
-
     def stored(self, requests: Sequence[Request], sampling: Sampling) -> dict[str, Outcome]:
         """The outcomes that are in the ledger, by request id."""
-        keys = {request.id: self._key(request, sampling) for request in requests}
+        keys = {request.id: weights_key(self.name, request, sampling) for request in requests}
         known = self.ledger.lookup(keys.values())
         return {id: known[key].outcome(id) for id, key in keys.items() if key in known}
 
@@ -76,7 +71,7 @@ class RememberedChat:
             )  # fmt: skip
             request = missing[outcome.id]
             body = json.dumps({"messages": request.messages, **asdict(sampling)}, ensure_ascii=False)
-            self.ledger.record(self._key(request, sampling), self.name, body, entry)
+            self.ledger.record(weights_key(self.name, request, sampling), self.name, body, entry)
             yield outcome
 
 

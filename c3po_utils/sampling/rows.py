@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +60,7 @@ def sample_stage(run: Path | str, feedback: Feedback, settings: SampleSettings, 
     Inputs are `prompts`, the hash of those that were given, or `imported`, the hashes of the files that were read.
     """
     record = feedback.model_dump(mode="json", exclude={"examples"})
-    identity = {"settings": asdict(settings), "feedback": record, **inputs}
+    identity = {"settings": settings.identity, "feedback": record, **inputs}
     return stage.Stage(_folder(run, feedback.id), identity, ROWS)
 
 

@@ -138,7 +138,7 @@ def train_stage(run: Path | str, feedback_id: str, settings: TrainSettings) -> S
     """
     run, objective = Path(run), settings.objective
     rows = {id: rows_hash(run, id) for id in members(feedback_id)}
-    sampled_with = {id: asdict(stored_settings(run, id)) for id in rows}
+    sampled_with = {id: stored_settings(run, id).identity for id in rows}
     joint = len(rows) > 1
     identity = {
         "settings": asdict(settings),
