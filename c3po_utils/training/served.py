@@ -202,7 +202,7 @@ def proved(name: str, found: Mapping[str, LogProbs], stored: Mapping[str, torch.
         raise RuntimeError(f"{name!r} is served as the base model: the server has not taken its tensors")
     for other, logps_V in stored.items():
         apart = _apart({token: logps_V[token].item() for token in found[name]}, stored[name])
-        if apart > 2 * ROUNDING and _apart(found[name], logps_V) < own:
+        if apart > 2 * ROUNDING and _apart(found[name], logps_V) < min(own, 2 * ROUNDING):
             raise RuntimeError(f"{name!r} is served as {other!r}")
     if own > max(2 * ROUNDING, change):
         raise RuntimeError(
