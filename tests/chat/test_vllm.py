@@ -150,7 +150,13 @@ def test_a_killed_parent_takes_the_child_along(vllm, tmp_path):
         f"child = Child(['sleep', '600'], '127.0.0.1', free_port(), Path({str(tmp_path / 'log')!r}));"
         "print(child.process.pid, flush=True); sys.stdin.read()"
     )
-    parent = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    parent = subprocess.Popen(
+        [sys.executable, "-c", code],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"TMPDIR": str(tmp_path)},
+    )
     pid = int(parent.stdout.readline())
     assert not gone(pid)
     parent.kill()
