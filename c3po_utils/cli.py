@@ -12,6 +12,7 @@ from c3po_utils.cli_ask import ask
 from c3po_utils.cli_doctor import doctor
 from c3po_utils.cli_errors import told
 from c3po_utils.cli_export import export
+from c3po_utils.cli_serve import serve
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -22,6 +23,7 @@ def c3po() -> None:
 c3po.add_command(ask)
 c3po.add_command(doctor)
 c3po.add_command(export)
+c3po.add_command(serve)
 
 
 @c3po.command()

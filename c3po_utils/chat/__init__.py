@@ -17,9 +17,11 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "local",
         "names",
         "open",
+        "prompts",
         "schemas",
         "structured_output",
         "types",
+        "vllm",
     ],
     submod_attrs={
         "types": ["ChatModel", "Outcome", "Sampling", "ask", "request"],

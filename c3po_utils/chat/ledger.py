@@ -4,17 +4,27 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from c3po_utils.chat.budget import Quota, alive, budget_wait, window_wait
 from c3po_utils.chat.ledger_file import LedgerFile
-from c3po_utils.chat.types import Outcome, Status
+from c3po_utils.chat.types import Outcome, Request, Sampling, Status
+from c3po_utils.runs import files
 
 LONGEST_LEASE_S = 27 * 3600.0  # one that ends later was made before the clock was set back
 COLUMNS = "status, reason, text, prompt_tokens, completion_tokens, price, at_most, latency_s, attempts"
 NEWEST = ", ".join(
     f"{name} = excluded.{name}" for name in f"request, at, {COLUMNS}".split(", ") if name not in ("price", "at_most")
 )
+
+
+def weights_key(name: str, request: Request, sampling: Sampling) -> str:
+    """The key of an answer that weights here give, whatever runs them: what one engine answered, another need not.
+
+    It holds what decides the answer: `name`, which stands for the weights, messages, sampling parameters with their
+    seed, and the replicate; and the request's id, as equal prompts of two rows are two draws.
+    """
+    return files.content_hash([name, list(request.messages), asdict(sampling), request.id, request.replicate])
 
 
 @dataclass(frozen=True)

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 
-from jinja2.exceptions import TemplateError
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from c3po_utils.chat import prompts
 from c3po_utils.chat.decoding import BatchLoop, Follow, Row, SlotLoop, uniforms
 from c3po_utils.chat.types import LocalLimits, Outcome, Request, Sampling
-from c3po_utils.engine import attention, fast_paths, linear, models, templates, threads
+from c3po_utils.engine import attention, fast_paths, linear, models, threads
 from c3po_utils.runs import progress
 
 LEAST_SLOTS = 16  # of each loop where several run side by side
@@ -108,14 +108,7 @@ class LocalChat:
 
     def encode(self, request: Request) -> tuple[list[int], str]:
         """The prompt's tokens, and why it cannot be answered, if so."""
-        if not request.messages or not request.messages[-1]["content"].strip():
-            return [], "empty prompt"
-        try:
-            prompt = templates.encode(self.tokenizer, request.messages, add_generation_prompt=True)
-        except TemplateError as error:
-            return [], f"the model's chat template refuses the conversation: {error}"
-        full = len(prompt) >= self.context
-        return prompt, f"prompt of {len(prompt)} tokens leaves no room in the context of {self.context}" * full
+        return prompts.encode(self.tokenizer, self.context, request)
 
     def finish(self, row: Row, sampling: Sampling) -> Outcome | None:
         """The row's outcome if its last token ended it, else None."""

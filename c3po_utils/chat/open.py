@@ -13,11 +13,11 @@ from typing import Any, get_type_hints
 from c3po_utils import chat, engine  # as rooms: their heavy parts are imported when they are used
 from c3po_utils.chat import openai
 from c3po_utils.chat.budget import new_owner
-from c3po_utils.chat.ledger import Entry, Ledger
+from c3po_utils.chat.ledger import Entry, Ledger, weights_key
 from c3po_utils.chat.names import parse_model_name
 from c3po_utils.chat.openai.limits import price_of, read_limits
 from c3po_utils.chat.types import ChatModel, Estimate, LocalLimits, Outcome, Request, Sampling, likely_tokens
-from c3po_utils.runs import files, parameters
+from c3po_utils.runs import parameters
 
 LEASE_S = 600.0  # a claim on an answer without news, on another machine; on this one, while its process lives
 WAIT_S = 1.0
@@ -46,21 +46,16 @@ class DryRun:
 
 
 class RememberedChat:
-    """A local model whose answers are kept in the ledger: a rerun asks only for what is missing.
-
-    The key is what decides the answer: model, messages, sampling parameters with their seed, and the replicate. What
-    another process is answering at this time is waited for, not answered again.
+    """A local model whose answers are kept in the ledger (under `ledger.weights_key`): a rerun asks only for what is
+    missing. What another process is answering at this time is waited for, not answered again.
     """
 
     def __init__(self, model: ChatModel, ledger: Ledger):
         self.model, self.ledger, self.name, self.scope = model, ledger, model.name, model.name
 
-    def _key(self, request: Request, sampling: Sampling) -> str:
-        return files.content_hash([self.name, list(request.messages), asdict(sampling), request.id, request.replicate])
-
     def stored(self, requests: Sequence[Request], sampling: Sampling) -> dict[str, Outcome]:
         """The outcomes that are in the ledger, by request id."""
-        keys = {request.id: self._key(request, sampling) for request in requests}
+        keys = {request.id: weights_key(self.name, request, sampling) for request in requests}
         known = self.ledger.lookup(keys.values())
         return {id: known[key].outcome(id) for id, key in keys.items() if key in known}
 
@@ -89,11 +84,14 @@ class RememberedChat:
             self.ledger.release_all(owner)
 
     def _claim(self, request: Request, sampling: Sampling, owner: str) -> bool:
-        return self.ledger.claim(self._key(request, sampling), owner, LEASE_S) is True
+        return self.ledger.claim(weights_key(self.name, request, sampling), owner, LEASE_S) is True
 
     def _answers(self, mine: dict[str, Request], sampling: Sampling, owner: str, desc: str) -> Iterator[Outcome]:
         """Answer what this process has claimed, keep it, and keep the claims of a long answering alive."""
-        keys, renewed = {id: self._key(request, sampling) for id, request in mine.items()}, time.monotonic()
+        keys, renewed = (
+            {id: weights_key(self.name, request, sampling) for id, request in mine.items()},
+            time.monotonic(),
+        )
         for outcome in self.model.complete(list(mine.values()), sampling, desc=desc):
             entry = Entry(
                 outcome.status, outcome.reason, outcome.text, outcome.prompt_tokens, outcome.completion_tokens,

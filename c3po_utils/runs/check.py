@@ -70,9 +70,11 @@ def lacking(config: RunConfig) -> list[str]:
     """What this machine lacks to run it: keys of APIs, weights that are neither here nor to be had."""
     values = jobs.sample_values(config, jobs.feedback_names(config)[0])
     settings = jobs.sample_settings(values)
-    judge = jobs.evaluate_values(config, values["feedback"])["judge_model"]
-    used = (settings.model, settings.category_model, settings.prompt_model, settings.completion_model, judge)
-    return [reason for name in dict.fromkeys(filter(None, used)) if (reason := _lacks(name))]
+    evaluating = jobs.evaluate_values(config, values["feedback"])
+    used = (settings.model, settings.category_model, settings.prompt_model, settings.completion_model)
+    names = dict.fromkeys(filter(None, (*used, evaluating["judge_model"])))
+    engines = {settings.engine, evaluating["engine"]}
+    return [reason for name in names if (reason := _lacks(name))] + [*filter(None, map(_lacks_engine, engines))]
 
 
 def refuse(config: RunConfig) -> None:
@@ -88,6 +90,15 @@ def _lacks(name: str) -> str | None:
     try:
         chat.keys.check_key(name)
     except ValueError as error:
+        return str(error)
+    return None
+
+
+def _lacks_engine(engine: str) -> str | None:
+    try:
+        if engine == chat.vllm.VLLM:
+            chat.vllm.program()
+    except RuntimeError as error:
         return str(error)
     return None
 
@@ -151,6 +162,7 @@ def check_evaluate(values: dict[str, Any]) -> None:
     _methods(values["methods"])
     folder = run_folder(values["run"]) / "eval" / records.feedback_id(values["feedback"])
     evaluate.refuse_imported(Stage(folder / method, {}) for method in values["methods"])
+    chat.vllm.read_engine(values["engine"])
     _check_judge(values, [values["feedback"]])
 
 

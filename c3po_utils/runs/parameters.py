@@ -95,9 +95,18 @@ def later(default: Any) -> Any:
     return field(default=default, metadata={"later": True})
 
 
+def passing(default: Any) -> Any:
+    """The field of a setting that does not change what comes out: `recorded` never names it."""
+    return field(default=default, metadata={"passing": True})
+
+
 def recorded(settings: Any) -> dict[str, Any]:
     """What a manifest says of a dataclass of settings, so that a `later` one leaves finished stages as they are."""
-    unsaid = {f.name for f in fields(settings) if "later" in f.metadata and getattr(settings, f.name) == f.default}
+    unsaid = {
+        f.name
+        for f in fields(settings)
+        if "passing" in f.metadata or ("later" in f.metadata and getattr(settings, f.name) == f.default)
+    }
     return {name: value for name, value in asdict(settings).items() if name not in unsaid}
 
 
