@@ -193,8 +193,7 @@ def _outcome(job: Any, task: Task) -> Outcome:
 
 
 def _states() -> dict[str, tuple[str, str]] | None:
-                error = f"Slurm's job {id}: {state}; log: {job.paths.stderr}"
-                self._settle(id, Outcome(task.name, "lost", error), future)
+    """{id: (state, reason to wait)} of this user's jobs, members of arrays alone; None: the scheduler did not answer."""
     lines = _command("squeue", "--me", "--array", "--noheader", "--states=all", "--format=%i|%T|%r")
     if lines is None:
         return None
