@@ -193,7 +193,7 @@ def _outcome(job: Any, task: Task) -> Outcome:
 
 
 def _states() -> dict[str, tuple[str, str]] | None:
-    """{id: (state, reason to wait)} of this user's jobs, members of arrays alone; None: the scheduler did not answer."""
+    """{id: (state, reason to wait)} of this user's jobs, members of arrays alone; None: no answer came."""
     lines = _command("squeue", "--me", "--array", "--noheader", "--states=all", "--format=%i|%T|%r")
     if lines is None:
         return None

@@ -57,8 +57,10 @@ def test_a_graph_goes_through_the_driver_and_a_failure_leaves_the_others_alone(e
 
 
 def test_slots_are_what_fits_on_the_nodes(executor):
-    assert executor().slots == 6
-    assert executor(cpus=2).slots == 3
+    for cpus, slots in ((1, 6), (2, 3)):
+        ray = executor(cpus=cpus)
+        assert ray.slots == slots
+        ray.stop()
     with pytest.raises(ParameterError, match="no node of the Ray cluster has what each task asks for"):
         executor(gpus=1)
 
@@ -84,7 +86,7 @@ def test_a_body_that_raises_fails(executor, tmp_path):
 def test_stop_ends_what_runs_and_what_waits_within_five_seconds_and_leaves_the_cluster(executor, tmp_path):
     ray = executor()
     futures = [ray.submit(task(tmp_path, f"job{number}", seconds=300)) for number in range(8)]
-    until(lambda: len(bodies.noted(tmp_path, "started")) == 6)
+    until(lambda: len(bodies.noted(tmp_path, "started")) > 1)
     start = time.monotonic()
     ray.stop()
     assert time.monotonic() - start < 5
@@ -106,5 +108,9 @@ def test_one_of_three_nodes_is_killed_in_mid_run(cluster, tmp_path):
     from tests.benchmarks.bench_ray import killed_node
 
     found = killed_node(cluster, tmp_path / "run", 24)
-    assert {key: found[key] for key in ("done", "torn", "ended_twice")} == {"done": 24, "torn": 0, "ended_twice": 0}
+    assert {key: found[key] for key in ("done", "torn", "twice_in_results")} == {
+        "done": 24,
+        "torn": 0,
+        "twice_in_results": 0,
+    }
     assert len(cluster.list_all_nodes()) == 2

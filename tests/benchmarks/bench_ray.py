@@ -9,7 +9,6 @@ import json
 import tempfile
 import threading
 import time
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +22,13 @@ from tests.ray_cluster import ray_cluster
 
 OUTPUT = ROOT / "results" / "bench" / "batch.json"
 NAME = "{} notebooks through Ray, one of three nodes killed"
-ENDS = 'with (folder / "ended").open("a") as file: print({name!r}, file=file)'
+ROW = '(folder / {name!r} / "rows.jsonl").write_text({row!r})'
 
 
 def killed_node(cluster: Any, folder: Path, jobs: int) -> dict[str, Any]:
     """Kill one of the cluster's raylets, with its workers, when a third of the jobs are done; what came of the run."""
     names = [f"job{number:03}" for number in range(jobs)]
-    toy(folder, {name: ("", ENDS.format(name=name)) for name in names})
+    toy(folder, {name: ("", ROW.format(name=name, row=json.dumps({"id": name}))) for name in names})
     executor = RayExecutor(address=cluster.address, body=run_toy)
     killer = threading.Thread(target=_kill, args=(cluster, folder, jobs // 3))
     start = time.monotonic()
@@ -39,12 +38,13 @@ def killed_node(cluster: Any, folder: Path, jobs: int) -> dict[str, Any]:
     finally:
         executor.stop()
         killer.join()
-    wall_s, ended = round(time.monotonic() - start, 1), Counter((folder / "ended").read_text().split())
+    wall_s = round(time.monotonic() - start, 1)
+    rows = [json.loads(line)["id"] for path in folder.glob("*/rows.jsonl") for line in path.read_text().splitlines()]
     torn = [name for name in names if not json.loads((folder / name / "out.ipynb").read_text())["cells"]]
     counts = {"done": len(finished(nodes(folder))), "torn": len(torn), "kernels": len(started(folder))}
-    twice = [name for name in names if ended[name] > 1]
-    held = (counts["done"], torn, twice) == (jobs, [], [])
-    return {"wall_s": wall_s, "slots": executor.slots, **counts, "ended_twice": len(twice), "held": held}
+    twice = len(rows) - len(set(rows))
+    held = (counts["done"], sorted(rows), torn) == (jobs, names, [])
+    return {"wall_s": wall_s, "slots": executor.slots, **counts, "twice_in_results": twice, "held": held}
 
 
 def _kill(cluster: Any, folder: Path, after: int) -> None:
