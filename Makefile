@@ -14,13 +14,15 @@ DEMO := demo
 export HF_HUB_DISABLE_PROGRESS_BARS = 1
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: help demo-about setup vllm lock demo embedded tuning test test-browser test-vllm check lint bench figures lab clean
+.PHONY: help demo-about setup vllm lock demo embedded tuning test test-browser test-vllm ray-installed test-ray \
+  test-slurm test-modal check lint bench bench-ray figures lab clean
 
 help:
 	@echo "make demo      one sentence to one table: sample, train, evaluate, figures (embedded model, CPU)"
 	@echo "make test      lint and tests;  make bench: slow, full-size checks"
 	@echo "make test-browser  notebook 08 in JupyterLab and Chromium"
 	@echo "make vllm      vLLM for this CPU, in an environment of its own;  make test-vllm: c3po serve with it"
+	@echo "make test-ray, test-slurm, test-modal  executors: three raylets, a Slurm of one node, Modal's objects"
 	@echo "make embedded  the embedded benchmark: all feedbacks, every method (an hour)"
 	@echo "make tuning    the trials behind the embedded benchmark's settings (an hour)"
 	@echo "make figures   rebuild tables and figures in results/ from stored scores"
@@ -77,6 +79,32 @@ test-browser: setup
 
 test-vllm: vllm
 	@$(BIN)/python -m pytest -m vllm -rP tests/serve
+
+# Executors' libraries lie in folders of their own too: what only they add, as the rest is in the environment.
+RAY := $(VENV)/ray
+SUBMITIT := $(VENV)/submitit
+MODAL := $(VENV)/modal
+BESIDE = $(BIN)/python -m pip install -qq --disable-pip-version-check --target
+
+ray-installed: setup
+	@[ -d $(RAY)/ray ] || { $(BESIDE) $(RAY) --no-deps "ray>=2.60" && $(BESIDE) $(RAY) --no-deps msgpack protobuf; }
+
+test-ray: ray-installed
+	@PYTHONPATH=$(RAY)$${PYTHONPATH:+:$$PYTHONPATH} $(BIN)/python -m pytest -m ray -rP tests/batch
+
+bench-ray: ray-installed
+	@PYTHONPATH=$(RAY)$${PYTHONPATH:+:$$PYTHONPATH} $(BIN)/python -m tests.benchmarks.bench_ray
+
+# Slurm and munge are Debian's; the tests start both on 127.0.0.1 under their own user, and end them.
+test-slurm: setup
+	@[ -d $(SUBMITIT)/submitit ] || $(BESIDE) $(SUBMITIT) "submitit>=1.5.4"
+	@command -v slurmctld >/dev/null || { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y \
+	  --no-install-recommends slurmctld slurmd slurm-client munge >/dev/null; }
+	@PYTHONPATH=$(SUBMITIT)$${PYTHONPATH:+:$$PYTHONPATH} $(BIN)/python -m pytest -m slurm -rP tests/batch
+
+test-modal: setup
+	@[ -d $(MODAL)/modal ] || $(BESIDE) $(MODAL) "modal>=1.6"
+	@PYTHONPATH=$(MODAL)$${PYTHONPATH:+:$$PYTHONPATH} $(BIN)/python -m pytest -m modal tests/batch
 
 check: test
 

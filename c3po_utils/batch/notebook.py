@@ -5,10 +5,22 @@ from __future__ import annotations
 import papermill
 from nbclient.exceptions import DeadKernelError
 from papermill import PapermillExecutionError
+from papermill.iorw import LocalHandler, papermill_io
 
+from c3po_utils.runs import files
 from c3po_utils.runs.jobs import NOTEBOOKS, Job
 
 __all__ = ["DeadKernelError", "PapermillExecutionError", "execute"]
+
+
+class Whole(LocalHandler):
+    """Replaces an executed copy in one step: a process may be killed, with its machine, at any time."""
+
+    def write(self, buf: str, path: str) -> None:
+        files.write_atomic(path, buf)
+
+
+papermill_io.register("/", Whole())  # for absolute paths, such as those of jobs
 
 
 def execute(job: Job) -> None:

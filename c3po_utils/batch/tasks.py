@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from typing import Any, Literal, Protocol
 
 
@@ -14,6 +14,11 @@ class Resources:
     cpus: int = 1
     gpus: float = 0
     memory_gib: float = 0  # 0: unknown
+
+    def at_least(self, other: Resources) -> Resources:
+        """The greater of both, resource by resource."""
+        pairs = zip(astuple(self), astuple(other), strict=True)
+        return Resources(*(max(pair) for pair in pairs))
 
 
 @dataclass(frozen=True)
