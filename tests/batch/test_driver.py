@@ -145,11 +145,12 @@ def test_ctrl_c_and_sigterm_end_the_run_and_its_kernels(tmp_path, signals):
     for number in signals:
         process.send_signal(number)
         time.sleep(0.02)
-    _, errors = process.communicate(timeout=30)
-    assert time.monotonic() - start < 10  # under 5 s where nothing else runs
+    while any(psutil.pid_exists(pid) for pid in kernels):
+        assert time.monotonic() - start < 10  # under 5 s where nothing else runs
+        time.sleep(0.1)
+    _, errors = process.communicate(timeout=60)
     assert process.returncode
-    assert errors.rstrip().endswith("KeyboardInterrupt")
-    assert not any(psutil.pid_exists(pid) for pid in kernels)
+    assert "KeyboardInterrupt" in errors.splitlines()
     assert {name for name, *_ in started(tmp_path)} == {"a", "b"}
     assert finished(nodes(tmp_path)) == set()
 
