@@ -13,6 +13,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "decoding",
         "keys",
         "ledger",
+        "ledger_file",
         "local",
         "names",
         "open",

@@ -24,6 +24,7 @@ ROOT = BUNDLED
 if not (BUNDLED / "pyproject.toml").exists():
     BUNDLED = Path(__file__).parents[1] / "bundled"
     ROOT = Path(os.environ.setdefault("C3PO_ROOT", os.getcwd()))
+NOTEBOOKS = BUNDLED / "notebooks"
 MANIFEST = "manifest.json"
 LEDGER = "calls.sqlite"  # in the run's folder: every answer that a model gave
 SMALL = 64 * 2**20  # bytes: files up to this size are read whole to see whether a stage is done
