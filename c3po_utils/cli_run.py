@@ -107,11 +107,11 @@ def _estimate(config: RunConfig) -> None:
 
 def _draw(config: RunConfig) -> None:
     """Tables and figures anew, also where they are done."""
-    from c3po_utils.batch import work
+    from c3po_utils.batch import notebook
     from c3po_utils.runs import jobs, run_folder
 
     figures = jobs.figures_job(config, run_folder(config.run))
-    work.execute(figures)
+    notebook.execute(figures)
     _show_figures(figures.stages[0].folder)
 
 

@@ -15,7 +15,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, wait
 
 from c3po_utils.batch.executors import open_executor
 from c3po_utils.batch.graph import Nodes, dependants, graph
-from c3po_utils.batch.memory import likely_gib
+from c3po_utils.batch.memory import Memory
 from c3po_utils.batch.progress import Watch
 from c3po_utils.batch.tasks import Executor, Outcome, Resources, Task
 from c3po_utils.runs import files
@@ -79,12 +79,10 @@ def drive(config: RunConfig, nodes: Nodes, executor: Executor) -> None:
         KeyboardInterrupt: Ctrl-C or SIGTERM; all kernels were ended, and the next run goes on from what is done.
     """
     driver = Driver(config, nodes, executor)
-    with _ended_by_sigterm(), Watch(run_folder(config.run), len(nodes)) as driver.watch:
+    with _interrupts(driver.interrupted), Watch(run_folder(config.run), len(nodes)) as driver.watch:
         try:
             driver.run()
         except BaseException:
-            for again in (signal.SIGINT, signal.SIGTERM):  # pressed once more, it must not keep kernels from ending
-                _ignore(again)
             executor.stop()
             raise
     if driver.failed:
@@ -105,6 +103,8 @@ class Driver:
         self.missing = {name: sum(need in nodes for need in node.needs) for name, node in nodes.items()}
         self.ready = [self.place[name] for name in nodes if not self.missing[name]]  # a heap: the first ones first
         self.running: dict[Future[Outcome], str] = {}
+        self.interrupted = threading.Event()
+        self.memory = Memory(config)
         self.lost: Counter[str] = Counter()
         self.failed: dict[str, str] = {}
         self.refused: dict[str, str] = {}
@@ -113,6 +113,8 @@ class Driver:
         self._start()
         while self.running:
             ended, _ = wait(self.running, TICK_S, FIRST_COMPLETED)
+            if self.interrupted.is_set():
+                raise KeyboardInterrupt
             for future in ended:
                 self._end(self.running.pop(future), future.result())
             self._start()
@@ -120,11 +122,13 @@ class Driver:
 
     def _start(self) -> None:
         while self.ready and len(self.running) < self.executor.slots:
+            if self.interrupted.is_set():
+                raise KeyboardInterrupt
             node = self.nodes[self.names[heapq.heappop(self.ready)]]
             if node.done:
                 self._done(node.name)
                 continue
-            resources = Resources(memory_gib=likely_gib(self.config, node))
+            resources = Resources(memory_gib=self.memory.likely_gib(node))
             self.running[self.executor.submit(Task(self.settings, node.name, resources=resources))] = node.name
 
     def _end(self, name: str, outcome: Outcome) -> None:
@@ -144,6 +148,7 @@ class Driver:
 
     def _done(self, name: str) -> None:
         self.watch.advance()
+        self.memory.learn(self.nodes[name])
         for other in self.dependants[name]:
             self.missing[other] -= 1
             if not self.missing[other]:
@@ -157,20 +162,19 @@ class Driver:
 
 
 @contextlib.contextmanager
-def _ended_by_sigterm() -> Iterator[None]:
-    """SIGTERM, as a scheduler sends it, ends a run as Ctrl-C does; afterwards all is as before."""
+def _interrupts(event: threading.Event) -> Iterator[None]:
+    """Ctrl-C, and SIGTERM as a scheduler sends it, set the event and do no more, however often; later all is as before.
+
+    Raised wherever the main thread happens to be, they would break locks, and keep kernels from being ended.
+    """
     if threading.current_thread() is not threading.main_thread():  # only the main thread may set handlers
         yield
         return
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for number in before:
+        signal.signal(number, lambda *_: event.set())
     try:
         yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _ignore(number: int) -> None:
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(number, signal.SIG_IGN)

@@ -6,33 +6,38 @@ from functools import cache
 from pathlib import Path
 
 from c3po_utils.batch.graph import Kind, Node
+from c3po_utils.runs import files
 from c3po_utils.runs.config import RunConfig
-from c3po_utils.runs.stage import done_stages, run_folder
+from c3po_utils.runs.stage import MANIFEST
 
 BARE_GIB = 1.0  # a kernel with its libraries and little else
-FOLDERS: dict[Kind, str] = {"sample": "sample", "train": "train", "evaluate": "eval", "two_feedbacks": "eval"}
-TIMES_WEIGHTS = {"sample": 3.0, "train": 5.0, "evaluate": 3.0, "two_feedbacks": 3.0}  # with caches, or gradients
+EMBEDDED_GIB = 0.5  # of the embedded model's weights in memory
+# What is needed beside a kernel, in weights: caches, gradients. Comparisons and figures load no model.
+TIMES_WEIGHTS: dict[Kind, float] = {"sample": 3.0, "train": 4.0, "evaluate": 3.0, "two_feedbacks": 3.0}
 
 
-def likely_gib(config: RunConfig, node: Node) -> float:
-    """GiB that a node's job may take at its peak; comparisons and figures load no model."""
-    if node.kind not in FOLDERS:
-        return BARE_GIB
-    run = run_folder(config.run)
-    return _taken(run, FOLDERS[node.kind]) or BARE_GIB + TIMES_WEIGHTS[node.kind] * _weights_gib(
-        config.sample.get("model", "")
-    )
+class Memory:
+    """What the jobs of a run take, learned as they end."""
 
+    def __init__(self, config: RunConfig):
+        self.model = config.sample.get("model", "")
+        self.taken: dict[Kind, float] = {}
 
-def _taken(run: Path, folder: str) -> float:
-    """The most that a finished stage of this kind took in this run; 0 where none is finished."""
-    return max((manifest.get("peak_gib", 0.0) for _, manifest in done_stages(run, folder)), default=0.0)
+    def learn(self, node: Node) -> None:
+        """From the manifests of a node that is done."""
+        for folder in node.folders:
+            peak = (files.remembered(folder / MANIFEST) or {}).get("peak_gib", 0.0)
+            self.taken[node.kind] = max(peak, self.taken.get(node.kind, 0.0))
+
+    def likely_gib(self, node: Node) -> float:
+        """What a node's job may take at its peak: what the largest of its kind took, or what the model's size says."""
+        return self.taken.get(node.kind) or BARE_GIB + TIMES_WEIGHTS.get(node.kind, 0.0) * _weights_gib(self.model)
 
 
 @cache
 def _weights_gib(model: str) -> float:
-    """Of the weights of a local folder; 0 where it cannot be known without asking for it."""
-    folder = Path(model).expanduser() if model else None
-    if not folder or not folder.is_dir():
-        return 0.4
+    """Of the weights of a local folder; where none is known, those of the embedded model."""
+    folder = Path(model).expanduser()
+    if not model or not folder.is_dir():
+        return EMBEDDED_GIB
     return sum(path.stat().st_size for path in folder.glob("*.safetensors")) / 2**30

@@ -32,8 +32,10 @@ def writing(path: Path | str, *others: type[Exception]) -> Iterator[None]:
         raise OSError(f"{path}: could not be written: {' '.join(str(error).split())}") from error
 
 
-def write_atomic(path: Path | str, content: str | bytes) -> Path:
+def write_atomic(path: Path | str, content: str | bytes, *, sync: bool = True) -> Path:
     """Write a file so that a reader, or a crash, sees the old content or the new and nothing between.
+
+    Without `sync` that holds for readers only: for what nobody needs after a crash.
 
     Raises:
         OSError: the disk is full, the folder read-only; names the path.
@@ -47,7 +49,8 @@ def write_atomic(path: Path | str, content: str | bytes) -> Path:
             with open(temporary, "xb") as file:
                 file.write(data)
                 file.flush()
-                os.fsync(file.fileno())
+                if sync:
+                    os.fsync(file.fileno())
             os.replace(temporary, path)
         except BaseException:
             temporary.unlink(missing_ok=True)
