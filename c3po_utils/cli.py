@@ -27,7 +27,8 @@ c3po.add_command(export)
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 @click.option("--estimate", is_flag=True, help="Only say what it would take: calls, tokens, USD, of every stage.")
 @click.option("--figures-only", is_flag=True, help="Only make tables and figures again, from stored scores.")
-def run(run: str, overrides: tuple[str, ...], estimate: bool, figures_only: bool) -> None:
+@click.option("--take-over", is_flag=True, help="Drive it though another driver, which is gone or stops now, has it.")
+def run(run: str, overrides: tuple[str, ...], estimate: bool, figures_only: bool, take_over: bool) -> None:
     """Sample, train, evaluate and draw what RUN asks for: a YAML file, or a name in notebooks/params/runs (demo).
 
     KEY=VALUE is put over the file, VALUE in YAML; `train.epochs=1` changes one key of a group.
@@ -53,7 +54,7 @@ def run(run: str, overrides: tuple[str, ...], estimate: bool, figures_only: bool
         work.execute(figures)
     else:
         with told():
-            driver.run_checked(chosen)
+            driver.run_checked(chosen, take_over=take_over)
     folder = figures.stages[0].folder
     click.echo((folder / "table2.md").read_text() + "\nfigures:")
     for path in sorted(folder.glob("*.png")):

@@ -11,6 +11,7 @@ import time
 import papermill
 from nbclient.exceptions import DeadKernelError
 
+from c3po_utils.batch import share
 from c3po_utils.batch.graph import Node, find
 from c3po_utils.batch.tasks import Outcome, Task
 from c3po_utils.runs.config import RunConfig
@@ -24,10 +25,17 @@ def run_task(task: Task) -> Outcome:
     task: settings of kernels are environment variables (CUDA_VISIBLE_DEVICES, OMP_NUM_THREADS) of the process.
     """
     try:
-        node = find(RunConfig.model_validate(task.config), task.name)
+        config = RunConfig.model_validate(task.config)
+        node = find(config, task.name)
+        if not task.store:
+            return run_node(node)
+        with share.around_job(task.store, config, node) as publish:
+            outcome = run_node(node)
+            if outcome.status == "done":
+                publish()
+            return outcome
     except Exception as error:
         return Outcome(task.name, "failed", f"{type(error).__name__}: {error}", host=socket.gethostname())
-    return run_node(node)
 
 
 def run_node(node: Node) -> Outcome:
