@@ -61,6 +61,7 @@ _only = click.option(
 @_only
 @click.option("--estimate", is_flag=True, help="Only say what it would take: calls, tokens, USD, of every stage.")
 @click.option("--figures-only", is_flag=True, help="Only make tables and figures again, from stored scores.")
+@click.option("--take-over", is_flag=True, help="Drive it though another driver, which is gone or stops now, has it.")
 def run(
     run: str,
     overrides: tuple[str, ...],
@@ -69,6 +70,7 @@ def run(
     kinds: tuple[str, ...],
     estimate: bool,
     figures_only: bool,
+    take_over: bool,
 ) -> None:
     """Sample, train, evaluate and draw what RUN asks for: a YAML file, or a name in notebooks/params/runs (demo).
 
@@ -92,7 +94,7 @@ def run(
         elif figures_only:
             _draw(one)
         else:
-            _run(one, kinds)
+            _run(one, kinds, take_over)
 
 
 def _estimate(config: RunConfig) -> None:
@@ -115,12 +117,12 @@ def _draw(config: RunConfig) -> None:
     _show_figures(figures.stages[0].folder)
 
 
-def _run(config: RunConfig, kinds: tuple[str, ...]) -> None:
+def _run(config: RunConfig, kinds: tuple[str, ...], take_over: bool) -> None:
     from c3po_utils.batch import driver, graph
 
     with told():
         nodes = {name: node for name, node in graph.graph(config).items() if node.kind in kinds}
-        driver.run_checked(config, nodes)
+        driver.run_checked(config, nodes, take_over)
     if "figures" in nodes:
         _show_figures(nodes["figures"].folders[0])
 

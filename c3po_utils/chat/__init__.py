@@ -11,6 +11,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     submodules=[
         "budget",
         "decoding",
+        "exchange",
         "keys",
         "ledger",
         "ledger_file",

@@ -10,7 +10,7 @@ from c3po_utils import chat, engine  # as rooms: their heavy parts are imported 
 from c3po_utils.chat.openai.limits import read_limits
 from c3po_utils.evaluation import evaluate, playground, scores
 from c3po_utils.feedback import find_feedback, records
-from c3po_utils.runs import jobs
+from c3po_utils.runs import jobs, remote
 from c3po_utils.runs.config import RunConfig
 from c3po_utils.runs.parameters import ParameterError, nearest
 from c3po_utils.runs.stage import Stage, run_folder
@@ -40,6 +40,9 @@ def check(config: RunConfig) -> None:
     refuse_secrets(config.model_dump())
     with _said_of(config.place("run")):
         run_folder(config.run)
+    if config.store:
+        with _said_of(config.place("store")):
+            remote.check_url(config.store)
     with _said_of(config.place("methods")):
         methods = _methods(config.methods)
     with _said_of(config.place("train_methods")):
@@ -62,7 +65,9 @@ def check(config: RunConfig) -> None:
                 if other and other not in methods[:place]:
                     raise ValueError(f"it {how} {other!r}: name that before it in `methods`")
     with _said_of(config.place("figures")):
-        check_figures(jobs.figures_values(config))
+        check_figures(values := jobs.figures_values(config))
+        if config.store and not run_folder(output := values["output"]).is_relative_to(run_folder(config.run)):
+            raise ValueError(f"output: expected a folder in {config.run}, whose store it goes to; found {output!r}")
 
 
 def _selected(config: RunConfig) -> list[str]:

@@ -28,6 +28,7 @@ class RunConfig(BaseModel):
     workers: PositiveInt | None = None  # jobs at one time, each on its GPU or its share of the cores
     executor: Literal["local", "ray", "slurm", "modal"] = "local"  # where jobs run
     executor_settings: dict[str, Any] = {}  # arguments of the executor's class, such as the address of a cluster
+    store: str = ""  # URL of the run's folder for machines that share no disk: s3://bucket/run, gs://..., a path
     feedback_set: str | list[str] = "embedded"  # a set in feedback/, or the path of a YAML file; or several
     feedbacks: list[str] | None = None  # ids; all of the set when left out
     select: Selection = Selection()  # conditions that the run's feedbacks must meet, such as {category: travel}
