@@ -11,6 +11,7 @@ from c3po_utils.cli_errors import told
 from c3po_utils.cli_export import export
 from c3po_utils.cli_feedback import feedback
 from c3po_utils.cli_list import list_
+from c3po_utils.cli_results import collect, status
 from c3po_utils.cli_run import plan, run
 
 
@@ -19,7 +20,7 @@ def c3po() -> None:
     """Learn from one sentence of feedback without overgeneralizing."""
 
 
-for command in (run, plan, list_, ask, export, feedback):
+for command in (run, plan, status, collect, list_, ask, export, feedback):
     c3po.add_command(command)
 
 

@@ -96,6 +96,12 @@ class Remote:
                     raise content
         return {name: content for name, content in contents.items() if isinstance(content, bytes)}
 
+    def all_names(self) -> list[str]:
+        """The files in it and in folders below it, sorted, but hidden ones."""
+        with self._explained():
+            found = [path.removeprefix(self.root).strip("/") for path in self.fs.find(self.root)]
+        return sorted(name for name in found if not any(part.startswith(".") for part in name.split("/")))
+
     def write(self, name: str, content: bytes) -> None:
         """Put a file there, over one that is; readers see the old or the new."""
         with self._explained(name):
