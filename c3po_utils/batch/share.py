@@ -56,7 +56,9 @@ class Share:
                 except DamagedFile as error:
                     if not remade:
                         where = f"{self.store.remote.url}/{self.store.name(folder)}/{MANIFEST}"
-                        raise DamagedFile(f"{error}. Remove {where}, and run again: it is put there, or made, anew") from None
+                        raise DamagedFile(
+                            f"{error}. Remove {where}, and run again: it is put there, or made, anew"
+                        ) from None
                     warnings.warn(f"{error}. It is made anew", stacklevel=2)
 
     def _bring(self, node: Node, folder: Path, theirs: Manifest | None, heavy: bool) -> None:

@@ -68,7 +68,9 @@ def check(config: RunConfig) -> None:
     with _said_of("figures"):
         check_figures(values := jobs.figures_values(config))
         if config.store and not run_folder(values["output"]).is_relative_to(run_folder(config.run)):
-            raise ValueError(f"output: expected a folder in {config.run}, whose store it goes to; found {values['output']!r}")
+            raise ValueError(
+                f"output: expected a folder in {config.run}, whose store it goes to; found {values['output']!r}"
+            )
 
 
 def lacking(config: RunConfig) -> list[str]:
