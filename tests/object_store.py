@@ -56,7 +56,7 @@ def client(service: str, port: int):
 
 
 class Line:
-    """A port that leads to another one until it is `cut`, at once or after so many more bytes from a client."""
+    """A port that leads to another one until it is `cut`, at once or after so many more bytes, either way."""
 
     def __init__(self, port: int):
         self.to, self.port, self.left = port, 0, float("inf")
@@ -97,12 +97,11 @@ class Line:
                     data = end.recv(65536)
                     if not data:
                         return
-                    if end is client:
-                        self.left -= len(data)
-                        if self.left <= 0:
-                            self.server.server_close()
-                            threading.Thread(target=self.server.shutdown).start()
-                            return
+                    self.left -= len(data)
+                    if self.left <= 0:
+                        self.server.server_close()
+                        threading.Thread(target=self.server.shutdown).start()
+                        return
                     other[end].sendall(data)
         self.open.discard(client)
 

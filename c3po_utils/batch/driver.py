@@ -82,7 +82,8 @@ def drive(config: RunConfig, nodes: Nodes, executor: Executor, interrupted: thre
     Raises:
         RunFailed: jobs failed; says which, with which errors, and what was therefore not run.
         OSError: the disk of the run's folder is full, or cannot be written to; what runs is stopped.
-        KeyboardInterrupt: Ctrl-C, SIGTERM or `interrupted` from elsewhere; all kernels were ended, and the next run goes on from what is done.
+        KeyboardInterrupt: Ctrl-C, SIGTERM, or `interrupted` from elsewhere; all kernels were ended, and the next run
+            goes on from what is done.
     """
     driver = Driver(config, nodes, executor, interrupted or threading.Event())
     with _interrupts(driver.interrupted), Watch(run_folder(config.run), len(nodes)) as driver.watch:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import secrets
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,11 +16,11 @@ from c3po_utils.runs.files import write_atomic, writing
 EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gs", "gcs": "gs"}  # by protocol, which extra brings its library
 EXCLUSIVE = {"file", "s3", "s3a", "gs", "gcs"}  # protocols that create a file only where none is, in one step
 EXPECTED = "expected a URL such as s3://bucket/run or gs://bucket/run, or an absolute path"
-ADVICE = {  # by kind of error; what libraries raise for a server that does not answer is no kind of OSError
-    FileNotFoundError: "is its bucket, or the folder that it is in, there?",
-    PermissionError: "see the key in this machine's environment (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or"
-    " GOOGLE_APPLICATION_CREDENTIALS) and what it may do there",
-}
+BUCKET = "see that its bucket is there"
+KEY = (
+    "see the key in this machine's environment (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or"
+    " GOOGLE_APPLICATION_CREDENTIALS) and what it may do there"
+)
 UNREACHABLE = "what is done is kept here: run again when it can be reached"
 
 
@@ -44,6 +43,13 @@ def check_url(url: str) -> None:
         raise ValueError(f"{url} needs {install} to be installed: {error}") from error
     except ValueError as error:
         raise ValueError(f"{EXPECTED}, found {url!r}: {error}") from error
+
+
+def _advice(error: Exception) -> str:
+    """What to look at; libraries raise no common kinds of errors for missing keys and servers that do not answer."""
+    if isinstance(error, FileNotFoundError):
+        return BUCKET
+    return KEY if isinstance(error, PermissionError) or "credentials" in str(error) else UNREACHABLE
 
 
 class Remote:
@@ -74,8 +80,7 @@ class Remote:
             raise
         except Exception as error:  # each library has kinds of its own
             said = getattr(error, "strerror", None) or str(error) or type(error).__name__
-            advice = next((text for kind, text in ADVICE.items() if isinstance(error, kind)), UNREACHABLE)
-            parts = [" ".join(said.split()), *([] if self.local else [advice])]
+            parts = [" ".join(said.split()), *([] if self.local else [_advice(error)])]
             raise StoreError(f"{place}: {'; '.join(parts)}") from error
 
     def read(self, name: str) -> bytes | None:
@@ -146,16 +151,9 @@ class Remote:
                 (self.local / name).parent.mkdir(parents=True, exist_ok=True)
             self.fs.put_file(str(path), self.path(name))
 
-    @contextlib.contextmanager
-    def downloaded(self, name: str, path: Path) -> Iterator[Path]:
-        """A copy of a file beside `path`, to be looked at; it becomes `path` if nothing is raised meanwhile."""
+    def download(self, name: str, path: Path) -> None:
+        """Copy a file from there; one that is here is overwritten."""
         with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-        try:
-            with self._explained(name):
-                self.fs.get_file(self.path(name), str(temporary))
-            yield temporary
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with self._explained(name):
+            self.fs.get_file(self.path(name), str(path))

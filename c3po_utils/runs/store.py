@@ -7,8 +7,11 @@ half-written stage for one, and what an upload that was cut off left behind is o
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Iterable
+import os
+import shutil
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +23,7 @@ from c3po_utils.runs.remote import Remote
 from c3po_utils.runs.stage import MANIFEST, SMALL, fingerprint
 
 STORED = "stored"  # in a manifest in the store: {file: its fingerprint}, of all the stage's files
+ARRIVING = ".arriving"  # in a stage's folder: files that are not all here yet
 LOCK = ".fetching"  # in the local run's folder: processes that share it fetch one after another
 
 Manifest = dict[str, Any]
@@ -88,23 +92,36 @@ class Store:
             same = remembered(folder / MANIFEST) == manifest
             if same and not missing:
                 return
-            self._get(folder, {name: wanted[name] for name in missing}, replaced=not same)
+            with _empty(folder / ARRIVING) as arriving:
+                for name in missing:
+                    self._get(f"{self.name(folder)}/{name}", arriving / name, wanted[name])
+                if not same:  # only now is what lay here no stage any more
+                    (folder / MANIFEST).unlink(missing_ok=True)
+                for name in missing:
+                    (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                    os.replace(arriving / name, folder / name)
             if not same:
                 write_json(folder / MANIFEST, manifest)
 
-    def _get(self, folder: Path, wanted: dict[str, Manifest], replaced: bool) -> None:
-        """Download files; a local stage that they replace is none from the first of them that is whole."""
-        for name, known in wanted.items():
-            source = f"{self.name(folder)}/{name}"
-            with self.remote.downloaded(source, folder / name) as arrived:
-                found = fingerprint(arrived)
-                if any(found[key] != known[key] for key in ("bytes", "hash")):
-                    raise DamagedFile(
-                        f"{self.remote.url}/{source}: damaged in the store: expected {known['bytes']} bytes with hash"
-                        f" {known['hash'][:12]}, found {found['bytes']} with {found['hash'][:12]}"
-                    )
-                if replaced:
-                    (folder / MANIFEST).unlink(missing_ok=True)
+    def _get(self, name: str, path: Path, known: Manifest) -> None:
+        self.remote.download(name, path)
+        found = fingerprint(path)
+        if any(found[key] != known[key] for key in ("bytes", "hash")):
+            raise DamagedFile(
+                f"{self.remote.url}/{name}: damaged in the store: expected {known['bytes']} bytes with hash"
+                f" {known['hash'][:12]}, found {found['bytes']} with {found['hash'][:12]}"
+            )
+
+
+@contextlib.contextmanager
+def _empty(folder: Path) -> Iterator[Path]:
+    """A folder for a while, whatever an earlier process left in it."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _parsed(content: bytes) -> Manifest | None:
