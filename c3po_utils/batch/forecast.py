@@ -1,6 +1,6 @@
 """What a run's graph still takes: jobs, time, tokens, cost. Nothing is asked, nothing is written.
 
-Tokens and cost are counted on a few feedbacks that lack the same jobs, and multiplied (`runs/estimate.py`). Time is
+Tokens and cost are counted on a few feedbacks that lack the same jobs and are scored alike, and multiplied (`runs/estimate.py`). Time is
 that of jobs of the same kind that are done, as their manifests say; where none are, a rule: so many tokens a second.
 """
 
@@ -10,6 +10,7 @@ import statistics
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from c3po_utils.batch.graph import KINDS, PROMPTED, Node, Nodes
 from c3po_utils.chat import ledger_file
@@ -97,15 +98,16 @@ def _wall_s(node: Node) -> float | None:
 def _takes(config: RunConfig, left: Sequence[Node]) -> dict[str, Estimate]:
     """By kind of job, the sums over all that are left."""
     names = {records.feedback_id(name): name for name in jobs.feedback_names(config)}
+    checkable = {one.id: one.metric is not None for one in jobs.selected(config)}
     lacks: dict[str, list[str]] = defaultdict(list)
     for node in left:
         lacks[node.name.split("/")[1] if "/" in node.name else ""].append(node.name)
-    alike: dict[tuple[str, ...], list[str]] = defaultdict(list)
+    alike: dict[tuple[Any, ...], list[str]] = defaultdict(list)
     for id in names:
         if id in lacks:
-            alike[tuple(name.replace(f"/{id}", "", 1) for name in lacks[id])].append(id)
+            alike[checkable[id], *(name.replace(f"/{id}", "", 1) for name in lacks[id])].append(id)
     sums: dict[str, Estimate] = defaultdict(Estimate)
-    for missing, ids in alike.items():
+    for (_, *missing), ids in alike.items():
         counted = ids[: 1 if config.sample.get("prompt_model") else COUNTED]
         for id in counted:
             for kind, takes in _of_feedback(config, names[id], missing):

@@ -103,7 +103,9 @@ def _connect(path: Path) -> sqlite3.Connection:
 
 def _connect_to_read(path: Path) -> sqlite3.Connection:
     if path.exists():
-        db = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=60, check_same_thread=False)
+        # Without a log nobody writes to it, and it is all there is: then SQLite need not make files of its own.
+        how = "mode=ro" if path.with_name(f"{path.name}-wal").exists() else "immutable=1"
+        db = sqlite3.connect(f"{path.absolute().as_uri()}?{how}", uri=True, timeout=60, check_same_thread=False)
         _check(db, path)
     else:
         db = sqlite3.connect(":memory:", check_same_thread=False)
