@@ -1,7 +1,8 @@
 """What a run's graph still takes: jobs, time, tokens, cost. Nothing is asked, nothing is written.
 
-Tokens and cost are counted on a few feedbacks that lack the same jobs and are scored alike, and multiplied (`runs/estimate.py`). Time is
-that of jobs of the same kind that are done, as their manifests say; where none are, a rule: so many tokens a second.
+Tokens and cost are counted on a few feedbacks that lack the same jobs and are scored alike, and multiplied
+(`runs/estimate.py`). Time is that of jobs of the same kind that are done, as their manifests say; where none are, a
+rule: so many tokens a second.
 """
 
 from __future__ import annotations
@@ -48,6 +49,7 @@ class Line:
     each_s: float | None  # None: nothing tells it
     measured: int  # finished jobs that `each_s` is of; 0: it is by the rule
     takes: Estimate
+    here: Estimate  # of that, what models here take, and no API
 
     @property
     def left(self) -> int:
@@ -72,20 +74,21 @@ def forecast(config: RunConfig, nodes: Nodes, done: set[str], rates: Rates | Non
     for kind in KINDS:
         of_kind = [node for node in nodes.values() if node.kind == kind]
         if of_kind:
-            lines.append(_line(kind, of_kind, done, takes.get(kind, Estimate()), rates))
+            here, there = takes[kind, False], takes[kind, True]
+            lines.append(_line(kind, of_kind, done, here, there, rates))
     return lines
 
 
-def _line(kind: str, nodes: list[Node], done: set[str], takes: Estimate, rates: Rates | None) -> Line:
+def _line(kind: str, nodes: list[Node], done: set[str], here: Estimate, there: Estimate, rates: Rates | None) -> Line:
     walls = [wall for node in nodes if node.name in done if (wall := _wall_s(node)) is not None]
     left = sum(node.name not in done for node in nodes)
     each = statistics.fmean(walls) if walls else None
     if each is None and rates and left:
-        tokens_s = takes.answer_tokens / rates.answered
+        tokens_s = here.answer_tokens / rates.answered
         if kind in ("train", "two_feedbacks"):
-            tokens_s += takes.prompt_tokens / rates.trained
+            tokens_s += here.prompt_tokens / rates.trained
         each = JOB_S + tokens_s / left
-    return Line(kind, len(nodes), len(nodes) - left, each, len(walls), takes)
+    return Line(kind, len(nodes), len(nodes) - left, each, len(walls), here + there, here)
 
 
 def _wall_s(node: Node) -> float | None:
@@ -95,8 +98,8 @@ def _wall_s(node: Node) -> float | None:
     return sum(walls) if walls else None
 
 
-def _takes(config: RunConfig, left: Sequence[Node]) -> dict[str, Estimate]:
-    """By kind of job, the sums over all that are left."""
+def _takes(config: RunConfig, left: Sequence[Node]) -> dict[tuple[str, bool], Estimate]:
+    """By kind of job, and whether an API is asked, the sums over all that are left."""
     names = {records.feedback_id(name): name for name in jobs.feedback_names(config)}
     checkable = {one.id: one.metric is not None for one in jobs.selected(config)}
     lacks: dict[str, list[str]] = defaultdict(list)
@@ -106,34 +109,41 @@ def _takes(config: RunConfig, left: Sequence[Node]) -> dict[str, Estimate]:
     for id in names:
         if id in lacks:
             alike[checkable[id], *(name.replace(f"/{id}", "", 1) for name in lacks[id])].append(id)
-    sums: dict[str, Estimate] = defaultdict(Estimate)
+    sums: dict[tuple[str, bool], Estimate] = defaultdict(Estimate)
     for (_, *missing), ids in alike.items():
         counted = ids[: 1 if config.sample.get("prompt_model") else COUNTED]
         for id in counted:
-            for kind, takes in _of_feedback(config, names[id], missing):
-                sums[kind] += _times(takes, len(ids) / len(counted))
-    for takes in _of_pairs(config, names, {node.name for node in left if node.kind == "two_feedbacks"}):
-        sums["two_feedbacks"] += takes
+            for kind, times, parts in _of_feedback(config, names[id], missing):
+                _add(sums, kind, parts, times * len(ids) / len(counted))
+    for times, parts in _of_pairs(config, names, {node.name for node in left if node.kind == "two_feedbacks"}):
+        _add(sums, "two_feedbacks", parts, times)
     return sums
 
 
-def _of_feedback(config: RunConfig, name: str, missing: Sequence[str]) -> Iterator[tuple[str, Estimate]]:
-    """By kind, what the missing jobs of one feedback take (`train/c3po`); trained methods answer alike."""
+def _of_feedback(
+    config: RunConfig, name: str, missing: Sequence[str]
+) -> Iterator[tuple[str, int, Iterable[estimate.Part]]]:
+    """Kind, how many times, and what the missing jobs of one feedback take (`train/c3po`).
+
+    Trained methods answer alike: the first stands for all.
+    """
     sampled, asked = estimate.sampling(config, name)
     if "sample" in missing:
-        yield "sample", _sum(asked)
+        yield "sample", 1, asked
     if trained := [job.partition("/")[2] for job in missing if job.startswith("train/")]:
-        yield "train", _sum(estimate.training(config, name, sampled, trained))
+        yield "train", 1, estimate.training(config, name, sampled, trained)
     answered = [job.partition("/")[2] for job in missing if job.startswith("eval/")]
     if PROMPTED in answered:
         prompted = [method for method in config.methods if registered(method) not in known_methods.METHODS]
-        yield "evaluate", _sum(estimate.evaluating(config, name, sampled, prompted))
+        yield "evaluate", 1, estimate.evaluating(config, name, sampled, prompted)
     if adapters := [method for method in answered if method != PROMPTED]:
-        yield "evaluate", _times(_sum(estimate.evaluating(config, name, sampled, adapters[:1])), len(adapters))
+        yield "evaluate", len(adapters), estimate.evaluating(config, name, sampled, adapters[:1])
 
 
-def _of_pairs(config: RunConfig, names: dict[str, str], missing: set[str]) -> Iterator[Estimate]:
-    """What pairs of feedbacks take that are missing; the first few of each method and way are counted."""
+def _of_pairs(
+    config: RunConfig, names: dict[str, str], missing: set[str]
+) -> Iterator[tuple[float, Iterable[estimate.Part]]]:
+    """How many times, and what missing pairs of feedbacks take; the first few of each method and way are counted."""
     alike: dict[tuple[str, str], list[list[str]]] = defaultdict(list)
     for pair, method, how in jobs.two_feedbacks_runs(config) if missing else ():
         together = two_feedbacks.joint_id([records.feedback_id(name) for name in pair])
@@ -144,11 +154,12 @@ def _of_pairs(config: RunConfig, names: dict[str, str], missing: set[str]) -> It
         for pair in (counted := pairs[:COUNTED]):
             known |= {name: estimate.sampling(config, name)[0] for name in pair if name not in known}
             parts = estimate.of_two_feedbacks(config, pair, method, how, [known[name] for name in pair])
-            yield _times(_sum(parts), len(pairs) / len(counted))
+            yield len(pairs) / len(counted), parts
 
 
-def _sum(parts: Iterable[estimate.Part]) -> Estimate:
-    return sum((takes for _, _, takes in parts), Estimate())
+def _add(sums: dict[tuple[str, bool], Estimate], kind: str, parts: Iterable[estimate.Part], times: float) -> None:
+    for _, model, takes in parts:
+        sums[kind, model.startswith("openai:")] += _times(takes, times)
 
 
 def _times(one: Estimate, factor: float) -> Estimate:

@@ -77,6 +77,7 @@ def _how(lines: list[Line], model: str, rates: Rates | None) -> list[str]:
         told.append(
             f"times by rule: {', '.join(ruled)}: {forecast.JOB_S:.0f} s a job, {rates.trained:,.0f} tokens/s trained,"
             f" {rates.answered:,.0f} tokens/s answered, every answer as long as it may be"
+            + (", APIs' own time not counted" if any(line.takes != line.here for line in left) else "")
         )
     if unknown:
         told.append(f"no rate is known for {model}: see --tokens-per-s")
