@@ -83,7 +83,7 @@ def test_lists_fit_a_terminal_and_are_whole_for_machines():
 def test_listed_feedbacks_are_selected_as_in_a_run():
     chosen = ["style", "content", "select.kind=style"]
     done = CliRunner().invoke(c3po, ["list", "feedbacks", *chosen])
-    assert "unknown condition 'select.kind' (did you mean 'kind'?)" in done.output
+    assert "unknown condition 'select.kind'" in done.output
     rows = json.loads(
         CliRunner().invoke(c3po, ["list", "feedbacks", "style", "content", "kind=style", "--json"]).output
     )
@@ -101,7 +101,7 @@ def test_runs_are_listed_with_what_is_done_of_all(tmp_path):
     assert (row["feedbacks"], row["done"], row["total"]) == (1, 1, None)
     write_json(tmp_path / "results" / "tea" / "run.json", {"config": config.model_dump()})
     (row,) = lists.runs(tmp_path / "results")
-    assert (row["done"], row["total"]) == (1, 2 * (1 + 4 + 8))
+    assert (row["done"], row["total"]) == (1, len(config.feedbacks) * (1 + 4 + 8))
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+AT_ONCE = 2**20  # bytes: smaller files are read whole
+
 
 class DamagedFile(ValueError):
     """A file that does not hold what was written to it."""
@@ -113,7 +115,10 @@ def content_hash(value: Any) -> str:
         for path in files:
             digest.update(str(path.relative_to(value)).encode())
             with open(path, "rb") as file:
-                hashlib.file_digest(file, lambda: digest)
+                if os.fstat(file.fileno()).st_size > AT_ONCE:
+                    hashlib.file_digest(file, lambda: digest)
+                else:
+                    digest.update(file.read())  # file_digest makes a large buffer first
     else:
         digest.update(json.dumps(value, sort_keys=True, ensure_ascii=False).encode())
     return digest.hexdigest()
