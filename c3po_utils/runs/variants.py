@@ -12,8 +12,8 @@ from c3po_utils.runs import parameters, sweeps
 from c3po_utils.runs.parameters import ParameterError, nearest
 from c3po_utils.runs.stage import NOTEBOOKS
 from c3po_utils.runs.sweeps import Combination
+from c3po_utils.training import methods as known_methods
 from c3po_utils.training import registered, trained_methods
-from c3po_utils.training.methods import METHODS
 
 
 def given(train: Mapping[str, Any], train_methods: Mapping[str, Mapping[str, Any]], method: str) -> dict[str, Any]:
@@ -28,7 +28,7 @@ def given(train: Mapping[str, Any], train_methods: Mapping[str, Mapping[str, Any
 
 def by_method(sweep: Any, methods: Iterable[str]) -> dict[str, list[Combination]]:
     """The combinations that each of these methods is to be trained with; one empty one where it is not swept."""
-    if isinstance(sweep, Mapping) and any(registered(name) in METHODS for name in sweep):
+    if isinstance(sweep, Mapping) and any(registered(name) in known_methods.METHODS for name in sweep):
         for name in sweep:
             if name not in (known := {*methods, *map(registered, methods)}):
                 raise ParameterError(f"sweep: no method {name!r} in this run ({nearest(name, known)})")
@@ -116,7 +116,7 @@ def _own(values: dict[str, Any], method: str, combination: Combination, names: d
         )
     settings = {**groups["method_settings"], **own.get("method_settings", {})}
     for key in ("start", "gated"):  # the variant of that method that was trained with the same values
-        other = settings.get(key) or getattr(METHODS[registered(method)], key)
+        other = settings.get(key) or getattr(known_methods.METHODS[registered(method)], key)
         if other and (same := _variant(other, combination)) in names.get(other, ()):
             own["method_settings"] = {**settings, **own.get("method_settings", {}), key: same}
     return own

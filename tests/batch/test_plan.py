@@ -11,7 +11,7 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
-from c3po_utils.batch import forecast, graph
+from c3po_utils.batch import driver, forecast, graph
 from c3po_utils.chat.ledger import Ledger
 from c3po_utils.cli import c3po
 from c3po_utils.feedback.records import FEEDBACK_FOLDER, find_feedback
@@ -100,9 +100,10 @@ def test_a_plan_tells_rules_prices_and_what_is_unknown(tmp_path):
     told = CliRunner().invoke(c3po, [*command]).output
     assert "time unknown (sample, train, evaluate, compare, figures)" in told
     assert "no rate is known for nobody/else: see --tokens-per-s" in told
-    told = CliRunner().invoke(c3po, [*command, "--tokens-per-s", "1000", "500"]).output
+    told = CliRunner().invoke(c3po, [*command, "workers=2", "--tokens-per-s", "1000", "500"]).output
     assert "1,000 tokens/s trained, 500 tokens/s answered" in told
-    assert "about" in told.partition("with 2 jobs at a time")[0]
+    assert " of work, about " in told
+    assert " with 2 jobs at a time; at most 0.00 USD" in told
     assert not (tmp_path / "run").exists()
 
 
@@ -128,6 +129,16 @@ def test_stages_are_chosen_by_name(tmp_path, options, kinds):
     told = CliRunner().invoke(c3po, ["plan", "demo", f"run={tmp_path}/run", *options]).output
     rows = told.partition("kind ")[2].splitlines()[1:]
     assert {row.split()[0] for row in rows if row.split()[0] in forecast.KINDS} == kinds
+
+
+def test_the_driver_of_a_run_gets_the_jobs_of_the_stages_alone(tmp_path, monkeypatch):
+    driven = []
+    monkeypatch.setattr(driver, "run_checked", lambda config, nodes, take_over: driven.append((config.run, set(nodes))))
+    command = ["run", "smoke", f"run={tmp_path}/run", "--stages", "sample,train", "--sweep", "categories=3,4"]
+    done = CliRunner().invoke(c3po, command)
+    assert done.exit_code == 0, done.output
+    names = {"sample/plant_tip", "train/plant_tip/scd", "train/plant_tip/c3po"}
+    assert driven == [(f"{tmp_path}/run@categories=3", names), (f"{tmp_path}/run@categories=4", names)]
 
 
 def test_an_unknown_stage_is_told_with_the_nearest():

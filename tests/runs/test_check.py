@@ -194,7 +194,8 @@ def test_feedbacks_are_selected_by_what_is_known_of_them(tmp_path):
 
 
 def test_a_second_feedback_is_put_into_one_model_with_each_other():
-    config = load_config("demo", ["second_feedback=plant_tip", "feedback_set=[embedded, embedded_tuning]"])
+    given = ["feedbacks=[boss_signoff, fitness_caps]", "feedback_set=[embedded, embedded_tuning]"]
+    config = load_config("demo", ["second_feedback=plant_tip", *given])
     assert feedback_names(config) == ["boss_signoff", "fitness_caps", "plant_tip"]
     assert {(*names, method) for names, method, _ in two_feedbacks_runs(config) if method == "c3po"} == {
         ("boss_signoff", "plant_tip", "c3po"),
@@ -298,6 +299,17 @@ def test_an_override_of_train_holds_for_every_method(tmp_path):
     assert (c3po_values["epochs"], c3po_values["method_settings"]) == (1, {"beta": 0.25, "kl": 0.5})
     config = load_config(tmp_path / "mine.yaml", ["train_methods.scd={epochs: 4}", "train={epochs: 1}"])
     assert train_values(config, "boss_signoff", "scd")["epochs"] == 4
+
+
+def test_an_override_reaches_inside_a_group(tmp_path):
+    text = "run: x\nmethods: [c3po]\nsample: {options: {best_of: 2, seed: 3}}\ntrain: {lora: {dropout: 0.1}}\n"
+    text += "train_methods: {c3po: {lora: {r: 4}, method_settings: {kl: 0.5}}}\n"
+    (tmp_path / "mine.yaml").write_text(text)
+    overrides = ["sample.options.best_of=4", "train.lora.r=8", "train.method_settings.beta=0.25"]
+    config = load_config(tmp_path / "mine.yaml", overrides)
+    assert config.sample["options"] == {"best_of": 4, "seed": 3}
+    values = train_values(config, "boss_signoff", "c3po")
+    assert (values["lora"], values["method_settings"]) == ({"r": 8}, {"kl": 0.5, "beta": 0.25})
 
 
 def test_limits_of_the_run_bind_in_every_stage(tmp_path):
