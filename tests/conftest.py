@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import uuid
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ os.environ.setdefault("MPLBACKEND", "agg")
 from c3po_utils.engine import fast_paths
 from c3po_utils.runs.files import write_json
 from tests.devices import DEVICE
+from tests.object_store import KEY, client, s3_server
 from tests.tiny import save_tiny
 
 # Started with `&` from a script, everything ignores interrupts; the tests that send them need processes that do not.
@@ -80,3 +83,33 @@ def store_own_feedback(folder: Path) -> str:
 @pytest.fixture(scope="session")
 def own_feedback(tmp_path_factory) -> str:
     return store_own_feedback(tmp_path_factory.mktemp("own"))
+
+
+@pytest.fixture(scope="session")
+def s3_port():
+    """The port of a real S3 server."""
+    pytest.importorskip("moto")
+    with s3_server() as port:
+        yield port
+
+
+@pytest.fixture
+def connect(s3_port, monkeypatch) -> Callable[..., None]:
+    """Lead all clients of S3, and of processes started from here, to a port, with the server's key or another."""
+    s3fs = pytest.importorskip("s3fs")
+
+    def connect(port: int, **key: str) -> None:
+        for name, value in {**KEY, **key, "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}"}.items():
+            monkeypatch.setenv(name, value)
+        s3fs.S3FileSystem.clear_instance_cache()
+
+    connect(s3_port)
+    return connect
+
+
+@pytest.fixture
+def url(s3_port, connect) -> str:
+    """A folder in a bucket of its own."""
+    bucket = f"test-{uuid.uuid4().hex[:12]}"
+    client("s3", s3_port).create_bucket(Bucket=bucket)
+    return f"s3://{bucket}/run"

@@ -7,6 +7,7 @@ import importlib
 import importlib.metadata
 import os
 import re
+import shlex
 import statistics
 import subprocess
 import sys
@@ -19,8 +20,12 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from c3po_utils import cli
+from c3po_utils.cli_run import runs_of
 from c3po_utils.runs import parameters
 from c3po_utils.runs.config import RunConfig, read_config
+from c3po_utils.runs.jobs import train_values
+from c3po_utils.training import trained_methods
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -139,6 +144,28 @@ def test_a_runs_file_names_parameters_that_exist(path):
         parameters.resolve(ROOT / "notebooks" / "02_train.ipynb", differences_of_one)
 
 
+def commands_in(path: Path) -> list[list[str]]:
+    """The arguments of every `c3po` command in a page's shell blocks."""
+    blocks = re.findall(r"^```sh\n(.*?)^```", path.read_text(), flags=re.M | re.S)
+    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
+    words = [shlex.split(line, comments=True) for line in lines]
+    return [line[at + 1 :] for line in words for at, word in enumerate(line) if Path(word).name == "c3po"]
+
+
+@pytest.mark.parametrize("command", commands_in(PARAMS / "README.md"), ids=" ".join)
+def test_commands_in_the_page_about_runs_are_valid(command):
+    """They parse, and the run that they name loads with its overrides and its sweep."""
+    group = cli.c3po
+    name, *arguments = command
+    parsed = group.commands[name].make_context(name, arguments, resilient_parsing=False)
+    if "overrides" in parsed.params:
+        given = {key: parsed.params[key] for key in ("run", "overrides", "sweep")}
+        for config in runs_of(**given, sweep_file=None):
+            assert config.methods
+            for method in trained_methods(config.methods):
+                train_values(config, "boss_signoff", method)
+
+
 @pytest.mark.parametrize("path", sorted(PARAMS.glob("methods/*.yaml")), ids=lambda path: path.stem)
 def test_a_methods_file_is_for_02_train_and_the_runner_says_so(path):
     values = yaml.safe_load(path.read_text())
@@ -164,8 +191,7 @@ def _is_top(room: str, path: Path) -> bool:
     if room == "batch":
         return True
     above = ("config", "jobs", "check", "doctor", "estimate", "papermill_engine", "reference", "reference_configs")
-    commands = ("cli", "cli_ask", "cli_doctor", "cli_export", "cli_serve", "__main__")
-    return path.stem in commands or (room == "runs" and path.stem in above)
+    return path.stem.startswith(("cli", "__main__")) or (room == "runs" and path.stem in above)
 
 
 def _tree(path: Path) -> ast.Module:

@@ -7,7 +7,23 @@ import lazy_loader
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
-    submodules=["driver", "executors", "graph", "local", "notebook", "progress", "tasks", "work"],
+    submodules=[
+        "collect",
+        "driver",
+        "executors",
+        "forecast",
+        "graph",
+        "lists",
+        "local",
+        "lock",
+        "notebook",
+        "plans",
+        "progress",
+        "share",
+        "states",
+        "tasks",
+        "work",
+    ],
     submod_attrs={
         "tasks": ["Executor", "Outcome", "Resources", "Task"],
         "executors": ["open_executor"],

@@ -14,8 +14,10 @@ from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from itertools import islice
 
+from c3po_utils.batch import share
 from c3po_utils.batch.executors import open_executor
 from c3po_utils.batch.graph import Nodes, dependants, graph
+from c3po_utils.batch.lock import driving
 from c3po_utils.batch.memory import Memory
 from c3po_utils.batch.progress import Watch
 from c3po_utils.batch.tasks import Executor, Outcome, Resources, Task
@@ -51,26 +53,30 @@ def run_notebooks(config: RunConfig) -> None:
     run_checked(config)
 
 
-def run_checked(config: RunConfig, nodes: Nodes | None = None) -> None:
+def run_checked(config: RunConfig, nodes: Nodes | None = None, take_over: bool = False) -> None:
     """Do what is not done yet of a run whose settings were checked, by the executor that they name.
 
     Args:
         nodes: those of the run's graph that are wanted; all when left out.
+        take_over: drive it though another driver may; that one stops.
 
     Raises:
-        As `drive` and `open_executor`.
+        RunTaken: another driver has this run.
+        As `drive`, `open_executor` and, for a run with a store, `share.around_run`.
     """
     start = time.monotonic()
-    executor = open_executor(config)
-    try:
-        drive(config, graph(config) if nodes is None else nodes, executor)
-    finally:
-        executor.stop()
-    done = {"config": config.model_dump(), "wall_s": round(time.monotonic() - start, 1)}
-    files.write_json(run_folder(config.run) / "run.json", done)
+    place = config.store or str(run_folder(config.run))
+    with driving(place, take_over) as taken, share.around_run(config):
+        executor = open_executor(config)
+        try:
+            drive(config, graph(config) if nodes is None else nodes, executor, taken)
+        finally:
+            executor.stop()
+        done = {"config": config.model_dump(), "wall_s": round(time.monotonic() - start, 1)}
+        files.write_json(run_folder(config.run) / "run.json", done)
 
 
-def drive(config: RunConfig, nodes: Nodes, executor: Executor) -> None:
+def drive(config: RunConfig, nodes: Nodes, executor: Executor, interrupted: threading.Event | None = None) -> None:
     """Do the nodes that are not done, as many at one time as the executor has slots, the first ones first.
 
     What a node needs that is not among `nodes` is taken as done. A failed job leaves the others alone; those that
@@ -79,9 +85,10 @@ def drive(config: RunConfig, nodes: Nodes, executor: Executor) -> None:
     Raises:
         RunFailed: jobs failed; says which, with which errors, and what was therefore not run.
         OSError: the disk of the run's folder is full, or cannot be written to; what runs is stopped.
-        KeyboardInterrupt: Ctrl-C or SIGTERM; all kernels were ended, and the next run goes on from what is done.
+        KeyboardInterrupt: Ctrl-C, SIGTERM, or `interrupted` from elsewhere; all kernels were ended, and the next run
+            goes on from what is done.
     """
-    driver = Driver(config, nodes, executor)
+    driver = Driver(config, nodes, executor, interrupted or threading.Event())
     with files.writing(run_folder(config.run)):
         run_folder(config.run).mkdir(parents=True, exist_ok=True)
     with _interrupts(driver.interrupted), Watch(run_folder(config.run), len(nodes)) as driver.watch:
@@ -101,7 +108,7 @@ class Driver:
 
     watch: Watch
 
-    def __init__(self, config: RunConfig, nodes: Nodes, executor: Executor):
+    def __init__(self, config: RunConfig, nodes: Nodes, executor: Executor, interrupted: threading.Event):
         self.config, self.nodes, self.executor = config, nodes, executor
         self.settings = config.model_dump()
         self.names = list(nodes)
@@ -110,7 +117,7 @@ class Driver:
         self.missing = {name: sum(need in nodes for need in node.needs) for name, node in nodes.items()}
         self.ready = [self.place[name] for name in nodes if not self.missing[name]]  # a heap: the first ones first
         self.running: dict[Future[Outcome], str] = {}
-        self.interrupted = threading.Event()
+        self.interrupted = interrupted
         self.memory = Memory(config)
         self.lost: Counter[str] = Counter()
         self.failed: dict[str, str] = {}
@@ -136,7 +143,8 @@ class Driver:
                 self._done(node.name)
                 continue
             resources = Resources(memory_gib=self.memory.likely_gib(node))
-            self.running[self.executor.submit(Task(self.settings, node.name, resources=resources))] = node.name
+            task = Task(self.settings, node.name, self.config.store, resources)
+            self.running[self.executor.submit(task)] = node.name
 
     def _end(self, name: str, outcome: Outcome) -> None:
         if outcome.status == "done":

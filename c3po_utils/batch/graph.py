@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from c3po_utils.evaluation import two_feedbacks
 from c3po_utils.feedback import records
@@ -31,6 +31,7 @@ from c3po_utils.training import trained_methods
 from c3po_utils.training.methods import Method
 
 Kind = Literal["sample", "train", "evaluate", "two_feedbacks", "compare", "figures"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
 PROMPTED = "prompted"  # the job, and the folder of its executed copy, for a feedback's methods without training
 
 

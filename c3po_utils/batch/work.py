@@ -8,6 +8,7 @@ from __future__ import annotations
 import socket
 import time
 
+from c3po_utils.batch import share
 from c3po_utils.batch.graph import Node, find
 from c3po_utils.batch.tasks import Outcome, Task
 from c3po_utils.runs.config import RunConfig
@@ -25,7 +26,13 @@ def run_task(task: Task) -> Outcome:
         config = RunConfig.model_validate(task.config)
         node = find(config, task.name)
         with telling(run_folder(config.run), task.name):
-            return run_node(node)
+            if not task.store:
+                return run_node(node)
+            with share.around_job(task.store, config, node) as publish:
+                outcome = run_node(node)
+                if outcome.status == "done":
+                    publish()
+                return outcome
     except Exception as error:
         return Outcome(task.name, "failed", f"{type(error).__name__}: {error}", host=socket.gethostname())
 

@@ -11,9 +11,11 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     submodules=[
         "budget",
         "decoding",
+        "exchange",
         "greedy",
         "keys",
         "ledger",
+        "ledger_file",
         "local",
         "names",
         "open",

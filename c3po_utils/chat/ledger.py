@@ -16,6 +16,12 @@ COLUMNS = "status, reason, text, prompt_tokens, completion_tokens, price, at_mos
 NEWEST = ", ".join(
     f"{name} = excluded.{name}" for name in f"request, at, {COLUMNS}".split(", ") if name not in ("price", "at_most")
 )
+# An answer takes the place of a failure, whose cost it adds to; other answers stay as they are.
+STORE = (
+    f"INSERT INTO calls (key, scope, request, {COLUMNS}, at) VALUES ({','.join('?' * 13)}) ON CONFLICT (key) DO UPDATE"
+    f" SET {NEWEST}, price = price + excluded.price, at_most = at_most + excluded.at_most"
+    " WHERE calls.status = 'failed'"
+)
 
 
 def weights_key(name: str, request: Request, sampling: Sampling) -> str:
@@ -153,12 +159,7 @@ class Ledger(LedgerFile):
         values = (*(getattr(entry, name) for name in COLUMNS.split(", ")), self.now())
         with self._write() as db:
             lost = db.execute("SELECT TOTAL(lost) FROM leases WHERE key = ?", (key,)).fetchone()[0]
-            db.execute(
-                f"INSERT INTO calls (key, scope, request, {COLUMNS}, at) VALUES ({','.join('?' * 13)})"
-                f" ON CONFLICT (key) DO UPDATE SET {NEWEST}, price = price + excluded.price,"
-                " at_most = at_most + excluded.at_most WHERE calls.status = 'failed'",
-                (key, scope, request, *values),
-            )
+            db.execute(STORE, (key, scope, request, *values))
             if lost:
                 db.execute("UPDATE calls SET at_most = at_most + ? WHERE key = ?", (lost, key))
             db.execute("UPDATE totals SET settled = settled + ?", (lost + (entry.at_most or 0.0),))

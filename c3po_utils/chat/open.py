@@ -109,7 +109,7 @@ class _Waiting:
     """A local model that is loaded when it is first asked: what is stored, or estimated, needs no weights."""
 
     def __init__(self, name: str, **limits: float):
-        engine.models.resolve(name)  # a name that cannot be meant is an error now
+        engine.names.check_name(name)  # a name that cannot be meant is an error now
         self.name, self._limits = name, limits
 
     @cached_property

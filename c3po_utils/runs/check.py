@@ -10,13 +10,13 @@ from c3po_utils import chat, engine  # as rooms: their heavy parts are imported 
 from c3po_utils.chat.openai.limits import read_limits
 from c3po_utils.evaluation import evaluate, playground, scores
 from c3po_utils.feedback import find_feedback, records
-from c3po_utils.runs import jobs
+from c3po_utils.runs import jobs, remote
 from c3po_utils.runs.config import RunConfig
 from c3po_utils.runs.parameters import ParameterError, nearest
 from c3po_utils.runs.stage import Stage, run_folder
 from c3po_utils.sampling import members, rows, sample
 from c3po_utils.training import methods as known_methods
-from c3po_utils.training import trained_methods
+from c3po_utils.training import registered, trained_methods
 
 PLAYGROUND = "08_playground.ipynb"  # of no run's jobs
 
@@ -38,32 +38,52 @@ def check(config: RunConfig) -> None:
         ParameterError: which key, what was found, what was expected, the nearest valid name.
     """
     refuse_secrets(config.model_dump())
-    with _said_of("run"):
+    with _said_of(config.place("run")):
         run_folder(config.run)
-    with _said_of("methods"):
+    if config.store:
+        with _said_of(config.place("store")):
+            remote.check_url(config.store)
+    with _said_of(config.place("methods")):
         methods = _methods(config.methods)
-    with _said_of("train_methods"):
+    with _said_of(config.place("train_methods")):
         trained_methods(list(config.train_methods))
-    with _said_of("feedbacks"):
-        names = jobs.feedback_names(config)
-    with _said_of("two_feedbacks"):
+    names = _selected(config)
+    with _said_of(config.place("two_feedbacks")):
         for run in jobs.two_feedbacks_runs(config):
             check_two_feedbacks(jobs.two_feedbacks_values(config, *run))
     for name in names:
-        with _said_of("sample"):
+        with _said_of(config.place("sample")):
             check_sample(jobs.sample_values(config, name))
-        with _said_of("evaluate"):
+        with _said_of(config.place("evaluate")):
             check_evaluate(jobs.evaluate_values(config, name))
     for place, method in enumerate(methods):
-        with _said_of(f"train, method {method}"):
+        with _said_of(config.place(f"{_key(config, method)}, method {method}")):
             values = jobs.train_values(config, names[0], method)
             check_train(values)
             objective = jobs.train_settings(values).objective
             for how, other in (("starts from", objective.start), ("is a gate for", objective.gated)):
                 if other and other not in methods[:place]:
                     raise ValueError(f"it {how} {other!r}: name that before it in `methods`")
-    with _said_of("figures"):
-        check_figures(jobs.figures_values(config))
+    with _said_of(config.place("figures")):
+        check_figures(values := jobs.figures_values(config))
+        if config.store and not run_folder(output := values["output"]).is_relative_to(run_folder(config.run)):
+            raise ValueError(f"output: expected a folder in {config.run}, whose store it goes to; found {output!r}")
+
+
+def _selected(config: RunConfig) -> list[str]:
+    with _said_of(config.place("feedback_set")):
+        known = jobs.known(config)
+    with _said_of(config.place("feedbacks")):
+        records.by_id(known, config.feedbacks or ())
+    with _said_of(config.place("second_feedback")):
+        records.by_id(known, filter(None, [config.second_feedback]))
+    with _said_of(config.place("select" if config.select.model_fields_set else "feedbacks")):
+        return jobs.feedback_names(config)
+
+
+def _key(config: RunConfig, method: str) -> str:
+    """Which key says how a method is trained."""
+    return "train_methods" if {method, registered(method)} & config.train_methods.keys() else "train"
 
 
 def lacking(config: RunConfig) -> list[str]:

@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from c3po_utils import figures  # as a room: its heavy parts are imported when they are used
 from c3po_utils.evaluation import evaluate, open_judge, two_feedbacks
-from c3po_utils.feedback import Feedback, load_feedbacks, records
-from c3po_utils.runs import parameters
+from c3po_utils.feedback import Feedback, load_feedbacks, records, selection
+from c3po_utils.runs import parameters, variants
 from c3po_utils.runs.config import RunConfig
 from c3po_utils.runs.parameters import nearest
-from c3po_utils.runs.stage import BUNDLED, Stage, run_folder
-from c3po_utils.sampling import Sample, SampleSettings, open_sample
-from c3po_utils.training import TrainSettings, registered, trained_methods
+from c3po_utils.runs.stage import NOTEBOOKS, Stage, run_folder
+from c3po_utils.sampling import SampleSettings, open_sample
+from c3po_utils.training import TrainSettings, trained_methods
 from c3po_utils.training.stage import train_stage
 
 How = two_feedbacks.How
-NOTEBOOKS = BUNDLED / "notebooks"
 SAMPLE, TRAIN, EVALUATE = "01_sample.ipynb", "02_train.ipynb", "03_evaluate.ipynb"
 TWO_FEEDBACKS, FIGURES = "04_two_feedbacks.ipynb", "05_figures.ipynb"
 
@@ -44,9 +43,16 @@ def _sets(config: RunConfig) -> list[Path]:
     return [records.feedback_set(name) for name in ([given] if isinstance(given, str) else given)]
 
 
+def known(config: RunConfig) -> list[Feedback]:
+    """The records of the run's sets."""
+    return load_feedbacks(*_sets(config))
+
+
 def selected(config: RunConfig) -> list[Feedback]:
-    """The records of the run's feedbacks."""
-    return records.select(load_feedbacks(*_sets(config)), ids=config.feedbacks)
+    """Those of the run's feedbacks, the second one last if it is not among those that are selected."""
+    chosen = selection.select(known(config), config.feedbacks, **config.select.model_dump())
+    second = records.by_id(known(config), [config.second_feedback]) if config.second_feedback else []
+    return chosen + [one for one in second if one not in chosen]
 
 
 def feedback_names(config: RunConfig) -> list[str]:
@@ -64,7 +70,9 @@ def two_feedbacks_runs(config: RunConfig) -> list[tuple[list[str], str, How]]:
     Raises:
         ValueError: a feedback that is not in the run, or one feedback twice.
     """
-    given = config.two_feedbacks
+    given = list(config.two_feedbacks)
+    if second := config.second_feedback:
+        given += [(one.id, second) for one in selected(config) if one.id != second]
     names = {records.feedback_id(name): name for name in feedback_names(config)} if given else {}
     for ids in given:
         for id in ids:
@@ -99,13 +107,6 @@ def sample_settings(values: dict[str, Any]) -> SampleSettings:
     return SampleSettings.of(values["options"], **_fields(SampleSettings, values))
 
 
-def open_samples(config: RunConfig) -> Iterator[Sample]:
-    """The sample of each feedback, for what it would still take (`Sample.estimate`)."""
-    for name in feedback_names(config):
-        values = sample_values(config, name)
-        yield open_sample(run_folder(config.run), name, sample_settings(values), values["limits"])
-
-
 def sample_job(config: RunConfig, run: Path, name: str) -> Job:
     values = sample_values(config, name)
     stage = open_sample(run, name, sample_settings(values)).stage
@@ -114,8 +115,7 @@ def sample_job(config: RunConfig, run: Path, name: str) -> Job:
 
 def train_values(config: RunConfig, name: str, method: str) -> dict[str, Any]:
     """The parameters of 02_train for one feedback and method."""
-    own = config.train_methods
-    given = {"method_settings": {}, **config.train, **own.get(registered(method), {}), **own.get(method, {})}
+    given = variants.given(config.train, config.train_methods, method)
     return _resolved(TRAIN, {"run": config.run, "feedback": name, "method": method, **given})
 
 

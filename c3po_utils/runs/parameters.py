@@ -46,6 +46,11 @@ def _declared_in(notebook: Path) -> dict[str, tuple[Any, Any]]:
     return declared(json.loads(notebook.read_text(encoding="utf-8")))  # nbformat takes a second to import
 
 
+def kinds(notebook: Path) -> dict[str, Any]:
+    """The notebook's parameters by name, each with its type."""
+    return {name: kind for name, (kind, _) in _declared_in(notebook).items()}
+
+
 _TYPES = {"str": str, "int": int, "float": float, "bool": bool, "list": list, "dict": dict}
 
 

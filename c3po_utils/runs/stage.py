@@ -20,11 +20,13 @@ from c3po_utils.runs.files import DamagedFile, content_hash, read_json, remember
 
 # Notebooks, feedback and the paper's numbers: the checkout's own, or those that an installed package brings along.
 BUNDLED = Path(__file__).parents[2]
-# What relative run folders are relative to: the checkout, else where the first process was started, for kernels too.
-ROOT = BUNDLED
+# What relative run folders are relative to: C3PO_ROOT in the environment, the checkout, or else where the first process
+# was started, for kernels too.
+ROOT, CODE = Path(os.environ.get("C3PO_ROOT", BUNDLED)), BUNDLED
 if not (BUNDLED / "pyproject.toml").exists():
     BUNDLED = Path(__file__).parents[1] / "bundled"
-    ROOT = Path(os.environ.setdefault("C3PO_ROOT", os.getcwd()))
+    ROOT = CODE = Path(os.environ.setdefault("C3PO_ROOT", os.getcwd()))
+NOTEBOOKS = BUNDLED / "notebooks"
 MANIFEST = "manifest.json"
 LEDGER = "calls.sqlite"  # in the run's folder: every answer that a model gave
 SMALL = 64 * 2**20  # bytes: files up to this size are read whole to see whether a stage is done
@@ -77,7 +79,7 @@ def print_header(seed: int | None = None) -> None:
     print(versions)
 
 
-def git_commit(folder: Path = ROOT) -> str:
+def git_commit(folder: Path = CODE) -> str:
     """The checkout's commit, with `+` for uncommitted changes, or `unknown` outside git.
 
     Changes in results/ do not count: they are what a run makes, not what it is made by.
