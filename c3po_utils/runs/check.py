@@ -38,6 +38,8 @@ def check(config: RunConfig) -> None:
         ParameterError: which key, what was found, what was expected, the nearest valid name.
     """
     refuse_secrets(config.model_dump())
+    if config.sweep:
+        raise ParameterError(f"{config.place('sweep')}: expected settings that `config.load_runs` has expanded")
     with _said_of(config.place("run")):
         run_folder(config.run)
     if config.store:
