@@ -46,12 +46,12 @@ def run(run: str, overrides: tuple[str, ...], estimate: bool, figures_only: bool
         for missing in check.lacking(chosen):
             click.echo(f"before it can run: {missing}")
         return
-    from c3po_utils.batch import driver, work
+    from c3po_utils.batch import driver, notebook
     from c3po_utils.runs import jobs
 
     figures = jobs.figures_job(chosen, stage.run_folder(chosen.run))
     if figures_only:
-        work.execute(figures)
+        notebook.execute(figures)
     else:
         with told():
             driver.run_checked(chosen, take_over=take_over)

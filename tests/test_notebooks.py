@@ -12,7 +12,7 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
-from c3po_utils.batch import run_notebooks, work
+from c3po_utils.batch import run_notebooks
 from c3po_utils.batch.graph import finished, graph
 from c3po_utils.batch.local import LocalExecutor
 from c3po_utils.cli import c3po
@@ -141,7 +141,7 @@ def test_notebooks_show_what_models_and_people_wrote_as_text(tmp_path, tiny_fold
         known = read_json(stored.with_name(MANIFEST))
         write_json(stored.with_name(MANIFEST), known | {"files": {stored.name: fingerprint(stored)}})
     for notebook in ("05_figures.ipynb", "03_evaluate.ipynb", "01_sample.ipynb"):
-        work.execute(jobs[notebook])
+        notebook.execute(jobs[notebook])
         cells = nbformat.read(jobs[notebook].output, as_version=4).cells
         shown = [out.data for cell in cells for out in cell.get("outputs", []) if "data" in out]
         pages = [

@@ -7,7 +7,7 @@ import lazy_loader
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
-    submodules=["driver", "executors", "graph", "local", "lock", "progress", "share", "tasks", "work"],
+    submodules=["driver", "executors", "graph", "local", "lock", "notebook", "progress", "share", "tasks", "work"],
     submod_attrs={
         "tasks": ["Executor", "Outcome", "Resources", "Task"],
         "executors": ["open_executor"],

@@ -9,6 +9,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import threading
 import time
 from collections import deque
@@ -22,7 +23,7 @@ import psutil
 
 from c3po_utils.batch.tasks import Outcome, Task
 from c3po_utils.batch.work import run_task
-from c3po_utils.runs.papermill_engine import LocalKernelManager
+from c3po_utils.runs.forked_kernel import ForkedKernel
 
 GATHER_S = 0.05  # tasks that are submitted one after another share the cores between them
 MEMORY_S = 2.0  # how often free memory is looked at while a task waits for it
@@ -48,17 +49,22 @@ class LocalExecutor:
 
     Args:
         slots: tasks at one time; 0: one for each GPU, or without GPUs up to 8, of one core or more.
+        warm: fork kernels from a process that has the libraries, which saves seconds of each; only on Linux without
+            GPUs, as a fork must not have begun to use one.
         body: what is done with a task, in the process.
     """
 
-    def __init__(self, slots: int = 0, *, body: Callable[[Task], Outcome] = run_task):
+    def __init__(self, slots: int = 0, *, warm: bool = True, body: Callable[[Task], Outcome] = run_task):
         self.gpus, self.cores = visible_gpus(), usable_cores()
         self.slots = slots or len(self.gpus) or min(self.cores, MOST_SLOTS)
-        self.body = body
+        self.warm, self.body = warm and not self.gpus and sys.platform == "linux", body
         self._waiting: deque[tuple[Task, Future[Outcome]]] = deque()
         self._running: dict[int, _Running] = {}  # by slot
         self._changed, self._stopped = threading.Condition(), False
-        _context.set_forkserver_preload(["c3po_utils.batch.work"])
+        libraries = ["c3po_utils.batch.preloaded"] if self.warm else []
+        _context.set_forkserver_preload(
+            ["c3po_utils.batch.work", "c3po_utils.batch.notebook", *libraries]
+        )  # holds for this process's first executor
         threading.Thread(target=self._dispatch, daemon=True).start()
 
     def submit(self, task: Task) -> Future[Outcome]:
@@ -110,11 +116,11 @@ class LocalExecutor:
         slot = next(slot for slot in range(self.slots) if slot not in self._running)
         cores = self._share()
         task, future = self._waiting.popleft()
-        environment = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(cores))}
+        environment = {"OMP_NUM_THREADS": str(cores), **os.environ}  # that of now: the fork server's is older
         if self.gpus:
             environment["CUDA_VISIBLE_DEVICES"] = self.gpus[slot % len(self.gpus)]
         ours, theirs = _context.Pipe()
-        process = _context.Process(target=_work, args=(theirs, environment, self.body, task), name=task.name)
+        process = _context.Process(target=_work, args=(theirs, environment, self.body, task, self.warm), name=task.name)
         process.start()
         theirs.close()
         self._running[slot] = _Running(process, ours, task, cores)
@@ -141,11 +147,18 @@ class LocalExecutor:
         future.set_result(outcome)
 
 
-def _work(connection: Connection, environment: dict[str, str], body: Callable[[Task], Outcome], task: Task) -> None:
+def _work(
+    connection: Connection, environment: dict[str, str], body: Callable[[Task], Outcome], task: Task, warm: bool
+) -> None:
     """A task's process: it ends, and its kernel, when it is told to, or when the driver is gone."""
+    from c3po_utils.runs.papermill_engine import LocalKernelManager  # papermill takes a second, which drivers need not
+
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole terminal; the driver tells us
-    signal.signal(signal.SIGTERM, lambda *_: _end())
+    os.environ.clear()
     os.environ.update(environment)
+    if warm:  # before any thread
+        LocalKernelManager.waiting = ForkedKernel(connection.close)
+    signal.signal(signal.SIGTERM, lambda *_: _end())
     threading.Thread(target=_end_with_driver, args=(connection,), daemon=True).start()
     connection.send(body(task))
 
@@ -157,6 +170,8 @@ def _end_with_driver(connection: Connection) -> None:
 
 
 def _end() -> None:
+    from c3po_utils.runs.papermill_engine import LocalKernelManager
+
     LocalKernelManager.kill_all()
     os._exit(1)
 

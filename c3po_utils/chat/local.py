@@ -6,12 +6,13 @@ from collections.abc import Iterator, Sequence
 from functools import cached_property
 
 from jinja2.exceptions import TemplateError
-from tqdm.auto import tqdm
+from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from c3po_utils.chat.decoding import BatchLoop, Follow, Row, SlotLoop, uniforms
 from c3po_utils.chat.types import LocalLimits, Outcome, Request, Sampling
 from c3po_utils.engine import attention, linear, models, templates, threads
+from c3po_utils.runs import progress
 
 LEAST_SLOTS = 16  # of each loop where several run side by side
 
@@ -61,7 +62,7 @@ class LocalChat:
                 rows.append(Row(request, prompt, uniforms(request, sampling), follow))
         yield from failures
         if rows:
-            with tqdm(total=len(rows), desc=desc, unit="answer", disable=not desc) as bar:
+            with progress.bar(total=len(rows), desc=desc, unit="answer", disable=not desc) as bar:
                 yield from self._stream(rows, sampling, bar)
 
     def _stream(self, rows: list[Row], sampling: Sampling, bar: tqdm) -> Iterator[Outcome]:

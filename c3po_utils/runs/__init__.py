@@ -9,7 +9,7 @@ import lazy_loader
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
-    submodules=["documents", "exports", "files", "parameters", "stage"],
+    submodules=["documents", "exports", "files", "parameters", "progress", "stage"],
     submod_attrs={
         "stage": ["BUNDLED", "LEDGER", "Stage", "done_stages", "print_header", "run_folder", "shown"],
         "parameters": ["nearest"],

@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+AT_ONCE = 2**20  # bytes: smaller files are read whole
+
 
 class DamagedFile(ValueError):
     """A file that does not hold what was written to it."""
@@ -32,8 +34,10 @@ def writing(path: Path | str, *others: type[Exception]) -> Iterator[None]:
         raise OSError(f"{path}: could not be written: {' '.join(str(error).split())}") from error
 
 
-def write_atomic(path: Path | str, content: str | bytes) -> Path:
+def write_atomic(path: Path | str, content: str | bytes, *, sync: bool = True) -> Path:
     """Write a file so that a reader, or a crash, sees the old content or the new and nothing between.
+
+    Without `sync` that holds for readers only: for what nobody needs after a crash.
 
     Raises:
         OSError: the disk is full, the folder read-only; names the path.
@@ -47,7 +51,8 @@ def write_atomic(path: Path | str, content: str | bytes) -> Path:
             with open(temporary, "xb") as file:
                 file.write(data)
                 file.flush()
-                os.fsync(file.fileno())
+                if sync:
+                    os.fsync(file.fileno())
             os.replace(temporary, path)
         except BaseException:
             temporary.unlink(missing_ok=True)
@@ -110,7 +115,10 @@ def content_hash(value: Any) -> str:
         for path in files:
             digest.update(str(path.relative_to(value)).encode())
             with open(path, "rb") as file:
-                hashlib.file_digest(file, lambda: digest)
+                if os.fstat(file.fileno()).st_size > AT_ONCE:
+                    hashlib.file_digest(file, lambda: digest)
+                else:
+                    digest.update(file.read())  # file_digest makes a large buffer first
     else:
         digest.update(json.dumps(value, sort_keys=True, ensure_ascii=False).encode())
     return digest.hexdigest()

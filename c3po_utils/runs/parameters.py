@@ -70,11 +70,16 @@ def checked(given: dict[str, Any], kinds: dict[str, Any], what: str = "parameter
         if name not in kinds:
             raise ParameterError(f"unknown {what} {name!r} ({nearest(name, kinds)})")
         try:
-            values[name] = TypeAdapter(kinds[name]).validate_json(json.dumps(value), strict=kinds[name] is not float)
+            values[name] = _reader(kinds[name]).validate_json(json.dumps(value), strict=kinds[name] is not float)
         except (ValidationError, TypeError):
             kind = getattr(kinds[name], "__name__", kinds[name])
             raise ParameterError(f"{what} {name!r}: expected {kind}, found {value!r}") from None
     return values
+
+
+@cache
+def _reader(kind: Any) -> TypeAdapter:
+    return TypeAdapter(kind)
 
 
 def at_least(values: Mapping[str, Any], least: Mapping[str, float], what: str = "parameter") -> None:

@@ -10,11 +10,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from c3po_utils.engine import fused, threads
-from c3po_utils.runs import files
+from c3po_utils.runs import files, progress
 from c3po_utils.training.loss import sequence_logps
 from c3po_utils.training.objective import collate, completion_logps
 
@@ -59,7 +58,7 @@ def _compute(model: PreTrainedModel, rows: Sequence[dict]) -> dict[str, float]:
         return dict(zip(keys, logps_S, strict=True))
 
     found = {}
-    with tqdm(total=len(rows), desc="reference log-probs", leave=False) as bar:
+    with progress.bar(total=len(rows), desc="reference log-probs", unit="row", leave=False) as bar:
         for group, part in zip(groups, threads.side_by_side(logps, groups, lanes), strict=True):
             found |= part
             bar.update(len(group))

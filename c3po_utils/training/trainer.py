@@ -24,7 +24,7 @@ from transformers.trainer_callback import ProgressCallback
 from trl import DPOTrainer
 
 from c3po_utils.engine import log_probs, threads
-from c3po_utils.runs import files
+from c3po_utils.runs import files, progress
 from c3po_utils.training.methods import Method
 from c3po_utils.training.objective import Batch, collate, completion_states, head_weight, objective
 
@@ -214,9 +214,9 @@ class Bar(ProgressCallback):
     """One progress bar over steps, with the loss; the trainer prints nothing else."""
 
     def on_train_begin(self, args, state, control, **kwargs):
-        super().on_train_begin(args, state, control, **kwargs)
-        if self.training_bar is not None:  # the first process's
-            self.training_bar.set_description(args.run_name)
+        if state.is_world_process_zero:
+            self.training_bar = progress.bar(total=state.max_steps, desc=args.run_name, unit="step")
+        self.current_step = 0
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         if self.training_bar is not None and "loss" in logs:

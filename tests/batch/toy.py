@@ -14,6 +14,7 @@ from c3po_utils.batch.graph import Node, Nodes
 from c3po_utils.batch.work import run_node
 from c3po_utils.runs.config import RunConfig
 from c3po_utils.runs.jobs import Job
+from c3po_utils.runs.progress import telling
 from c3po_utils.runs.stage import Stage
 
 STAGED = """
@@ -56,7 +57,9 @@ def _job(folder: Path, name: str) -> Job:
 
 def run_toy(task: Task) -> Outcome:
     """The body of a toy's tasks, for executors."""
-    return run_node(nodes(Path(task.config["run"]))[task.name])
+    folder = Path(task.config["run"])
+    with telling(folder, task.name):
+        return run_node(nodes(folder)[task.name])
 
 
 def config(folder: Path) -> RunConfig:

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from c3po_utils.batch import work
+from c3po_utils.batch import notebook
 from c3po_utils.evaluation import evaluate, scores
 from c3po_utils.evaluation.evaluate import collect, eval_stage, evaluate_method, open_judge, read_scores, score_rows
 from c3po_utils.feedback import find_feedback
@@ -247,7 +247,7 @@ def test_the_notebook_judges_what_has_no_metric(run, tmp_path, feedback):
             evaluate=evaluate_with,
         )
         job = jobs.evaluate_job(config, run, f"{tmp_path / 'own.yaml'}#boss_signoff", config.methods, "prompted")
-        work.execute(job)
+        notebook.execute(job)
     assert job.done
     assert {row["helpful"] for row in read_jsonl(job.stages[0].path("answers.jsonl"))} == {0, 1}
     shown = job.output.read_text()

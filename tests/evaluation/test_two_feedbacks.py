@@ -12,7 +12,7 @@ import pytest
 import torch
 import yaml
 
-from c3po_utils.batch.work import execute
+from c3po_utils.batch.notebook import execute
 from c3po_utils.engine.models import load_model
 from c3po_utils.evaluation import evaluate, two_feedbacks
 from c3po_utils.evaluation.evaluate import collect, evaluate_method, open_judge

@@ -13,7 +13,7 @@ import yaml
 from click.testing import CliRunner
 from papermill.cli import papermill as papermill_command
 
-from c3po_utils.batch import run_notebooks, work
+from c3po_utils.batch import notebook, run_notebooks
 from c3po_utils.batch.local import LocalExecutor
 from c3po_utils.cli import c3po
 from c3po_utils.runs.check import check, lacking
@@ -165,7 +165,7 @@ def test_figures_are_drawn_again_without_keys(tmp_path, monkeypatch):
         yaml.safe_dump({"run": str(tmp_path), "methods": ["c3po"], "evaluate": {"judge_model": "openai:gpt-4.1"}})
     )
     drawn = []
-    monkeypatch.setattr(work, "execute", lambda job: drawn.append(job.notebook))
+    monkeypatch.setattr(notebook, "execute", lambda job: drawn.append(job.notebook))
     CliRunner().invoke(c3po, ["run", str(tmp_path / "mine.yaml"), "--figures-only"])
     assert drawn == ["05_figures.ipynb"]
 
