@@ -12,6 +12,6 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "tasks": ["Executor", "Outcome", "Resources", "Task"],
         "executors": ["open_executor"],
         "work": ["run_task"],
-        "driver": ["RunFailed", "run_checked", "run_notebooks"],
+        "driver": ["RunFailed", "run_notebooks"],
     },
 )

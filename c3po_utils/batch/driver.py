@@ -12,6 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, wait
+from itertools import islice
 
 from c3po_utils.batch import share
 from c3po_utils.batch.executors import open_executor
@@ -23,10 +24,12 @@ from c3po_utils.batch.tasks import Executor, Outcome, Resources, Task
 from c3po_utils.runs import files
 from c3po_utils.runs.check import refuse
 from c3po_utils.runs.config import RunConfig
+from c3po_utils.runs.progress import progress_file
 from c3po_utils.runs.stage import run_folder
 
 LOST_AT_MOST = 3  # times that a task may be lost with its machine before it counts as failed
 TICK_S = 0.5  # between looks at the progress of jobs
+SHOWN = 10  # of the jobs that were not run
 DISK = tuple(os.strerror(number) for number in (errno.ENOSPC, errno.EROFS, errno.EDQUOT))
 
 
@@ -37,10 +40,10 @@ class RunFailed(RuntimeError):
         self.failed, self.refused = failed, refused
         lines = [f"{len(failed)} of the run's jobs failed:", *(f"  {name}: {error}" for name, error in failed.items())]
         if refused:
-            lines += [
-                f"not run, because of that: {len(refused)}",
-                *(f"  {one} (needs {of})" for one, of in refused.items()),
-            ]
+            lines.append(f"not run, because they need one that failed: {len(refused)}")
+            lines += [f"  {name} (needs {cause})" for name, cause in islice(refused.items(), SHOWN)]
+        if len(refused) > SHOWN:
+            lines.append(f"  and {len(refused) - SHOWN} more")
         super().__init__("\n".join([*lines, "what is done is kept: run again for the rest"]))
 
 
@@ -86,11 +89,15 @@ def drive(config: RunConfig, nodes: Nodes, executor: Executor, interrupted: thre
             goes on from what is done.
     """
     driver = Driver(config, nodes, executor, interrupted or threading.Event())
+    with files.writing(run_folder(config.run)):
+        run_folder(config.run).mkdir(parents=True, exist_ok=True)
     with _interrupts(driver.interrupted), Watch(run_folder(config.run), len(nodes)) as driver.watch:
         try:
             driver.run()
         except BaseException:
             executor.stop()
+            for name in driver.running.values():
+                progress_file(run_folder(config.run), name).unlink(missing_ok=True)
             raise
     if driver.failed:
         raise RunFailed(driver.failed, driver.refused)

@@ -23,9 +23,7 @@ class RunConfig(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     run: str
-    workers: PositiveInt | None = (
-        None  # jobs at one time, each on a GPU or its share of the cores; as suits the machine
-    )
+    workers: PositiveInt | None = None  # jobs at one time, each on its GPU or share of the cores; else what suits
     executor: Literal["local", "ray", "slurm", "modal"] = "local"  # where jobs run
     executor_settings: dict[str, Any] = {}  # arguments of the executor's class, such as the address of a cluster
     store: str = ""  # URL of the run's folder for machines that share no disk: s3://bucket/run, gs://..., a path

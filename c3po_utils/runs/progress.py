@@ -44,6 +44,8 @@ def bar(**options: Any) -> tqdm:
 class Told(tqdm):
     """A bar that writes a file in place of a line."""
 
+    _lock = threading.RLock()  # tqdm's own is for several processes, and is left over when its process is killed
+
     def __init__(self, path: str, **options: Any):
         self.path = Path(path)
         super().__init__(**{**options, "file": io.StringIO(), "mininterval": 1.0, "miniters": 1})
