@@ -57,9 +57,17 @@ class Lock:
         if not take_over and self.remote.create(name, self._content()):
             self.remote.remove(name)
             raise RunTaken(self._no_locks())
+        if holder and time.time() - holder["heard"] < 3 * BEAT_S:
+            self._wait_for(names[-1])
         for old in names:
             self.remote.remove(old)
         return name
+
+    def _wait_for(self, name: str) -> None:
+        """Give a driver that was taken over time to see it, and to end its jobs: none is to be done twice."""
+        limit = time.time() + 2 * BEAT_S
+        while time.time() < limit and self._holder(name) is not None:
+            time.sleep(0.2)
 
     def _names(self) -> list[str]:
         return [name for name in self.remote.names(FOLDER) if name.endswith(".json")]
@@ -138,8 +146,7 @@ def driving(url: str, take_over: bool = False, every_s: float = BEAT_S) -> Itera
     finally:
         ended.set()
         thread.join()
-        if not lock.reason:
-            lock.release()
+        lock.release()
 
 
 def _number(names: list[str]) -> int:

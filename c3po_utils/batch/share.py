@@ -76,7 +76,11 @@ class Share:
             self.store.publish(folder, known.get(folder))
 
     def exchange(self) -> None:
-        """Send the answers that were paid for here, and take those of other machines."""
+        """Send the answers that were paid for here, and take those of other machines.
+
+        What others spent counts for the budget from then on: machines at work at the same time may pass it together
+        by what the others spend between two exchanges.
+        """
         remote = self.store.remote
         there = {Path(name).name for name in remote.names(CALLS)}
         if not there and not self.ledger.exists():

@@ -13,6 +13,7 @@ from c3po_utils.batch.graph import Node, find
 from c3po_utils.batch.tasks import Outcome, Task
 from c3po_utils.runs.config import RunConfig
 from c3po_utils.runs.progress import telling
+from c3po_utils.runs.remote import StoreError
 from c3po_utils.runs.stage import run_folder
 
 
@@ -33,6 +34,8 @@ def run_task(task: Task) -> Outcome:
                 if outcome.status == "done":
                     publish()
                 return outcome
+    except StoreError as error:  # what was done lies here: the next try has only to publish it
+        return Outcome(task.name, "lost", str(error), host=socket.gethostname())
     except Exception as error:
         return Outcome(task.name, "failed", f"{type(error).__name__}: {error}", host=socket.gethostname())
 

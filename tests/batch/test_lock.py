@@ -24,7 +24,8 @@ from c3po_utils.batch.lock import driving
 with driving(sys.argv[1], every_s=0.2) as lost:
     print("drives", flush=True)
     lost.wait(60)
-    print("stops", flush=True)
+    time.sleep(1)
+    print(time.time(), flush=True)
     raise KeyboardInterrupt
 """
 
@@ -65,7 +66,7 @@ def test_a_second_driver_is_refused_in_one_line_and_goes_on_at_once_when_the_fir
 
 def test_a_driver_that_is_taken_over_stops_and_says_so(place, other):
     with driving(place, take_over=True) as lost:
-        assert other.stdout.readline() == "stops\n"
+        assert float(other.stdout.readline()) < time.time()  # its jobs ended before ours start
         assert f"RunTaken: {place}: this run was taken over by another driver" in other.communicate()[1]
         assert not lost.is_set()
         with pytest.raises(RunTaken, match=f"process {os.getpid()}"), driving(place):

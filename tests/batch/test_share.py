@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from c3po_utils.batch import Outcome, Task, run_checked
+from c3po_utils.batch import Outcome, Task, run_checked, run_task
 from c3po_utils.batch.graph import finished, graph
 from c3po_utils.batch.local import LocalExecutor
 from c3po_utils.batch.share import CALLS, Share, ancestors
@@ -166,6 +166,15 @@ def test_runs_without_calls_have_no_ledger(url, tmp_path):
     assert not (here.store.run / LEDGER).exists()
 
 
+def test_a_task_whose_store_cannot_be_used_is_lost_and_not_failed(connect, tmp_path, own_feedback):
+    path, _, id = own_feedback.rpartition("#")
+    store = "s3://nobody-made-this/run"
+    config = RunConfig(run=str(tmp_path / "run"), store=store, feedback_set=path, feedbacks=[id], methods=["c3po"])
+    outcome = run_task(Task(config.model_dump(), f"sample/{id}", store))
+    assert outcome.status == "lost"
+    assert outcome.error.startswith(f"{store}/calls: The specified bucket does not exist")
+
+
 TASK = "import json, sys; from c3po_utils.batch import Task, run_task; from dataclasses import asdict;"
 TASK += "print(json.dumps(asdict(run_task(Task(*json.load(sys.stdin))))))"
 
@@ -183,12 +192,13 @@ def run_elsewhere(task: Task) -> Outcome:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_a_run_on_two_machines_that_share_only_a_store(url, tmp_path, tiny_folder, own_feedback, monkeypatch):
     monkeypatch.setenv("C3PO_TEST_MACHINES", str(tmp_path))
     monkeypatch.setattr("c3po_utils.runs.stage.ROOT", tmp_path / "driver")
     path, _, id = own_feedback.rpartition("#")
     config = RunConfig(
-        run="results/shared", store=url, feedback_set=path, feedbacks=[id], methods=["in_context", "scd", "c3po"],
+        run="results/shared", store=url, feedback_set=path, feedbacks=[id], methods=["in_context", "c3po"],
         sample={"model": str(tiny_folder), "categories": 3, "prompts_per_category": 3,
                 "options": {"best_of": 2, "max_new_tokens": 12, "system_prompt": ""}},
         train={"epochs": 1, "batch_size": 3, "lora": {"r": 4}, "training_arguments": {"bf16": False}},
