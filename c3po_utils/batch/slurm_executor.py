@@ -29,6 +29,10 @@ GATHER_S = 0.5  # tasks that are submitted one after another become one array
 STATES_S = 5.0  # between questions to the scheduler; results are seen without it
 UNSEEN = 3  # times in a row that a job is no longer queued and has no result, before it is lost: shared disks lag
 SLOTS = 256
+# submitit takes each signal for the limit's where that is ten minutes or less.
+LIMIT = "its time limit, or preempted with a limit of ten minutes or less: raise `time_min`"
+# What submitit leaves as a job's result where Slurm requeues it as well: its own call is ended with the job.
+REQUEUE = "'scontrol', 'requeue'"
 ENDED = {"BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "TIMEOUT"}
 NEVER = {  # reasons to wait that time does not mend: without a word, such jobs wait for ever
     "AccountNotAllowed",
@@ -154,7 +158,11 @@ class SlurmExecutor:
         """Results that lie there."""
         for id, (job, task, future) in list(self._jobs.items()):
             if job.paths.result_pickle.exists():
-                self._settle(id, _outcome(job, task), future)
+                outcome = _outcome(job, task)
+                if REQUEUE in outcome.error:
+                    job.paths.result_pickle.unlink()
+                else:
+                    self._settle(id, outcome, future)
 
     def _look(self) -> None:
         """Jobs that ended without a result, as the scheduler knows them. A question that fails is asked again."""
@@ -188,7 +196,7 @@ def _outcome(job: Any, task: Task) -> Outcome:
     error = job.exception()
     outcome = Outcome(task.name, "failed", str(error)) if error is not None else job.result()
     if outcome.status == "failed" and "UncompletedJobError" in outcome.error:
-        return Outcome(task.name, "lost", f"Slurm's job {job.job_id}: its time limit; raise `time_min`", outcome.wall_s)
+        return Outcome(task.name, "lost", f"Slurm's job {job.job_id}: {LIMIT}", outcome.wall_s)
     return outcome
 
 
