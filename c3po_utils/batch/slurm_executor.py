@@ -7,6 +7,7 @@ Python and the folder of submissions.
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import shutil
 import subprocess
@@ -120,13 +121,23 @@ class SlurmExecutor:
     def _attend(self) -> None:
         asked = 0.0
         while not self._ended.wait(GATHER_S):
+            states = None
+            if self._jobs and time.monotonic() - asked > STATES_S:
+                asked, states = time.monotonic(), _states()
             with self._changed:
-                if not self._ended.is_set():
+                if self._ended.is_set():
+                    return
+                try:
                     self._send()
-                self._collect()
-                if self._jobs and time.monotonic() - asked > STATES_S:
-                    asked = time.monotonic()
-                    self._look()
+                    self._collect()
+                    self._look(states)
+                except Exception as error:  # a thread that ends would leave the driver waiting for ever
+                    self._give_up(error)
+
+    def _give_up(self, error: Exception) -> None:
+        for id, (_, task, future) in list(self._jobs.items()):
+            _command("scancel", id)
+            self._settle(id, Outcome(task.name, "failed", f"{type(error).__name__}: {error}"), future)
 
     def _send(self) -> None:
         waiting, self._waiting = self._waiting, []
@@ -150,7 +161,7 @@ class SlurmExecutor:
         executor = self.submitit.SlurmExecutor(folder, python=self.python)
         asked = task.resources.at_least(self.least)
         memory = {"mem": f"{int(asked.memory_gib * 1024)}MB"} if asked.memory_gib else {}
-        gpus = {"gpus_per_node": int(asked.gpus)} if asked.gpus else {}
+        gpus = {"gpus_per_node": math.ceil(asked.gpus)} if asked.gpus else {}
         executor.update_parameters(cpus_per_task=asked.cpus, **memory, **gpus, **self.sbatch)
         return executor
 
@@ -164,9 +175,8 @@ class SlurmExecutor:
                 else:
                     self._settle(id, outcome, future)
 
-    def _look(self) -> None:
+    def _look(self, states: dict[str, tuple[str, str]] | None) -> None:
         """Jobs that ended without a result, as the scheduler knows them. A question that fails is asked again."""
-        states = _states()
         for id, (job, task, future) in list(self._jobs.items()) if states is not None else ():
             state, reason = states.get(id, ("gone from the queue", ""))
             if reason in NEVER:
@@ -175,9 +185,8 @@ class SlurmExecutor:
                 continue
             self._unseen[id] = self._unseen.get(id, 0) + 1 if id not in states or state in ENDED else 0
             if self._unseen[id] >= UNSEEN and not job.paths.result_pickle.exists():
-                self._settle(
-                    id, Outcome(task.name, "lost", f"Slurm's job {id}: {state}; log: {job.paths.stderr}"), future
-                )
+                error = f"Slurm's job {id}: {state}; log: {job.paths.stderr}"
+                self._settle(id, Outcome(task.name, "lost", error), future)
 
     def _settle(self, id: str, outcome: Outcome, future: Future[Outcome]) -> None:
         del self._jobs[id]
