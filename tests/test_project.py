@@ -61,7 +61,9 @@ def test_dependencies_are_what_is_imported():
     tops = {name.partition(".")[0] for name in names} - sys.stdlib_module_names - {"c3po_utils"}
     providers = importlib.metadata.packages_distributions()
     imported = {canonicalize_name(providers.get(top, [top])[0]) for top in tops}
-    declared = {canonicalize_name(Requirement(text).name) for text in project()["dependencies"]}
+    extras = project()["optional-dependencies"]
+    executors = [text for extra in ("ray", "slurm", "modal") for text in extras[extra]]
+    declared = {canonicalize_name(Requirement(text).name) for text in [*project()["dependencies"], *executors]}
     assert imported - declared == set(), "imported, and not declared"
     assert declared - imported == TOOLS.keys(), "declared, and not imported"
 

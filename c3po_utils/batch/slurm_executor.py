@@ -7,6 +7,7 @@ Python and the folder of submissions.
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import shutil
 import subprocess
@@ -29,6 +30,10 @@ GATHER_S = 0.5  # tasks that are submitted one after another become one array
 STATES_S = 5.0  # between questions to the scheduler; results are seen without it
 UNSEEN = 3  # times in a row that a job is no longer queued and has no result, before it is lost: shared disks lag
 SLOTS = 256
+# submitit takes each signal for the limit's where that is ten minutes or less.
+LIMIT = "its time limit, or preempted with a limit of ten minutes or less: raise `time_min`"
+# What submitit leaves as a job's result where Slurm requeues it as well: its own call is ended with the job.
+REQUEUE = "'scontrol', 'requeue'"
 ENDED = {"BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "TIMEOUT"}
 NEVER = {  # reasons to wait that time does not mend: without a word, such jobs wait for ever
     "AccountNotAllowed",
@@ -116,13 +121,23 @@ class SlurmExecutor:
     def _attend(self) -> None:
         asked = 0.0
         while not self._ended.wait(GATHER_S):
+            states = None
+            if self._jobs and time.monotonic() - asked > STATES_S:
+                asked, states = time.monotonic(), _states()
             with self._changed:
-                if not self._ended.is_set():
+                if self._ended.is_set():
+                    return
+                try:
                     self._send()
-                self._collect()
-                if self._jobs and time.monotonic() - asked > STATES_S:
-                    asked = time.monotonic()
-                    self._look()
+                    self._collect()
+                    self._look(states)
+                except Exception as error:  # a thread that ends would leave the driver waiting for ever
+                    self._give_up(error)
+
+    def _give_up(self, error: Exception) -> None:
+        for id, (_, task, future) in list(self._jobs.items()):
+            _command("scancel", id)
+            self._settle(id, Outcome(task.name, "failed", f"{type(error).__name__}: {error}"), future)
 
     def _send(self) -> None:
         waiting, self._waiting = self._waiting, []
@@ -146,7 +161,7 @@ class SlurmExecutor:
         executor = self.submitit.SlurmExecutor(folder, python=self.python)
         asked = task.resources.at_least(self.least)
         memory = {"mem": f"{int(asked.memory_gib * 1024)}MB"} if asked.memory_gib else {}
-        gpus = {"gpus_per_node": int(asked.gpus)} if asked.gpus else {}
+        gpus = {"gpus_per_node": math.ceil(asked.gpus)} if asked.gpus else {}
         executor.update_parameters(cpus_per_task=asked.cpus, **memory, **gpus, **self.sbatch)
         return executor
 
@@ -154,11 +169,14 @@ class SlurmExecutor:
         """Results that lie there."""
         for id, (job, task, future) in list(self._jobs.items()):
             if job.paths.result_pickle.exists():
-                self._settle(id, _outcome(job, task), future)
+                outcome = _outcome(job, task)
+                if REQUEUE in outcome.error:
+                    job.paths.result_pickle.unlink()
+                else:
+                    self._settle(id, outcome, future)
 
-    def _look(self) -> None:
+    def _look(self, states: dict[str, tuple[str, str]] | None) -> None:
         """Jobs that ended without a result, as the scheduler knows them. A question that fails is asked again."""
-        states = _states()
         for id, (job, task, future) in list(self._jobs.items()) if states is not None else ():
             state, reason = states.get(id, ("gone from the queue", ""))
             if reason in NEVER:
@@ -167,9 +185,8 @@ class SlurmExecutor:
                 continue
             self._unseen[id] = self._unseen.get(id, 0) + 1 if id not in states or state in ENDED else 0
             if self._unseen[id] >= UNSEEN and not job.paths.result_pickle.exists():
-                self._settle(
-                    id, Outcome(task.name, "lost", f"Slurm's job {id}: {state}; log: {job.paths.stderr}"), future
-                )
+                error = f"Slurm's job {id}: {state}; log: {job.paths.stderr}"
+                self._settle(id, Outcome(task.name, "lost", error), future)
 
     def _settle(self, id: str, outcome: Outcome, future: Future[Outcome]) -> None:
         del self._jobs[id]
@@ -188,7 +205,7 @@ def _outcome(job: Any, task: Task) -> Outcome:
     error = job.exception()
     outcome = Outcome(task.name, "failed", str(error)) if error is not None else job.result()
     if outcome.status == "failed" and "UncompletedJobError" in outcome.error:
-        return Outcome(task.name, "lost", f"Slurm's job {job.job_id}: its time limit; raise `time_min`", outcome.wall_s)
+        return Outcome(task.name, "lost", f"Slurm's job {job.job_id}: {LIMIT}", outcome.wall_s)
     return outcome
 
 

@@ -12,6 +12,7 @@ from tests.batch import bodies, toy
 from tests.ray_cluster import ray_cluster
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
+HERE = {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
 
 
 @pytest.fixture(scope="module")
@@ -96,11 +97,29 @@ def test_stop_ends_what_runs_and_what_waits_within_five_seconds_and_leaves_the_c
     assert executor().submit(task(tmp_path, "again")).result(60).status == "done"
 
 
+def test_a_cluster_that_is_started_here_ends_with_the_run(cluster, tmp_path):
+    from c3po_utils.batch.ray_executor import RayExecutor
+
+    before = set(psutil.Process().children(recursive=True))
+    ray = RayExecutor(body=bodies.run)
+    assert ray.submit(task(tmp_path)).result(60).status == "done"
+    started = set(psutil.Process().children(recursive=True)) - before
+    assert {one.laddr.ip for process in started for one in _listening(process)} <= HERE
+    ray.stop()
+    until(lambda: not any(process.is_running() for process in started), 20)
+
+
 def test_servers_listen_on_this_machine_only(cluster):
-    mine = {process.pid for process in psutil.Process().children(recursive=True)}
-    open_ones = [one.laddr.ip for one in psutil.net_connections("inet") if one.status == "LISTEN" and one.pid in mine]
-    assert len(open_ones) > 6
-    assert set(open_ones) <= {"127.0.0.1", "::ffff:127.0.0.1"}
+    listening = [one for process in psutil.Process().children(recursive=True) for one in _listening(process)]
+    assert len(listening) > 6
+    assert {one.laddr.ip for one in listening} <= HERE
+
+
+def _listening(process):
+    try:
+        return [one for one in process.net_connections("inet") if one.status == "LISTEN"]
+    except psutil.Error:
+        return []
 
 
 def test_one_of_three_nodes_is_killed_in_mid_run(cluster, tmp_path):

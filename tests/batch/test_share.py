@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from c3po_utils.batch import Outcome, Task, run_checked, run_task
+from c3po_utils.batch import Outcome, Task, run_task
+from c3po_utils.batch.driver import run_checked
 from c3po_utils.batch.graph import finished, graph
 from c3po_utils.batch.local import LocalExecutor
 from c3po_utils.batch.share import CALLS, Share, ancestors

@@ -120,7 +120,8 @@ def test_an_urgent_job_preempts_ours_which_ends_later(executor, tmp_path):
     urgent = ["srun", "--partition=urgent", "--time=1", "--cpus-per-task=4", "sleep", "1"]
     subprocess.run(urgent, check=True, timeout=120)
     (tmp_path / "go").touch()
-    assert future.result(240).status == "done"
+    outcome = future.result(240)
+    assert (outcome.status, outcome.error) == ("done", "")
     assert len(bodies.noted(tmp_path, "started")) == 2
 
 
