@@ -26,6 +26,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "references",
         "stage",
         "trainer",
+        "transfer",
     ],
     submod_attrs={
         "methods": ["BASE_RESAMPLED", "registered", "trained_methods"],
