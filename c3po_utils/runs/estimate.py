@@ -16,6 +16,7 @@ from c3po_utils.feedback import Feedback, records
 from c3po_utils.runs import LEDGER, Stage, jobs, run_folder
 from c3po_utils.runs.config import RunConfig
 from c3po_utils.sampling import Sample, SampleSettings, answers
+from c3po_utils.sampling.unlabelled import unlabelled_prompts
 from c3po_utils.training import BASE_RESAMPLED, trained_methods
 from c3po_utils.training import methods as known_methods
 
@@ -71,6 +72,16 @@ def _training(config: RunConfig, name: str, sample: Sample, rows: Sequence[dict]
         settings = jobs.train_settings(jobs.train_values(config, name, method))
         if not _finished(jobs.train_stage, sample.run, records.feedback_id(name), settings):
             yield "training", sample.settings.model, Estimate(prompt_tokens=_trained_tokens(rows, settings))
+            if count := settings.objective.unlabelled:
+                yield _unlabelled(sample, rows, count)
+
+
+def _unlabelled(sample: Sample, rows: Sequence[dict], count: int) -> Part:
+    """pi_0's answers to the unlabelled prompts of a method that distils a gated one, as if the gate were closed."""
+    prompts = unlabelled_prompts(rows, count, sample.settings.seed)
+    dry = chat.DryRun(chat.open_chat(sample.settings.model, sample.run / LEDGER))
+    answers.add_answers(dry, [{"id": prompt.id, "prompt": prompt.text} for prompt in prompts], sample.settings)
+    return "unlabelled prompts", sample.settings.model, dry.total
 
 
 def _trained_tokens(rows: Sequence[dict], settings: jobs.TrainSettings) -> int:

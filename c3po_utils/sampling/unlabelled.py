@@ -3,27 +3,25 @@
 from __future__ import annotations
 
 import random
-from pathlib import Path
+from collections.abc import Sequence
 
 from c3po_utils.feedback import Prompt, folded, records
-from c3po_utils.sampling.rows import load_rows, members, stored_settings
 
 
-def unlabelled_prompts(run: Path | str, feedback_id: str, count: int) -> list[Prompt]:
-    """`count` prompts for a feedback, or `a+b`, that has a finished sample in the run, or all where there are fewer.
+def unlabelled_prompts(rows: Sequence[dict], count: int, seed: int = 0) -> list[Prompt]:
+    """`count` prompts, or all where there are fewer, for the feedback, or feedbacks, whose sampled rows are given.
 
-    They are drawn by the sample's seed, in the same order for all feedbacks, from the bundled prompts of every
-    feedback and the bundled general ones. Left out are this feedback's own, whose categories may be tested on, and
-    whatever is asked in its sample, by id and by text: the general test prompts above all.
+    They are drawn by seed, in the same order for all feedbacks, from the bundled prompts of every feedback and the
+    bundled general ones. Left out are a feedback's own, whose categories may be tested on, and whatever is among the
+    rows, by id and by text: the general test prompts above all.
 
-    Raises:
-        FileNotFoundError, DamagedFile: as in `load_rows`.
+    Args:
+        rows: of both folds.
     """
-    settings, rows = stored_settings(run, feedback_id), load_rows(run, feedback_id)
     bundled = sorted(path.stem for path in (records.FEEDBACK_FOLDER / "prompts").glob("*.json"))
     found = [prompt for id in bundled for prompt in records.load_prompts(id)] + records.load_general_prompts()
-    random.Random(settings.seed).shuffle(found)
-    own, asked = tuple(f"{id}/" for id in members(feedback_id)), {folded(row["prompt"]) for row in rows}
-    ids = {row["id"] for row in rows}
+    random.Random(seed).shuffle(found)
+    own = tuple({f"{row['feedback']}/" for row in rows})
+    ids, asked = {row["id"] for row in rows}, {folded(row["prompt"]) for row in rows}
     kept = (p for p in found if not p.id.startswith(own) and p.id not in ids and folded(p.text) not in asked)
     return list(kept)[:count]

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from c3po_utils import chat, engine  # as rooms: their heavy parts are imported when they are used
 from c3po_utils.runs import LEDGER
-from c3po_utils.sampling import answers, stored_settings
+from c3po_utils.sampling import answers, load_rows, stored_settings
 from c3po_utils.sampling.unlabelled import unlabelled_prompts
 from c3po_utils.training.gate import load_gate, prompt_ids
 from c3po_utils.training.methods import Method
@@ -29,13 +29,12 @@ def transfer_rows(run: Path, feedback_id: str, method: Method) -> list[dict]:
     settings = stored_settings(run, feedback_id)
     model, tokenizer = engine.shared_model(settings.model), engine.load_tokenizer(settings.model)
     gate = load_gate(adapter_folder(run, feedback_id, method.distils), model)
-    prompts = unlabelled_prompts(run, feedback_id, method.unlabelled)
+    prompts = unlabelled_prompts(load_rows(run, feedback_id), method.unlabelled, settings.seed)
     opens = gate.opens(model, [prompt_ids(tokenizer, prompt.text, settings.system_prompt) for prompt in prompts])
     rows = [
         {"id": prompt.id, "feedback": feedback_id, "category": prompt.category, "fold": "train", "prompt": prompt.text}
         for prompt, open in zip(prompts, opens, strict=True)
         if not open
     ]
-    pi_0 = chat.open.open_within(settings.answering, run / LEDGER, None)
-    answers.add_answers(pi_0, rows, settings)
+    answers.add_answers(chat.open_chat(settings.model, run / LEDGER), rows, settings)
     return [row | {"split": SPLITS[place % 2], "revised": ""} for place, row in enumerate(rows)]

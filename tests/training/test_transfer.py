@@ -9,6 +9,7 @@ from c3po_utils.engine.models import load_model, load_tokenizer
 from c3po_utils.runs import LEDGER, config
 from c3po_utils.runs.check import check
 from c3po_utils.runs.parameters import ParameterError
+from c3po_utils.sampling import load_rows
 from c3po_utils.sampling.unlabelled import unlabelled_prompts
 from c3po_utils.training import Training, TrainSettings, adapter_hash, gate
 from c3po_utils.training.methods import METHODS, Method, get_method
@@ -32,7 +33,7 @@ def test_rows_are_pi_0s_answers_where_the_gate_is_closed_made_once_in_a_run(run,
     rows = transfer_rows(run, "short", SETTINGS.objective)
     model, tokenizer = load_model(str(tiny_folder)), load_tokenizer(str(tiny_folder))
     own = gate.load_gate(run / "train" / "short" / "scd_gated", model)
-    asked = unlabelled_prompts(run, "short", 24)
+    asked = unlabelled_prompts(load_rows(run, "short"), 24)
     scores = own.scores(model, [gate.prompt_ids(tokenizer, prompt.text, "Be brief.") for prompt in asked])
     closed = [prompt.id for prompt, score in zip(asked, scores, strict=True) if score <= own.threshold]
     assert 0 < len(closed) < 24
