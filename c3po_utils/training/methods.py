@@ -111,8 +111,8 @@ class Method:
         terms = [
             (self.preference, rf"L_\text{{DPO}}(D_\text{{in}}{mixed};\,\beta={self.beta:g})"),
             (self.chosen_sft_weight, rf"L_\text{{SFT}}(D_\text{{in}}{mixed}, y^+)"),
-            (self.out_weight, _keep(self.kl, rf"D_\text{{out}}{more}")),
-            (self.near_weight, _keep(self.kl, rf"D_\text{{near}}{more}")),
+            (self.out_weight, _keep(self, rf"D_\text{{out}}{more}")),
+            (self.near_weight, _keep(self, rf"D_\text{{near}}{more}")),
         ]
         return "L = " + " + ".join(f"{weight:g}\\,{term}" if weight != 1 else term for weight, term in terms if weight)
 
@@ -123,10 +123,12 @@ _GATED = (
 )
 
 
-def _keep(kl: float, data: str) -> str:
+def _keep(method: Method, data: str) -> str:
     """The term that holds the model to its own answers, in LaTeX."""
-    sft, divergence = rf"L_\text{{SFT}}({data})", rf"\text{{KL}}(\pi_0\,\|\,\pi;\,{data})"
-    return {0: sft, 1: divergence}.get(kl, rf"\big({1 - kl:g}\,{sft} + {kl:g}\,{divergence}\big)")
+    total, power = r"\textstyle\sum_t" * method.kl_summed, "^2" * method.kl_squared
+    sft, divergence = rf"L_\text{{SFT}}({data})", rf"{total}\text{{KL}}{power}(\pi_0\,\|\,\pi;\,{data})"
+    mix = rf"\big({1 - method.kl:g}\,{sft} + {method.kl:g}\,{divergence}\big)"
+    return {0: sft, 1: divergence}.get(method.kl, mix)
 
 
 _DPO = Method(out_weight=0.0, near_weight=0.0)
@@ -150,7 +152,9 @@ METHODS: dict[str, Method] = {
     "scd": _SCD,
     "scd_mixed": replace(_SCD, near_ratio=0.5, out_ratio=0.5),
     "scd_negatives": replace(_SCD, near_weight=0.5, out_weight=0.5),
-    "scd_distilled": replace(_SCD, near_weight=0.5, out_weight=0.5, distils="scd_gated", unlabelled=200),
+    "scd_distilled": replace(
+        _SCD, near_weight=0.1, out_weight=0.05, kl=1.0, kl_summed=True, distils="scd_gated", unlabelled=84
+    ),
     "c3po_gated": _gate("c3po"),
     "c3po_nll_gated": _gate("c3po_nll"),
     "scd_gated": _gate("scd"),
