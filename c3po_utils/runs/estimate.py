@@ -15,8 +15,7 @@ from c3po_utils.evaluation import Judge, evaluate, open_judge, two_feedbacks
 from c3po_utils.feedback import Feedback, records
 from c3po_utils.runs import LEDGER, Stage, jobs, run_folder
 from c3po_utils.runs.config import RunConfig
-from c3po_utils.sampling import Sample, SampleSettings, answers
-from c3po_utils.sampling.unlabelled import unlabelled_prompts
+from c3po_utils.sampling import Sample, SampleSettings, answers, unlabelled
 from c3po_utils.training import BASE_RESAMPLED, trained_methods
 from c3po_utils.training import methods as known_methods
 
@@ -78,7 +77,7 @@ def _training(config: RunConfig, name: str, sample: Sample, rows: Sequence[dict]
 
 def _unlabelled(sample: Sample, rows: Sequence[dict], count: int) -> Part:
     """pi_0's answers to the unlabelled prompts of a method that distils a gated one, as if the gate were closed."""
-    prompts = unlabelled_prompts(rows, count, sample.settings.seed)
+    prompts = unlabelled.unlabelled_prompts(rows, count, sample.settings.seed)
     dry = chat.DryRun(chat.open_chat(sample.settings.model, sample.run / LEDGER))
     answers.add_answers(dry, [{"id": prompt.id, "prompt": prompt.text} for prompt in prompts], sample.settings)
     return "unlabelled prompts", sample.settings.model, dry.total

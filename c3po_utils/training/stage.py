@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from c3po_utils import engine  # as a room: its heavy parts are imported when they are used
 from c3po_utils.runs import Stage, files, nearest, stage
-from c3po_utils.sampling import SampleSettings, load_rows, members, rows_hash, stored_settings
-from c3po_utils.sampling.unlabelled import unlabelled_prompts
+from c3po_utils.sampling import SampleSettings, load_rows, members, rows_hash, stored_settings, unlabelled
 from c3po_utils.training.limits import (
     REFUSED_ARGUMENTS,
     SETTLED,
@@ -154,7 +153,7 @@ def train_stage(run: Path | str, feedback_id: str, settings: TrainSettings) -> S
             identity[name] = adapter_hash(adapter_folder(run, feedback_id, other))
     if objective.distils:
         seed = stored_settings(run, feedback_id).seed
-        prompts = unlabelled_prompts(load_rows(run, feedback_id), objective.unlabelled, seed)
+        prompts = unlabelled.unlabelled_prompts(load_rows(run, feedback_id), objective.unlabelled, seed)
         identity["unlabelled"] = files.content_hash([(prompt.id, prompt.text) for prompt in prompts])
     products = (GATE, GATE_CARD, GATE_SCORES) if objective.gated else (WEIGHTS, CONFIG, PROBE, LOG)
     return Stage(run / "train" / feedback_id / settings.method, identity, *products)

@@ -11,8 +11,7 @@ from pathlib import Path
 
 from c3po_utils import chat, engine  # as rooms: their heavy parts are imported when they are used
 from c3po_utils.runs import LEDGER
-from c3po_utils.sampling import answers, load_rows, stored_settings
-from c3po_utils.sampling.unlabelled import unlabelled_prompts
+from c3po_utils.sampling import answers, load_rows, stored_settings, unlabelled
 from c3po_utils.training.gate import load_gate, prompt_ids
 from c3po_utils.training.methods import Method
 from c3po_utils.training.stage import adapter_folder
@@ -29,7 +28,7 @@ def transfer_rows(run: Path, feedback_id: str, method: Method) -> list[dict]:
     settings = stored_settings(run, feedback_id)
     model, tokenizer = engine.shared_model(settings.model), engine.load_tokenizer(settings.model)
     gate = load_gate(adapter_folder(run, feedback_id, method.distils), model)
-    prompts = unlabelled_prompts(load_rows(run, feedback_id), method.unlabelled, settings.seed)
+    prompts = unlabelled.unlabelled_prompts(load_rows(run, feedback_id), method.unlabelled, settings.seed)
     opens = gate.opens(model, [prompt_ids(tokenizer, prompt.text, settings.system_prompt) for prompt in prompts])
     rows = [
         {"id": prompt.id, "feedback": feedback_id, "category": prompt.category, "fold": "train", "prompt": prompt.text}

@@ -65,7 +65,7 @@ def test_it_trains_one_plain_adapter_with_each_kept_row_dealt_once(run):
 def test_another_gate_or_another_prompt_is_another_training(run, monkeypatch):
     stage = train_stage(run, "short", SETTINGS)
     assert stage.identity["distils"] == adapter_hash(run / "train" / "short" / "scd_gated")
-    monkeypatch.setattr("c3po_utils.training.stage.unlabelled_prompts", lambda *_: [])
+    monkeypatch.setattr("c3po_utils.sampling.unlabelled.unlabelled_prompts", lambda *_: [])
     assert train_stage(run, "short", SETTINGS).identity["unlabelled"] != stage.identity["unlabelled"]
     Training.of(run, "short", TrainSettings("scd_gated", 1e-3, 1.0, 2, 0, {}, {"gate_l2": 0.1})).fit()
     assert train_stage(run, "short", SETTINGS).identity["distils"] != stage.identity["distils"]
