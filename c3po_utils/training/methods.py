@@ -134,6 +134,9 @@ def _keep(method: Method, data: str) -> str:
 _DPO = Method(out_weight=0.0, near_weight=0.0)
 _SCD = Method(preference=0.0, chosen_sft_weight=1.0, out_weight=0.0, near_weight=0.0)
 
+# Summed over tokens the divergence weighs the word at which an answer turns as y+ does, however long the answer is.
+_SCD_KL = replace(_SCD, near_weight=0.05, out_weight=0.05, kl=1.0, kl_summed=True)
+
 
 def _gate(method: str) -> Method:
     return Method(preference=0.0, out_weight=0.0, near_weight=0.0, gated=method)
@@ -152,9 +155,8 @@ METHODS: dict[str, Method] = {
     "scd": _SCD,
     "scd_mixed": replace(_SCD, near_ratio=0.5, out_ratio=0.5),
     "scd_negatives": replace(_SCD, near_weight=0.5, out_weight=0.5),
-    "scd_distilled": replace(
-        _SCD, near_weight=0.1, out_weight=0.05, kl=1.0, kl_summed=True, distils="scd_gated", unlabelled=84
-    ),
+    "scd_kl": _SCD_KL,
+    "scd_distilled": replace(_SCD_KL, distils="scd_gated", unlabelled=84),
     "c3po_gated": _gate("c3po"),
     "c3po_nll_gated": _gate("c3po_nll"),
     "scd_gated": _gate("scd"),
