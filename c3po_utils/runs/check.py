@@ -62,9 +62,8 @@ def check(config: RunConfig) -> None:
         with _said_of(config.place(f"{_key(config, method)}, method {method}")):
             values = jobs.train_values(config, names[0], method)
             check_train(values)
-            objective = jobs.train_settings(values).objective
-            for how, other in (("starts from", objective.start), ("is a gate for", objective.gated)):
-                if other and other not in methods[:place]:
+            for how, other in jobs.train_settings(values).objective.needs.items():
+                if other not in methods[:place]:
                     raise ValueError(f"it {how} {other!r}: name that before it in `methods`")
     with _said_of(config.place("figures")):
         check_figures(values := jobs.figures_values(config))

@@ -18,7 +18,7 @@ from c3po_utils.evaluation import Judge, evaluate, open_judge, two_feedbacks
 from c3po_utils.feedback import Feedback, records
 from c3po_utils.runs import LEDGER, Stage, jobs, run_folder
 from c3po_utils.runs.config import RunConfig
-from c3po_utils.sampling import Sample, SampleSettings, answers, open_sample
+from c3po_utils.sampling import Sample, SampleSettings, answers, open_sample, unlabelled
 from c3po_utils.training import BASE_RESAMPLED, trained_methods
 from c3po_utils.training import methods as known_methods
 
@@ -111,6 +111,17 @@ def training(config: RunConfig, name: str, sampled: Sampled, methods: Sequence[s
         settings = jobs.train_settings(jobs.train_values(config, name, method))
         if not _finished(jobs.train_stage, sampled.sample.run, sampled.id, settings):
             yield _trained([sampled], settings)
+            if count := settings.objective.unlabelled:
+                yield _unlabelled(sampled, count)
+
+
+def _unlabelled(sampled: Sampled, count: int) -> Part:
+    """pi_0's answers to the unlabelled prompts of a method that distils a gated one, as if the gate were closed."""
+    sample = sampled.sample
+    prompts = unlabelled.unlabelled_prompts(sampled.rows, count, sample.settings.seed)
+    dry = chat.DryRun(chat.open_chat(sample.settings.model, sample.run / LEDGER))
+    answers.add_answers(dry, [{"id": prompt.id, "prompt": prompt.text} for prompt in prompts], sample.settings)
+    return "unlabelled prompts", sample.settings.model, dry.total
 
 
 def _trained(sampled: Sequence[Sampled], settings: jobs.TrainSettings) -> Part:

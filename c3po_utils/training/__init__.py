@@ -28,6 +28,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "served",
         "stage",
         "trainer",
+        "transfer",
     ],
     submod_attrs={
         "methods": ["BASE_RESAMPLED", "registered", "trained_methods"],

@@ -343,3 +343,14 @@ def test_an_estimate_counts_every_stage(tmp_path):
     assert table.loc[("judging", "openai:judge@http://127.0.0.1:9/v1"), "calls"] == 2 * (tests + 2 + tests)
     assert table.loc[("training", "smollm2-135m"), "prompt tokens"] > 100
     assert table[table.feedback == "all"].usd.item() == pytest.approx(table[table.feedback != "all"].usd.sum())
+
+
+def test_an_estimate_counts_the_unlabelled_prompts_of_a_distillation(tmp_path):
+    methods = ["scd", "scd_gated", "scd_distilled"]
+    sample = {"categories": 3, "prompts_per_category": 2}
+    given = {"method_settings": {"unlabelled": 7}}
+    config = RunConfig(
+        run=str(tmp_path / "run"), feedbacks=["boss_signoff"], methods=methods, sample=sample,
+        train_methods={"scd_distilled": given},
+    )  # fmt: skip
+    assert estimates(config).loc[("boss_signoff", "unlabelled prompts"), "calls"] == 7

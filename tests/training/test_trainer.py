@@ -305,6 +305,8 @@ def test_a_variant_is_its_method_under_a_name_of_its_own():
         ("scd", {}, r"L = L_\text{SFT}(D_\text{in}, y^+)"),
         ("c3po_kl", {"out_weight": 0.0}, r"L = L_\text{DPO}(D_\text{in};\,\beta=0.1) "
          r"+ 0.1\,\text{KL}(\pi_0\,\|\,\pi;\,D_\text{near})"),
+        ("scd", {"near_weight": 0.1, "kl": 1.0, "kl_summed": True, "kl_squared": True},
+         r"L = L_\text{SFT}(D_\text{in}, y^+) + 0.1\,\textstyle\sum_t\text{KL}^2(\pi_0\,\|\,\pi;\,D_\text{near})"),
         ("scd", {"near_weight": 1.0, "kl": 0.25}, r"L = L_\text{SFT}(D_\text{in}, y^+) + \big(0.75\,"
          r"L_\text{SFT}(D_\text{near}) + 0.25\,\text{KL}(\pi_0\,\|\,\pi;\,D_\text{near})\big)"),
     ],
