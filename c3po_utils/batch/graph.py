@@ -115,7 +115,7 @@ class _Layout:
 
         def add(method: str) -> None:
             objective = objectives[method]
-            needs = tuple(other for other in (objective.start, objective.gated) if other in objectives)
+            needs = tuple(other for other in objective.needs.values() if other in objectives)
             for other in needs:
                 add(other)
             ordered.setdefault(method, needs)
