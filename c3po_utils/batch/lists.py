@@ -62,6 +62,8 @@ def _in_words(name: str, one: methods.Method) -> str:
     parts = []
     if one.start:
         parts.append(f"from {one.start}")
+    if one.distils:
+        parts.append(f"distils {one.distils} at {one.unlabelled} unlabelled prompts")
     terms = {
         "preference pairs": one.preference,
         "SFT on revisions": one.chosen_sft_weight,
