@@ -156,7 +156,7 @@ METHODS: dict[str, Method] = {
     "scd_mixed": replace(_SCD, near_ratio=0.5, out_ratio=0.5),
     "scd_negatives": replace(_SCD, near_weight=0.5, out_weight=0.5),
     "scd_kl": _SCD_KL,
-    "scd_distilled": replace(_SCD_KL, distils="scd_gated", unlabelled=84),
+    "scd_distilled": replace(_SCD_KL, distils="scd_gated", unlabelled=200),
     "c3po_gated": _gate("c3po"),
     "c3po_nll_gated": _gate("c3po_nll"),
     "scd_gated": _gate("scd"),
