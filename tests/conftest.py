@@ -4,17 +4,45 @@ from __future__ import annotations
 
 import os
 import signal
+import uuid
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 os.environ.setdefault("MPLBACKEND", "agg")
 
+from c3po_utils.engine import fast_paths
 from c3po_utils.runs.files import write_json
+from tests.devices import DEVICE
+from tests.object_store import KEY, client, s3_server
 from tests.tiny import save_tiny
 
 # Started with `&` from a script, everything ignores interrupts; the tests that send them need processes that do not.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(scope="session")
+def device() -> str:
+    """Where numerical tests run: the first GPU, else the CPU."""
+    return DEVICE
+
+
+@pytest.fixture(scope="session", autouse=True)
+def every_fast_path():
+    """Fast paths are tested, also on a machine where `c3po doctor` has switched one off."""
+    with fast_paths.only(*fast_paths.FAST_PATHS):
+        yield
+
+
+@pytest.fixture
+def as_stored(tmp_path, monkeypatch):
+    """Fast paths as they are stored in a cache of the test's own: all on, until something is switched off."""
+    monkeypatch.setattr(fast_paths, "_trial", None)
+    monkeypatch.setenv("C3PO_CACHE", str(tmp_path / "cache"))
+    fast_paths.switched_off.cache_clear()
+    yield
+    fast_paths.switched_off.cache_clear()
 
 
 @pytest.fixture(scope="session")
@@ -55,3 +83,33 @@ def store_own_feedback(folder: Path) -> str:
 @pytest.fixture(scope="session")
 def own_feedback(tmp_path_factory) -> str:
     return store_own_feedback(tmp_path_factory.mktemp("own"))
+
+
+@pytest.fixture(scope="session")
+def s3_port():
+    """The port of a real S3 server."""
+    pytest.importorskip("moto")
+    with s3_server() as port:
+        yield port
+
+
+@pytest.fixture
+def connect(s3_port, monkeypatch) -> Callable[..., None]:
+    """Lead all clients of S3, and of processes started from here, to a port, with the server's key or another."""
+    s3fs = pytest.importorskip("s3fs")
+
+    def connect(port: int, **key: str) -> None:
+        for name, value in {**KEY, **key, "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}"}.items():
+            monkeypatch.setenv(name, value)
+        s3fs.S3FileSystem.clear_instance_cache()
+
+    connect(s3_port)
+    return connect
+
+
+@pytest.fixture
+def url(s3_port, connect) -> str:
+    """A folder in a bucket of its own."""
+    bucket = f"test-{uuid.uuid4().hex[:12]}"
+    client("s3", s3_port).create_bucket(Bucket=bucket)
+    return f"s3://{bucket}/run"

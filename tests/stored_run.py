@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
 import torch
 from peft import get_peft_model
 
+from c3po_utils import engine
+from c3po_utils.engine.hidden_states import Reading
 from c3po_utils.engine.models import load_model
 from c3po_utils.runs.files import write_json, write_jsonl
+from c3po_utils.sampling import load_rows, stored_settings
 from c3po_utils.sampling.settings import SampleSettings
+from c3po_utils.training import gate, probe
 from c3po_utils.training.adapters import lora_config, save_adapter
 
 GENERAL_TESTS = {"general/0", "general/1"}
@@ -86,3 +92,21 @@ def store_playground(run: Path, model: str) -> Path:
     for seed, (id, method) in enumerate((("short", "c3po"), ("short", "scd"), ("shouted", "c3po"))):
         store_adapter(run, id, method, model, seed)
     return run
+
+
+def store_gate(run: Path, id: str, opens: Callable[[dict], bool]) -> None:
+    """A gate for the adapter of SCD that opens at the prompts of the run whose rows `opens` accepts."""
+    settings = stored_settings(run, id)
+    model, tokenizer = engine.shared_model(settings.model), engine.load_tokenizer(settings.model)
+    rows = [row for sample in sorted((run / "sample").iterdir()) for row in load_rows(run, sample.name)]
+    wanted = [bool(opens(row)) for row in rows]
+    if len(set(wanted)) == 1:
+        width = model.config.hidden_size
+        own = probe.Probe(np.zeros(width), np.zeros(width), np.ones(width), 1.0 if wanted[0] else -1.0)
+    else:
+        prompts = [gate.prompt_ids(tokenizer, row["prompt"], settings.system_prompt) for row in rows]
+        read = gate.features(model, prompts, [Reading()])[0]
+        own = probe.fit_probe(read, ["in_scope" if yes else "near_scope" for yes in wanted], 1e-6)
+        assert ((own(read) > 0) == wanted).all()
+    card = {"gated": "scd", "base": settings.model}
+    gate.save_gate(gate.Gate(own, Reading(), 0.0), run / "train" / id / "scd_gated", model, card)

@@ -1,9 +1,21 @@
 """The `c3po` command: what it prints, and how errors of the user's files are told."""
 
+import json
+import sys
+
+import pytest
 import yaml
 from click.testing import CliRunner
 
+from c3po_utils.batch import lists
 from c3po_utils.cli import c3po
+from c3po_utils.cli_errors import called
+from c3po_utils.feedback import find_feedback
+from c3po_utils.runs.config import load_config
+from c3po_utils.runs.files import write_json
+from c3po_utils.runs.stage import ROOT
+from c3po_utils.sampling.new_feedback import next_command
+from c3po_utils.training.methods import METHODS, PROMPTED
 from tests.stored_run import store_sample, store_trained
 
 RECORD = {
@@ -53,3 +65,60 @@ def test_export_writes_what_a_run_has_and_names_what_it_lacks(tmp_path, tiny_fol
     assert "is there already: expected a new name, or --force" in done.output
     done = runner.invoke(c3po, ["export", "scores", str(run), str(tmp_path / "scores.csv")])
     assert done.output == f"Error: {run} has no evaluated feedback\n"
+
+
+def test_lists_fit_a_terminal_and_are_whole_for_machines():
+    for what in ("feedbacks", "methods", "metrics", "runs"):
+        table = CliRunner().invoke(c3po, ["list", what])
+        assert table.exit_code == 0, table.output
+        lines = table.output.splitlines()
+        assert max(map(len, lines)) <= 100
+        rows = json.loads(CliRunner().invoke(c3po, ["list", what, "--json"]).output)
+        assert len(rows) == len(lines) - 1
+    methods = {row["name"]: row for row in json.loads(CliRunner().invoke(c3po, ["list", "methods", "--json"]).output)}
+    assert methods.keys() == {*PROMPTED, *METHODS}
+    assert methods["dpo"]["differs"] == {"out_weight": 0.0, "near_weight": 0.0}
+
+
+def test_listed_feedbacks_are_selected_as_in_a_run():
+    chosen = ["style", "content", "select.kind=style"]
+    done = CliRunner().invoke(c3po, ["list", "feedbacks", *chosen])
+    assert "unknown condition 'select.kind'" in done.output
+    rows = json.loads(
+        CliRunner().invoke(c3po, ["list", "feedbacks", "style", "content", "kind=style", "--json"]).output
+    )
+    assert {row["set"] for row in rows} == {"style"}
+    done = CliRunner().invoke(c3po, ["list", "feedbacks", "human", "category=travl"])
+    assert done.exit_code == 1
+    assert "category 'travl' (did you mean 'travel'?)" in done.output
+    assert "no feedback set 'stile'" in CliRunner().invoke(c3po, ["list", "feedbacks", "stile"]).output
+
+
+def test_runs_are_listed_with_what_is_done_of_all(tmp_path):
+    config = load_config("demo", [f"run={tmp_path}/results/tea"])
+    store_sample(tmp_path / "results" / "tea", "boss_signoff", "smollm2-135m")
+    (row,) = lists.runs(tmp_path / "results")
+    assert (row["feedbacks"], row["done"], row["total"]) == (1, 1, None)
+    write_json(tmp_path / "results" / "tea" / "run.json", {"config": config.model_dump()})
+    (row,) = lists.runs(tmp_path / "results")
+    assert (row["done"], row["total"]) == (1, len(config.feedbacks) * (1 + 4 + 8))
+
+
+@pytest.mark.parametrize(
+    ("argv0", "told"),
+    [
+        ("{root}/.venv/bin/c3po", ".venv/bin/c3po"),
+        ("{root}/c3po_utils/__main__.py", "{python} -m c3po_utils"),
+        ("{path}/c3po", "c3po"),
+        ("/elsewhere/bin/c3po", "/elsewhere/bin/c3po"),
+    ],
+)
+def test_the_next_command_is_told_as_this_one_was_called(tmp_path, monkeypatch, argv0, told):
+    (tmp_path / "c3po").touch(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(sys, "argv", [argv0.format(root=ROOT, path=tmp_path)])
+    monkeypatch.setattr(sys, "executable", str(ROOT / ".venv" / "bin" / "python"))
+    assert called() == told.format(python=".venv/bin/python")
+    line = next_command(tmp_path / "mine.yaml", find_feedback("boss_signoff"), True, called())
+    assert line.startswith(f"next: {called()} run demo run=results/boss_signoff ")

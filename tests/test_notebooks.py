@@ -12,12 +12,13 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
+from c3po_utils.batch import run_notebooks
+from c3po_utils.batch.graph import finished, graph
+from c3po_utils.batch.local import LocalExecutor
 from c3po_utils.cli import c3po
-from c3po_utils.runs import batch
-from c3po_utils.runs.batch import run_notebooks
 from c3po_utils.runs.config import RunConfig
 from c3po_utils.runs.files import read_json, read_jsonl, write_json, write_jsonl
-from c3po_utils.runs.jobs import feedback_names, plan, train_job
+from c3po_utils.runs.jobs import feedback_names, train_job
 from c3po_utils.runs.stage import MANIFEST, fingerprint
 
 SMALL = {"categories": 3, "prompts_per_category": 3}
@@ -49,7 +50,7 @@ def test_the_pipeline_fills_the_run_folder(tiny_run):
     assert all(row["revised"] for row in rows if row["split"] == "in_scope")
     assert {path.name for path in (run / "eval" / "wordy").iterdir()} == {
         *config.methods,
-        "03_evaluate.ipynb",
+        "prompted",
     }
     table = pd.read_csv(run / "figures" / "table2.csv")
     assert set(table.method) == set(config.methods)
@@ -80,18 +81,16 @@ def test_training_starts_at_ln_2(tiny_run):
 
 def test_a_second_run_finds_everything_done(tiny_run, monkeypatch):
     _, config = tiny_run
-    assert all(job.done for job in plan(config))
-    monkeypatch.setattr(batch, "execute", lambda job: pytest.fail(f"{job.notebook} ran again"))
+    assert finished(graph(config)) == graph(config).keys()
+    monkeypatch.setattr(LocalExecutor, "submit", lambda _, task: pytest.fail(f"{task.name} ran again"))
     run_notebooks(config)
 
 
 def test_changed_settings_run_again_what_depends_on_them(tiny_run):
     _, config = tiny_run
     changed = config.model_copy(update={"train_methods": {"c3po": {"learning_rate": 1e-5}}})
-    jobs = {(job.notebook, job.parameters.get("method")): job.done for job in plan(changed)}
-    assert jobs[("02_train.ipynb", "c3po")] is False
-    assert jobs[("02_train.ipynb", "scd")] is True
-    assert jobs[("01_sample.ipynb", None)] is True
+    undone = graph(changed).keys() - finished(graph(changed))
+    assert undone == {"train/wordy/c3po", "eval/wordy/c3po", "compare/wordy", "figures"}
 
 
 def test_a_variant_has_its_methods_settings_and_its_own(tiny_run):
@@ -105,9 +104,9 @@ def test_a_variant_has_its_methods_settings_and_its_own(tiny_run):
 
 
 def test_executed_copies_show_no_errors_and_no_secrets(tiny_run):
-    run, _ = tiny_run
+    run, config = tiny_run
     copies = list(run.rglob("*.ipynb"))
-    assert len(copies) == 5
+    assert len(copies) == len(graph(config))
     for path in copies:
         outputs = [out for cell in nbformat.read(path, as_version=4).cells for out in cell.get("outputs", [])]
         assert all(out.output_type != "error" for out in outputs), path
@@ -134,7 +133,7 @@ def test_notebooks_show_what_models_and_people_wrote_as_text(tmp_path, tiny_fold
     )
     config = config_for(tmp_path / "run", f"{own}#wordy", str(tiny_folder), ["base_resampled", "in_context"])
     run_notebooks(config)
-    jobs = {job.notebook: job for job in plan(config)}
+    jobs = {node.make().notebook: node.make() for node in graph(config).values()}
     for stored in [*tmp_path.rglob("answers.jsonl"), *tmp_path.rglob("rows.jsonl")]:
         texts = ("answer", "baseline", "revised", "base_resampled", "in_context", "category", "prompt")
         rows = [row | {name: f"{TAG} {row[name]}" for name in texts if row.get(name)} for row in read_jsonl(stored)]
@@ -142,7 +141,7 @@ def test_notebooks_show_what_models_and_people_wrote_as_text(tmp_path, tiny_fold
         known = read_json(stored.with_name(MANIFEST))
         write_json(stored.with_name(MANIFEST), known | {"files": {stored.name: fingerprint(stored)}})
     for notebook in ("05_figures.ipynb", "03_evaluate.ipynb", "01_sample.ipynb"):
-        batch.execute(jobs[notebook])
+        notebook.execute(jobs[notebook])
         cells = nbformat.read(jobs[notebook].output, as_version=4).cells
         shown = [out.data for cell in cells for out in cell.get("outputs", []) if "data" in out]
         pages = [

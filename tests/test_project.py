@@ -7,6 +7,7 @@ import importlib
 import importlib.metadata
 import os
 import re
+import shlex
 import statistics
 import subprocess
 import sys
@@ -19,8 +20,12 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from c3po_utils import cli
+from c3po_utils.cli_run import runs_of
 from c3po_utils.runs import parameters
 from c3po_utils.runs.config import RunConfig, read_config
+from c3po_utils.runs.jobs import train_values
+from c3po_utils.training import trained_methods
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -56,7 +61,9 @@ def test_dependencies_are_what_is_imported():
     tops = {name.partition(".")[0] for name in names} - sys.stdlib_module_names - {"c3po_utils"}
     providers = importlib.metadata.packages_distributions()
     imported = {canonicalize_name(providers.get(top, [top])[0]) for top in tops}
-    declared = {canonicalize_name(Requirement(text).name) for text in project()["dependencies"]}
+    extras = project()["optional-dependencies"]
+    executors = [text for extra in ("ray", "slurm", "modal") for text in extras[extra]]
+    declared = {canonicalize_name(Requirement(text).name) for text in [*project()["dependencies"], *executors]}
     assert imported - declared == set(), "imported, and not declared"
     assert declared - imported == TOOLS.keys(), "declared, and not imported"
 
@@ -139,6 +146,28 @@ def test_a_runs_file_names_parameters_that_exist(path):
         parameters.resolve(ROOT / "notebooks" / "02_train.ipynb", differences_of_one)
 
 
+def commands_in(path: Path) -> list[list[str]]:
+    """The arguments of every `c3po` command in a page's shell blocks."""
+    blocks = re.findall(r"^```sh\n(.*?)^```", path.read_text(), flags=re.M | re.S)
+    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
+    words = [shlex.split(line, comments=True) for line in lines]
+    return [line[at + 1 :] for line in words for at, word in enumerate(line) if Path(word).name == "c3po"]
+
+
+@pytest.mark.parametrize("command", commands_in(PARAMS / "README.md"), ids=" ".join)
+def test_commands_in_the_page_about_runs_are_valid(command):
+    """They parse, and the run that they name loads with its overrides and its sweep."""
+    group = cli.c3po
+    name, *arguments = command
+    parsed = group.commands[name].make_context(name, arguments, resilient_parsing=False)
+    if "overrides" in parsed.params:
+        given = {key: parsed.params[key] for key in ("run", "overrides", "sweep")}
+        for config in runs_of(**given, sweep_file=None):
+            assert config.methods
+            for method in trained_methods(config.methods):
+                train_values(config, "boss_signoff", method)
+
+
 @pytest.mark.parametrize("path", sorted(PARAMS.glob("methods/*.yaml")), ids=lambda path: path.stem)
 def test_a_methods_file_is_for_02_train_and_the_runner_says_so(path):
     values = yaml.safe_load(path.read_text())
@@ -154,13 +183,17 @@ def test_rooms_import_one_another_through_their_doors():
         for node in ast.walk(_tree(path)):
             if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("c3po_utils."):
                 _, other, *inside = node.module.split(".")
-                assert other == room or inside in ([], ["openai"]) or _is_top(room, path), f"{path}: {node.module}"
+                assert other == room or inside in ([], ["openai"], ["vllm"]) or _is_top(room, path), (
+                    f"{path}: {node.module}"
+                )
 
 
 def _is_top(room: str, path: Path) -> bool:
     """Whether a module stands above all rooms."""
-    above = ("config", "jobs", "check", "estimate", "papermill_engine", "batch", "reference", "reference_configs")
-    return path.stem in ("cli", "cli_ask", "cli_export", "__main__") or (room == "runs" and path.stem in above)
+    if room == "batch":
+        return True
+    above = ("config", "jobs", "check", "doctor", "estimate", "papermill_engine", "reference", "reference_configs")
+    return path.stem.startswith(("cli", "__main__")) or (room == "runs" and path.stem in above)
 
 
 def _tree(path: Path) -> ast.Module:
@@ -179,7 +212,8 @@ def test_a_notebook_goes_through_at_most_three_rooms(path):
 @pytest.mark.parametrize("room", [path.parent.name for path in (ROOT / "c3po_utils").glob("*/__init__.py")])
 def test_a_door_says_what_comes_in_and_goes_out_and_has_few_names(room):
     door = importlib.import_module(f"c3po_utils.{room}")
-    modules = {path.stem for path in (ROOT / "c3po_utils" / room).glob("*.py")}
+    folder = ROOT / "c3po_utils" / room
+    modules = {path.stem for path in folder.glob("*.py")} | {path.parent.name for path in folder.glob("*/__init__.py")}
     assert 5 <= len(set(door.__all__) - modules) <= 8
     assert "\nIn: " in door.__doc__
     assert " Out: " in " ".join(door.__doc__.split())
@@ -194,7 +228,7 @@ def test_the_floor_below_all_rooms_is_imported_at_once():
     names = "c3po_utils.runs.Stage, c3po_utils.runs.run_folder"
     command = [sys.executable, "-c", script.format(names)]
     assert float(subprocess.run(command, capture_output=True, text=True, check=True).stdout) < 0.5
-    script = "import sys, c3po_utils.runs.batch; sys.exit('torch' in sys.modules)"
+    script = "import sys, c3po_utils.batch.driver; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", script]).returncode == 0, "the runner plans without torch"
 
 

@@ -18,6 +18,8 @@ from transformers import (
     Qwen3Config,
 )
 
+from tests.devices import DEVICE
+
 VOCABULARY = 97
 SMALL = {"vocab_size": VOCABULARY, "hidden_size": 24, "num_attention_heads": 4, "num_hidden_layers": 2}
 GATED = SMALL | {"intermediate_size": 40, "num_key_value_heads": 2, "head_dim": 6, "pad_token_id": 0}
@@ -37,8 +39,10 @@ CONFIGS: dict[str, PretrainedConfig] = {
 }
 
 
-def tiny_model(name: str = "llama", dtype: torch.dtype = torch.float32, **changes) -> PreTrainedModel:
-    """A tiny random model, its weights large enough for attention and norms to matter."""
+def tiny_model(
+    name: str = "llama", dtype: torch.dtype = torch.float32, device: str = DEVICE, **changes
+) -> PreTrainedModel:
+    """A tiny random model, the same one on every device, its weights large enough for attention and norms to matter."""
     config = type(CONFIGS[name]).from_dict(CONFIGS[name].to_dict() | changes)
     torch.manual_seed(1)
     model = AutoModelForCausalLM.from_config(config)
@@ -48,7 +52,7 @@ def tiny_model(name: str = "llama", dtype: torch.dtype = torch.float32, **change
                 parameter.mul_(8)
             else:
                 parameter.add_(torch.randn_like(parameter) * 0.2)
-    return model.to(dtype).eval()
+    return model.to(device, dtype).eval()
 
 
 def token_rows(

@@ -23,6 +23,9 @@ SECRET_TEXT = re.compile(
 )
 
 
+OWN = ("OPENAI_API_KEY", "OPENAI_ADMIN_KEY", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
+
+
 def _variables(endpoint: str) -> list[str]:
     """Where an endpoint's key may be: OpenAI's goes to OpenAI only, and no other goes there."""
     if endpoint == OPENAI:
@@ -64,7 +67,7 @@ def check_key(name: str) -> None:
 def secrets() -> list[str]:
     """Everything in the environment that may travel in our headers and must not come back into a file."""
     names = [name for name in os.environ if name.startswith("C3PO_API_KEY")]
-    values = [os.environ.get(name, "") for name in ("OPENAI_API_KEY", "OPENAI_ADMIN_KEY", *names)]
+    values = [os.environ.get(name, "") for name in (*OWN, *names)]
     values += re.findall(r"[^\s:]{16,}", os.environ.get("OPENAI_CUSTOM_HEADERS", ""))  # shorter ones are words
     return [value for value in values if len(value.strip()) >= 8]
 

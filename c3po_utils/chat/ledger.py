@@ -4,17 +4,33 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from c3po_utils.chat.budget import Quota, alive, budget_wait, window_wait
 from c3po_utils.chat.ledger_file import LedgerFile
-from c3po_utils.chat.types import Outcome, Status
+from c3po_utils.chat.types import Outcome, Request, Sampling, Status
+from c3po_utils.runs import files
 
 LONGEST_LEASE_S = 27 * 3600.0  # one that ends later was made before the clock was set back
 COLUMNS = "status, reason, text, prompt_tokens, completion_tokens, price, at_most, latency_s, attempts"
 NEWEST = ", ".join(
     f"{name} = excluded.{name}" for name in f"request, at, {COLUMNS}".split(", ") if name not in ("price", "at_most")
 )
+# An answer takes the place of a failure, whose cost it adds to; other answers stay as they are.
+STORE = (
+    f"INSERT INTO calls (key, scope, request, {COLUMNS}, at) VALUES ({','.join('?' * 13)}) ON CONFLICT (key) DO UPDATE"
+    f" SET {NEWEST}, price = price + excluded.price, at_most = at_most + excluded.at_most"
+    " WHERE calls.status = 'failed'"
+)
+
+
+def weights_key(name: str, request: Request, sampling: Sampling) -> str:
+    """The key of an answer that weights here give, whatever runs them: what one engine answered, another need not.
+
+    It holds what decides the answer: `name`, which stands for the weights, messages, sampling parameters with their
+    seed, and the replicate; and the request's id, as equal prompts of two rows are two draws.
+    """
+    return files.content_hash([name, list(request.messages), asdict(sampling), request.id, request.replicate])
 
 
 @dataclass(frozen=True)
@@ -143,12 +159,7 @@ class Ledger(LedgerFile):
         values = (*(getattr(entry, name) for name in COLUMNS.split(", ")), self.now())
         with self._write() as db:
             lost = db.execute("SELECT TOTAL(lost) FROM leases WHERE key = ?", (key,)).fetchone()[0]
-            db.execute(
-                f"INSERT INTO calls (key, scope, request, {COLUMNS}, at) VALUES ({','.join('?' * 13)})"
-                f" ON CONFLICT (key) DO UPDATE SET {NEWEST}, price = price + excluded.price,"
-                " at_most = at_most + excluded.at_most WHERE calls.status = 'failed'",
-                (key, scope, request, *values),
-            )
+            db.execute(STORE, (key, scope, request, *values))
             if lost:
                 db.execute("UPDATE calls SET at_most = at_most + ? WHERE key = ?", (lost, key))
             db.execute("UPDATE totals SET settled = settled + ?", (lost + (entry.at_most or 0.0),))

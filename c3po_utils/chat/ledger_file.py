@@ -8,6 +8,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Iterator
+from contextvars import ContextVar
 from pathlib import Path
 
 APPLICATION, VERSION = 0xC3B0, 1
@@ -46,6 +47,17 @@ ADVICE = {  # by SQLite's error code
     sqlite3.SQLITE_NOTADB: REPLACE,
 }
 _making = threading.Lock()
+_only_reading: ContextVar[bool] = ContextVar("_only_reading", default=False)
+
+
+@contextlib.contextmanager
+def only_reading() -> Iterator[None]:
+    """Ledgers that are opened meanwhile are not written to; one that is not there yet is an empty one in memory."""
+    token = _only_reading.set(True)
+    try:
+        yield
+    finally:
+        _only_reading.reset(token)
 
 
 class LedgerError(sqlite3.DatabaseError):
@@ -89,6 +101,18 @@ def _connect(path: Path) -> sqlite3.Connection:
     return db
 
 
+def _connect_to_read(path: Path) -> sqlite3.Connection:
+    if path.exists():
+        # Without a log nobody writes to it, and it is all there is: then SQLite need not make files of its own.
+        how = "mode=ro" if path.with_name(f"{path.name}-wal").exists() else "immutable=1"
+        db = sqlite3.connect(f"{path.absolute().as_uri()}?{how}", uri=True, timeout=60, check_same_thread=False)
+        _check(db, path)
+    else:
+        db = sqlite3.connect(":memory:", check_same_thread=False)
+        db.executescript(TABLES)
+    return db
+
+
 def _check(db: sqlite3.Connection, path: Path) -> None:
     queries = ("SELECT COUNT(*) FROM sqlite_master", "PRAGMA application_id", "PRAGMA user_version")
     db.execute("BEGIN")  # one snapshot: another process may be making the tables now
@@ -116,8 +140,8 @@ class LedgerFile:
         self.path = Path(path)
         self._lock = threading.RLock()
         with explained(self.path):
-            self._db = _connect(self.path)
-        self._began = self._clock()
+            self._db = _connect_to_read(self.path) if _only_reading.get() else _connect(self.path)
+        self._began = None if _only_reading.get() else self._clock()
 
     def _clock(self) -> float | None:
         """When the machine was started, as the first process of this start to open the ledger saw it."""

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 
-from jinja2.exceptions import TemplateError
-from tqdm.auto import tqdm
+from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from c3po_utils.chat import prompts
 from c3po_utils.chat.decoding import BatchLoop, Follow, Row, SlotLoop, uniforms
 from c3po_utils.chat.types import LocalLimits, Outcome, Request, Sampling
-from c3po_utils.engine import attention, linear, models, templates, threads
+from c3po_utils.engine import attention, fast_paths, linear, models, threads
+from c3po_utils.runs import progress
 
 LEAST_SLOTS = 16  # of each loop where several run side by side
 
@@ -61,11 +62,12 @@ class LocalChat:
                 rows.append(Row(request, prompt, uniforms(request, sampling), follow))
         yield from failures
         if rows:
-            with tqdm(total=len(rows), desc=desc, unit="answer", disable=not desc) as bar:
+            with progress.bar(total=len(rows), desc=desc, unit="answer", disable=not desc) as bar:
                 yield from self._stream(rows, sampling, bar)
 
     def _stream(self, rows: list[Row], sampling: Sampling, bar: tqdm) -> Iterator[Outcome]:
-        engines = self._slots(rows, sampling) if attention.enable(self.model) else [BatchLoop(self, rows, sampling)]
+        slotted = attention.enable(self.model) and fast_paths.on("slots", self.model)
+        engines = self._slots(rows, sampling) if slotted else [BatchLoop(self, rows, sampling)]
         tokens = 0
         with self._packed.in_use():
             for outcome in threads.together([engine.run() for engine in engines]):
@@ -78,7 +80,7 @@ class LocalChat:
         """One loop, or on a CPU several, with the slots and prompts dealt among them; the same ones every time."""
         slots = self._slot_count(rows, sampling)
         prompts = sorted({tuple(row.prompt) for row in rows}, key=lambda prompt: (len(prompt), prompt))
-        count = max(1, min(threads.streams(self.model.device), slots // LEAST_SLOTS, len(prompts)))
+        count = max(1, min(threads.streams(self.model), slots // LEAST_SLOTS, len(prompts)))
         loop_of = {prompt: place % count for place, prompt in enumerate(prompts)}  # equal prompts stay together
         dealt = [[row for row in rows if loop_of[tuple(row.prompt)] == loop] for loop in range(count)]
         return [SlotLoop(self, part, sampling, min(len(part), slots // count)) for part in dealt]
@@ -106,14 +108,7 @@ class LocalChat:
 
     def encode(self, request: Request) -> tuple[list[int], str]:
         """The prompt's tokens, and why it cannot be answered, if so."""
-        if not request.messages or not request.messages[-1]["content"].strip():
-            return [], "empty prompt"
-        try:
-            prompt = templates.encode(self.tokenizer, request.messages, add_generation_prompt=True)
-        except TemplateError as error:
-            return [], f"the model's chat template refuses the conversation: {error}"
-        full = len(prompt) >= self.context
-        return prompt, f"prompt of {len(prompt)} tokens leaves no room in the context of {self.context}" * full
+        return prompts.encode(self.tokenizer, self.context, request)
 
     def finish(self, row: Row, sampling: Sampling) -> Outcome | None:
         """The row's outcome if its last token ended it, else None."""

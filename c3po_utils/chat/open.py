@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from functools import cached_property
@@ -11,11 +12,15 @@ from typing import Any, get_type_hints
 
 from c3po_utils import chat, engine  # as rooms: their heavy parts are imported when they are used
 from c3po_utils.chat import openai
-from c3po_utils.chat.ledger import Entry, Ledger
+from c3po_utils.chat.budget import new_owner
+from c3po_utils.chat.ledger import Entry, Ledger, weights_key
 from c3po_utils.chat.names import parse_model_name
 from c3po_utils.chat.openai.limits import price_of, read_limits
 from c3po_utils.chat.types import ChatModel, Estimate, LocalLimits, Outcome, Request, Sampling, likely_tokens
-from c3po_utils.runs import files, parameters
+from c3po_utils.runs import parameters
+
+LEASE_S = 600.0  # a claim on an answer without news, on another machine; on this one, while its process lives
+WAIT_S = 1.0
 
 
 class DryRun:
@@ -41,20 +46,16 @@ class DryRun:
 
 
 class RememberedChat:
-    """A local model whose answers are kept in the ledger: a rerun asks only for what is missing.
-
-    The key is what decides the answer: model, messages, sampling parameters with their seed, and the replicate.
+    """A local model whose answers are kept in the ledger (under `ledger.weights_key`): a rerun asks only for what is
+    missing. What another process is answering at this time is waited for, not answered again.
     """
 
     def __init__(self, model: ChatModel, ledger: Ledger):
         self.model, self.ledger, self.name, self.scope = model, ledger, model.name, model.name
 
-    def _key(self, request: Request, sampling: Sampling) -> str:
-        return files.content_hash([self.name, list(request.messages), asdict(sampling), request.id, request.replicate])
-
     def stored(self, requests: Sequence[Request], sampling: Sampling) -> dict[str, Outcome]:
         """The outcomes that are in the ledger, by request id."""
-        keys = {request.id: self._key(request, sampling) for request in requests}
+        keys = {request.id: weights_key(self.name, request, sampling) for request in requests}
         known = self.ledger.lookup(keys.values())
         return {id: known[key].outcome(id) for id, key in keys.items() if key in known}
 
@@ -66,17 +67,41 @@ class RememberedChat:
         return Estimate(len(missing), len(stored), tokens, len(missing) * sampling.max_new_tokens)
 
     def complete(self, requests: Sequence[Request], sampling: Sampling, *, desc: str = "") -> Iterator[Outcome]:
-        stored = self.stored(requests, sampling)
-        yield from stored.values()
-        missing = {request.id: request for request in requests if request.id not in stored}
-        for outcome in self.model.complete(list(missing.values()), sampling, desc=desc) if missing else ():
+        missing, owner = {request.id: request for request in requests}, new_owner()
+        try:
+            while True:
+                stored = self.stored(list(missing.values()), sampling)
+                yield from stored.values()
+                missing = {id: request for id, request in missing.items() if id not in stored}
+                if not missing:
+                    return
+                mine = {id: request for id, request in missing.items() if self._claim(request, sampling, owner)}
+                yield from self._answers(mine, sampling, owner, desc) if mine else ()
+                missing = {id: request for id, request in missing.items() if id not in mine}
+                if missing and not mine:
+                    time.sleep(WAIT_S)  # for another process, or for its lease to end
+        finally:
+            self.ledger.release_all(owner)
+
+    def _claim(self, request: Request, sampling: Sampling, owner: str) -> bool:
+        return self.ledger.claim(weights_key(self.name, request, sampling), owner, LEASE_S) is True
+
+    def _answers(self, mine: dict[str, Request], sampling: Sampling, owner: str, desc: str) -> Iterator[Outcome]:
+        """Answer what this process has claimed, keep it, and keep the claims of a long answering alive."""
+        keys, renewed = (
+            {id: weights_key(self.name, request, sampling) for id, request in mine.items()},
+            time.monotonic(),
+        )
+        for outcome in self.model.complete(list(mine.values()), sampling, desc=desc):
             entry = Entry(
                 outcome.status, outcome.reason, outcome.text, outcome.prompt_tokens, outcome.completion_tokens,
                 price=0.0, at_most=0.0,
             )  # fmt: skip
-            request = missing[outcome.id]
-            body = json.dumps({"messages": request.messages, **asdict(sampling)}, ensure_ascii=False)
-            self.ledger.record(self._key(request, sampling), self.name, body, entry)
+            body = json.dumps({"messages": mine[outcome.id].messages, **asdict(sampling)}, ensure_ascii=False)
+            self.ledger.record(keys[outcome.id], self.name, body, entry)
+            if time.monotonic() - renewed > LEASE_S / 10:
+                self.ledger.renew(keys.values(), owner, LEASE_S)
+                renewed = time.monotonic()
             yield outcome
 
 
@@ -84,7 +109,7 @@ class _Waiting:
     """A local model that is loaded when it is first asked: what is stored, or estimated, needs no weights."""
 
     def __init__(self, name: str, **limits: float):
-        engine.models.resolve(name)  # a name that cannot be meant is an error now
+        engine.names.check_name(name)  # a name that cannot be meant is an error now
         self.name, self._limits = name, limits
 
     @cached_property

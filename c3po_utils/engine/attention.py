@@ -19,6 +19,8 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from c3po_utils.engine import fast_paths
+
 MULTIPLE = 16  # of the rectangle's width: a sequence's sums then do not depend on the lengths of others, bit for bit
 LONGEST_EAGER = 512  # tokens; beyond, the attention weights kept for the backward pass cost too much
 
@@ -114,7 +116,8 @@ def packed_attention(query, key, value, scaling: float, packing: Packing, dropou
     """
     query, key, value = (x[0].transpose(0, 1) for x in (query, key, value))
     short = packing.index_BL.shape[1] <= LONGEST_EAGER and not dropout
-    if query.device.type == "cpu" and short and not torch.is_autocast_enabled("cpu"):
+    eager = query.device.type == "cpu" and short and not torch.is_autocast_enabled("cpu")
+    if eager and fast_paths.on("eager_attention", query):
         return _EagerAttention.apply(query, key, value, scaling, packing)[None]
     index = packing.index_BL.flatten()
     query, key, value = (

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import torch
+from torch import nn
 from transformers import PreTrainedModel
 
-from c3po_utils.engine import attention, threads
+from c3po_utils.engine import attention, fast_paths, threads
 
 Pooling = Literal["last", "mean"]
 PROMPTS_AT_ONCE = 32
@@ -30,15 +32,31 @@ def token_states(
     Where the architecture allows, the sequences share one unpadded row (see `attention`); otherwise they are padded
     on the right.
     """
-    decoder, inner = model.get_decoder(), tuple(layers) != (-1,)
+    depth = model.config.get_text_config().num_hidden_layers
+    places = [layer % (depth + 1) for layer in layers]
+    decoder = _first_layers(model.get_decoder(), max(places))
+    inner = len(set(places)) > 1 or (max(places) < depth and decoder is model.get_decoder())
     more = {"use_cache": False, "output_hidden_states": inner}
-    shared = attention.enable(model, longest=packing.index_BL.shape[1])
+    shared = attention.enable(model, longest=packing.index_BL.shape[1]) and fast_paths.on("packing", model)
     if shared:
         out = decoder(packing.ids_T[None], position_ids=packing.positions_T[None], packed=packing, **more)
     else:
         out = decoder(packing.ids_T[packing.index_BL], attention_mask=packing.mask_BL, **more)
-    found = [out.hidden_states[layer] if inner else out.last_hidden_state for layer in layers]
+    found = [out.hidden_states[place] if inner else out.last_hidden_state for place in places]
     return [states[0] if shared else states.flatten(0, 1)[packing.owner_T] for states in found]
+
+
+def _first_layers(decoder: nn.Module, count: int) -> nn.Module:
+    """The decoder up to its `count`-th layer, with its own weights: what is read there needs no pass through the rest.
+
+    The whole decoder where it does not name its layers and last norm as most do (Falcon).
+    """
+    if not (hasattr(decoder, "layers") and hasattr(decoder, "norm")) or count == len(decoder.layers):
+        return decoder
+    first = copy.copy(decoder)
+    first._modules = dict(decoder._modules)  # a copied module has its original's dictionary
+    first.layers, first.norm = decoder.layers[:count], nn.Identity()  # the norm is the last layer's
+    return first
 
 
 def prompt_states(
@@ -56,7 +74,7 @@ def prompt_states(
         if not -depth - 1 <= reading.layer <= depth:
             raise IndexError(f"layer {reading.layer}: expected one from {-depth - 1} to {depth} of this model's")
     order = sorted(range(len(prompts)), key=lambda place: len(prompts[place]))
-    lanes = threads.streams(model.device)
+    lanes = threads.streams(model)
     size = max(1, min(PROMPTS_AT_ONCE, -(-len(order) // lanes)))
     groups = [order[start : start + size] for start in range(0, len(order), size)]
     layers = list(dict.fromkeys(reading.layer for reading in readings))

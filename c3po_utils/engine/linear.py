@@ -21,7 +21,7 @@ from torch import nn
 from torch.nn.functional import silu
 from transformers import PreTrainedModel
 
-from c3po_utils.engine import kernels
+from c3po_utils.engine import fast_paths, kernels
 
 
 def _lora_arguments(module: nn.Module) -> Callable | None:
@@ -127,16 +127,22 @@ def _agree(ours: torch.Tensor, theirs: torch.Tensor) -> bool:
     return ours.shape == theirs.shape and torch.allclose(ours, theirs, rtol=0.02, atol=tolerance)
 
 
-def _module_swaps(model: nn.Module) -> Iterator[tuple[nn.Module, Callable]]:
+KINDS = {"lora_kernel": _lora, "norm_kernel": _norm, "swiglu_kernel": _mlp}
+
+
+def _known(model: nn.Module) -> Iterator[tuple[str, nn.Module, Callable, int]]:
+    """(fast path, module, forward pass, input width) of every module whose structure a kernel is made for."""
     for module in model.modules():
-        found = _lora(module) or _norm(module) or _mlp(module)
+        found = next(((path, swap) for path, kind in KINDS.items() if (swap := kind(module))), None)
         if found:
-            forward, width = found
-            x = _sample(3, width, like=next(module.parameters()))
-            with torch.no_grad():
-                same = _agree(forward(x), module(x))
-            if same:
-                yield module, forward
+            path, (forward, width) = found
+            yield path, module, forward, width
+
+
+@torch.no_grad()
+def _proves(module: nn.Module, forward: Callable, width: int) -> bool:
+    x = _sample(3, width, like=next(module.parameters()))
+    return _agree(forward(x), module(x))
 
 
 @contextlib.contextmanager
@@ -144,13 +150,15 @@ def fused(model: nn.Module) -> Iterator[int]:
     """Swap what can be swapped, and swap it back; yields how many modules. Trained weights are left alone."""
     training = model.training
     model.eval()
-    swaps = list(_module_swaps(model))
+    known = list(_known(model))
+    swaps = [(module, forward) for path, module, forward, width in known
+             if fast_paths.on(path, model) and _proves(module, forward, width)]  # fmt: skip
     with torch.no_grad():
-        namespaces = {type(module).__module__: next(module.parameters()) for module, _ in swaps}
+        namespaces = {type(module).__module__: next(module.parameters()) for _, module, *_ in known}
         rotary = {
             sys.modules[name]: _rotary(sys.modules[name].apply_rotary_pos_emb, weight)
             for name, weight in namespaces.items()
-            if hasattr(sys.modules[name], "apply_rotary_pos_emb")
+            if hasattr(sys.modules[name], "apply_rotary_pos_emb") and fast_paths.on("rotary_kernel", model)
         }
     model.train(training)
     originals = {namespace: namespace.apply_rotary_pos_emb for namespace, swap in rotary.items() if swap}
@@ -179,6 +187,7 @@ class PackedLinears:
         size = sum(layer.weight.nbytes for layer in layers) / 2**30
         usable = model.device.type == "cpu" and model.dtype == torch.bfloat16 and size <= MOST_GIB
         usable = usable and torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+        usable = usable and fast_paths.on("packed_linears", model)
         self.forwards = {layer: partial(_forward, _packed(layer.weight), layer.bias) for layer in layers * usable}
 
     @contextmanager

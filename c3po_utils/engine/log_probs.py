@@ -7,9 +7,14 @@ is computed twice. N completion tokens, D hidden size, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
+from torch.nn.functional import linear
+from torch.utils.checkpoint import checkpoint
+
+from c3po_utils.engine import fast_paths
 
 # Completion tokens whose logits exist at one time: few enough for memory, many enough for a fast product.
 CHUNK = {"cpu": 256, "cuda": 2048}
@@ -117,7 +122,9 @@ def token_logps(hidden_ND: torch.Tensor, weight_VD: torch.Tensor, labels_N: torc
         weight_VD: the head's weight; it gets no gradient.
         labels_N: token ids.
     """
-    return _Logps.apply(hidden_ND, weight_VD, labels_N)
+    if fast_paths.on("head", hidden_ND):
+        return _Logps.apply(hidden_ND, weight_VD, labels_N)
+    return _in_chunks(_plain_logps, hidden_ND, labels_N[:, None], weight_VD=weight_VD.detach())
 
 
 def token_kl(
@@ -132,4 +139,30 @@ def token_kl(
         hidden_ND: the last hidden states of the model being trained.
         ref_hidden_ND: those of pi_0 at the same positions; they get no gradient.
     """
-    return _KL.apply(hidden_ND, ref_hidden_ND, weight_VD, temperature)
+    if fast_paths.on("head", hidden_ND):
+        return _KL.apply(hidden_ND, ref_hidden_ND, weight_VD, temperature)
+    states = hidden_ND, ref_hidden_ND.detach()
+    return _in_chunks(_plain_kl, *states, weight_VD=weight_VD.detach(), temperature=temperature)
+
+
+def _plain_logps(hidden_CD: torch.Tensor, labels_C1: torch.Tensor, weight_VD: torch.Tensor) -> torch.Tensor:
+    return _log_softmax(hidden_CD, weight_VD).gather(-1, labels_C1)[:, 0]
+
+
+def _plain_kl(
+    hidden_CD: torch.Tensor, ref_hidden_CD: torch.Tensor, weight_VD: torch.Tensor, temperature: float
+) -> torch.Tensor:
+    logps, ref_logps = (_log_softmax(states, weight_VD, temperature) for states in (hidden_CD, ref_hidden_CD))
+    return temperature**2 * (ref_logps.exp() * (ref_logps - logps)).sum(-1)
+
+
+def _log_softmax(hidden_CD: torch.Tensor, weight_VD: torch.Tensor, temperature: float = 1.0) -> torch.Tensor:
+    logits_CV = linear(hidden_CD, weight_VD.to(hidden_CD.dtype))
+    return (logits_CV.to(_wide(logits_CV.dtype)) / temperature).log_softmax(-1)
+
+
+def _in_chunks(plain: Callable[..., torch.Tensor], *parts_N: torch.Tensor, **fixed: Any) -> torch.Tensor:
+    """`plain` of the tokens, some at a time; what is of vocabulary size is computed again for the gradient."""
+    size = CHUNK.get(parts_N[0].device.type, 1024)
+    chunks = zip(*(part.split(size) for part in parts_N), strict=True)
+    return torch.cat([checkpoint(plain, *chunk, use_reentrant=False, **fixed) for chunk in chunks])

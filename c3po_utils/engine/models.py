@@ -198,7 +198,19 @@ def shared_model(name: str) -> PreTrainedModel:
 
 def eos_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> set[int]:
     """Every token that ends an answer: the tokenizer's and the generation config's."""
-    configured = model.generation_config.eos_token_id
+    return _ends(model.generation_config, tokenizer)
+
+
+def eos_ids_of(name: str, tokenizer: PreTrainedTokenizerBase) -> set[int]:
+    """`eos_ids` of a model that need not be loaded."""
+    try:
+        return _ends(GenerationConfig.from_pretrained(resolve(name)), tokenizer)
+    except OSError:  # it has none of its own
+        return _ends(GenerationConfig.from_model_config(AutoConfig.from_pretrained(resolve(name))), tokenizer)
+
+
+def _ends(config: GenerationConfig, tokenizer: PreTrainedTokenizerBase) -> set[int]:
+    configured = config.eos_token_id
     ids = {tokenizer.eos_token_id} | set(configured if isinstance(configured, list) else [configured])
     return ids - {None}
 

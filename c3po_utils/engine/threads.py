@@ -16,6 +16,8 @@ from typing import TypeVar
 
 import torch
 
+from c3po_utils.engine import fast_paths
+
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -46,9 +48,10 @@ def give_back_memory() -> None:
         libc.malloc_trim(0)
 
 
-def streams(device: torch.device) -> int:
-    """How many streams of work a device does best side by side."""
-    return torch.get_num_threads() if device.type == "cpu" else 1
+def streams(model: fast_paths.Placed) -> int:
+    """How many streams of work a model's device does best side by side."""
+    several = model.device.type == "cpu" and torch.get_num_threads() > 1 and fast_paths.on("streams", model)
+    return torch.get_num_threads() if several else 1
 
 
 def together(streams: Sequence[Iterator[T]]) -> Iterator[T]:

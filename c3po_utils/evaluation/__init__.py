@@ -10,11 +10,13 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submodules=[
         "calibration",
+        "comparison",
         "evaluate",
         "implicit_reward",
         "intervals",
         "judge",
         "playground",
+        "quality",
         "reference",
         "reward_judge",
         "routing",

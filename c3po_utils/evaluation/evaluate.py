@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,17 +34,24 @@ def eval_stage(run: Path | str, feedback_id: str, method: str, judge: Judge | No
 
 @contextmanager
 def model_for(
-    run: Path | str, feedback_id: str, method: str, settings: SampleSettings, limits: dict[str, Any] | None = None
+    run: Path | str,
+    feedback_id: str,
+    method: str,
+    settings: SampleSettings,
+    limits: dict[str, Any] | None = None,
+    server: chat.vllm.Engine | None = None,
 ) -> Iterator[chat.ChatModel]:
     """pi_0 (method `base_resampled`) or pi_0 with the method's adapter (`adapted`), behind the run's ledger.
 
-    `limits` hold where pi_0 answers behind an API.
+    `limits` hold where pi_0 answers behind an API; `server` runs it, if it is given and pi_0 answers itself.
     """
-    if method == BASE_RESAMPLED:
+    if method != BASE_RESAMPLED:
+        with adapted(run, [feedback_id], method, settings.model, server=server) as model:
+            yield model
+    elif server and settings.answering == settings.model:
+        yield server.chat(settings.model, chat.vllm.BASE, Path(run) / LEDGER)
+    else:
         yield chat.open.open_within(settings.answering, Path(run) / LEDGER, limits)
-        return
-    with adapted(run, [feedback_id], method, settings.model) as model:
-        yield model
 
 
 def fill_answers(
@@ -54,6 +61,7 @@ def fill_answers(
     rows: Sequence[dict],
     settings: SampleSettings,
     limits: dict[str, Any] | None = None,
+    server: chat.vllm.Engine | None = None,
 ) -> None:
     """Make sure that the rows have a column named after the method.
 
@@ -65,7 +73,7 @@ def fill_answers(
             if row["split"] != "in_scope":
                 row.update(revised=row["baseline"], revised_status=row["baseline_status"])
     elif method == BASE_RESAMPLED or method not in training.methods.PROMPTED:
-        with model_for(run, feedback_id, method, settings, limits) as model:
+        with model_for(run, feedback_id, method, settings, limits, server) as model:
             answers.add_answers(model, rows, settings, method)
 
 
@@ -153,6 +161,7 @@ def evaluate_method(
     method: str,
     judge: Judge | None = None,
     limits: dict[str, Any] | None = None,
+    server: chat.vllm.Engine | None = None,
 ) -> list[dict]:
     """Answer, score and store one method on the test prompts; see `stored_scores`, `rows_to_answer`, `model_for`."""
     own = eval_stage(run, feedback.id, method, judge)
@@ -163,7 +172,8 @@ def evaluate_method(
         if stored.keys() >= {row["id"] for row in rows}:  # by another judge: no need of the model that answered
             rows = [row | stored[row["id"]] for row in rows]
         else:
-            fill_answers(run, feedback.id, method, rows, stored_settings(run, feedback.id), limits)
+            fill_answers(run, feedback.id, method, rows, stored_settings(run, feedback.id), limits, server)
+            own.notes |= {"engine": chat.vllm.VLLM} if server else {}
         yield rows, {}
 
     return stored_scores(own, [feedback], method, judge, answered)
@@ -191,12 +201,14 @@ def _stored_answers(own: Stage) -> dict[str, dict]:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One feedback's evaluation in a run: what is looked for, who scores (None: the metric), an API's limits."""
+    """One feedback's evaluation in a run: what is looked for, who scores (None: the metric), an API's limits, and the
+    engine that runs pi_0 and adapters, which is no part of what a score is known by."""
 
     run: Path
     record: Feedback
     judge: Judge | None
     limits: dict[str, Any]
+    engine: str = chat.vllm.LOCAL
 
     @property
     def scored_by(self) -> str:
@@ -204,8 +216,30 @@ class Evaluation:
 
     def answers(self, methods: Sequence[str]) -> pd.DataFrame:
         """The tidy answers table of scores.py: a row per method and test prompt; asked for and scored where new."""
-        scored = (evaluate_method(self.run, self.record, method, self.judge, self.limits) for method in methods)
+        with self._server(methods) as server:
+            given = self.judge, self.limits, server
+            scored = [evaluate_method(self.run, self.record, method, *given) for method in methods]
         return pd.DataFrame([row for rows in scored for row in rows])
+
+    def with_stored(self, answers: pd.DataFrame) -> pd.DataFrame:
+        """The answers after those of other methods that are stored, of the same rows and by the same judge."""
+        rows, judge = rows_hash(self.run, self.record.id), self.judge.identity if self.judge else None
+        others = [
+            row
+            for folder, manifest in done_stages(self.run, f"eval/{self.record.id}")
+            if folder.name not in set(answers["method"])
+            and (manifest["identity"].get("rows"), manifest["identity"].get("judge")) == (rows, judge)
+            for row in read_scores(folder)
+        ]
+        return pd.concat([pd.DataFrame(others), answers], ignore_index=True) if others else answers
+
+    def _server(self, methods: Sequence[str]) -> AbstractContextManager[chat.vllm.Engine | None]:
+        """One for all methods, which is started when the first has to be asked."""
+        url = chat.vllm.read_engine(self.engine)
+        if url is None:
+            return nullcontext()
+        model, trained = stored_settings(self.run, self.record.id).model, training.trained_methods(methods)
+        return training.served.answering(self.run, self.record.id, trained, model).engine(self.run, url)
 
 
 def open_evaluation(
@@ -214,13 +248,14 @@ def open_evaluation(
     judge_model: str = "",
     judge_helpfulness: bool = False,
     limits: dict[str, Any] | None = None,
+    engine: str = chat.vllm.LOCAL,
 ) -> Evaluation:
     """The evaluation of one feedback, `id` or `path/to/set.yaml#id`; the judge as in `open_judge`.
 
-    `limits` hold for the judge, and for pi_0 where it answers behind an API.
+    `limits` hold for the judge, and for pi_0 where it answers behind an API; `engine` as in chat.vllm.read_engine.
     """
     judge = open_judge(run, judge_model, judge_helpfulness, limits)
-    return Evaluation(Path(run), find_feedback(feedback), judge, limits or {})
+    return Evaluation(Path(run), find_feedback(feedback), judge, limits or {}, engine)
 
 
 def collect(*runs: Path | str) -> pd.DataFrame:

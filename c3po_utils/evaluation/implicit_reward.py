@@ -18,11 +18,10 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from tqdm.auto import tqdm
 
 from c3po_utils import engine, training  # as rooms: their heavy parts are imported when they are used
 from c3po_utils.feedback import Feedback
-from c3po_utils.runs import stage
+from c3po_utils.runs import progress, stage
 from c3po_utils.sampling import answers, load_rows, stored_feedback, stored_settings
 
 if TYPE_CHECKING:
@@ -161,7 +160,8 @@ def answer_logps(
             raise ValueError(f"{example.id}: {length} tokens of prompt and answer, more than the context of {most}")
     found: list[torch.Tensor] = []
     with torch.no_grad(), engine.fused(base):
-        for batch in tqdm(training.objective.collate(rows, TOKENS_PER_PASS), desc="log-probs", leave=False):
+        batches = training.objective.collate(rows, TOKENS_PER_PASS)
+        for batch in progress.bar(iterable=batches, desc="log-probs", leave=False):
             lengths = batch.sequence_N.bincount().tolist()
             logps_N = training.objective.completion_logps(base, batch.to(base.device))
             found += logps_N.double().cpu().split(lengths)

@@ -8,6 +8,7 @@ one conversation and many. Nothing is recorded in the run.
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -16,14 +17,14 @@ from itertools import chain, zip_longest
 from pathlib import Path
 
 from c3po_utils import chat, engine, training  # as rooms: their heavy parts are imported when they are used
-from c3po_utils.chat import ChatModel, Outcome
+from c3po_utils.chat import Outcome
 from c3po_utils.feedback import SPLITS, Feedback, records
 from c3po_utils.runs import done_stages, exports, files, nearest, run_folder, shown
 from c3po_utils.sampling import SampleSettings, answers, load_rows, stored_feedback, stored_settings
 from c3po_utils.training import adapter_folder
 
 BASE, IN_CONTEXT = "base", "in_context"
-PREFERRED = ("scd", "c3po", "c3po_nll")  # shown when no methods are named, at most as many as these
+PREFERRED = ("scd", "c3po", "scd_gated")  # shown when no methods are named, at most as many as these
 
 Follow = Callable[[str, str], None]  # told a method and its answer so far
 Weights = Mapping[Path, float]  # of adapters, by their folders
@@ -37,10 +38,16 @@ class Answer:
     outcome: Outcome
     passes: bool | None
     base_passes: bool | None
+    opened: bool | None = None  # whether the method's gate let an adapter in; None: it has no gate
 
     @property
     def verdict(self) -> str:
         """What is said below the answer."""
+        gate = {None: "", True: "gate open · ", False: "gate closed · "}[self.opened]
+        return gate + self._verdict
+
+    @property
+    def _verdict(self) -> str:
         if not self.outcome.usable:
             return f"{self.outcome.status}: {self.outcome.reason}"
         cut = f" · cut after {self.outcome.completion_tokens} tokens" * (self.outcome.status == "truncated")
@@ -90,12 +97,14 @@ class Playground:
         """
         row, base = self.row(prompt), None
         for method, weights in self.methods.items():
-            outcome = self._answer(method, weights, row, seed, follow)
+            outcome, opened = self._answer(method, weights, row, seed, follow)
             base = base or outcome
             passes, base_passes = (self._passes(one, base) for one in (outcome, base))
-            yield Answer(method, outcome, passes, base_passes)
+            yield Answer(method, outcome, passes, base_passes, opened)
 
-    def _answer(self, method: str, weights: Weights, row: dict, seed: int | None, follow: Follow | None) -> Outcome:
+    def _answer(
+        self, method: str, weights: Weights, row: dict, seed: int | None, follow: Follow | None
+    ) -> tuple[Outcome, bool | None]:
         sampling = self.settings.sampling if seed is None else replace(self.settings.sampling, seed=seed)
         prompt, tag = row["prompt"], "baseline" if method == BASE else method  # as the run's own columns are named
         if method == IN_CONTEXT:
@@ -103,9 +112,12 @@ class Playground:
         asked = answers.question(row, tag, prompt, self.settings)
         told = follow and (lambda _, text: follow(method, text))
         base = shared_chat(self.settings.model)
-        with training.adapters.mixed(base.model, weights) if weights else nullcontext(base.model) as model:
-            tuned = chat.local.LocalChat(model, base.tokenizer, name=base.name) if weights else base
-            return next(tuned.complete([asked], sampling, follow=told))
+        let_in = _let_in(weights, base, asked)
+        with training.adapters.mixed(base.model, let_in) if let_in else nullcontext(base.model) as model:
+            tuned = chat.local.LocalChat(model, base.tokenizer, name=base.name) if let_in else base
+            outcome = next(tuned.complete([asked], sampling, follow=told))
+        gated = any(training.stage.gated_folder(folder) for folder in weights)
+        return outcome, bool(let_in) if gated else None
 
     def _passes(self, outcome: Outcome, base: Outcome) -> bool | None:
         if self.record.metric is None or not outcome.usable or not base.usable:
@@ -113,8 +125,19 @@ class Playground:
         return self.record.passes(outcome.text, base.text)
 
 
+def _let_in(weights: Weights, pi_0: chat.local.LocalChat, asked: chat.types.Request) -> Weights:
+    """The adapters that answer this request: those without a gate, and those whose gate opens."""
+    found: defaultdict[Path, float] = defaultdict(float)
+    for folder, weight in weights.items():
+        gated = training.stage.gated_folder(folder)
+        ids, reason = pi_0.encode(asked) if gated else ([], "")
+        if not gated or (not reason and training.gate.load_gate(folder, pi_0.model).opens(pi_0.model, [ids])[0]):
+            found[gated or folder] += weight
+    return found
+
+
 @lru_cache(maxsize=1)
-def shared_chat(model: str) -> ChatModel:
+def shared_chat(model: str) -> chat.local.LocalChat:
     """pi_0, loaded and packed once in a process; see `engine.shared_model`."""
     return chat.local.LocalChat(engine.shared_model(model), engine.load_tokenizer(model), name=model)
 
@@ -179,8 +202,9 @@ def _refuse_unknown(what: str, names: Sequence[str] | Mapping, known: Sequence[s
 
 
 def trained_adapters(run: Path, feedback_id: str) -> dict[str, Path]:
-    """Folders by name: `METHOD` of this feedback, then `FEEDBACK/METHOD` of all others."""
-    folders = [path.parent for path in sorted((run / "train").glob(f"*/*/{training.stage.WEIGHTS}"))]
+    """Folders of adapters and gates by name: `METHOD` of this feedback, then `FEEDBACK/METHOD` of all others."""
+    made = (training.stage.WEIGHTS, training.stage.GATE)
+    folders = sorted(path.parent for name in made for path in (run / "train").glob(f"*/*/{name}"))
     own = {folder.name: folder for folder in folders if folder == adapter_folder(run, feedback_id, folder.name)}
     return own | {"/".join(folder.parts[-2:]): folder for folder in folders if folder not in own.values()}
 

@@ -16,7 +16,6 @@ from typing import get_args
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from c3po_utils.engine import load_tokenizer, shared_model
@@ -24,7 +23,7 @@ from c3po_utils.evaluation.calibration import SEES, calibration, kappa
 from c3po_utils.evaluation.evaluate import collect
 from c3po_utils.evaluation.implicit_reward import Context, answer_logps, told
 from c3po_utils.feedback import Feedback
-from c3po_utils.runs import files, run_folder
+from c3po_utils.runs import files, progress, run_folder
 from c3po_utils.sampling import load_rows, stored_feedback, stored_settings
 
 METHODS = ("scd", "c3po")  # whose answers are judged: with and without the effect, in scope and elsewhere
@@ -88,7 +87,7 @@ def with_margins(run: Path | str) -> pd.DataFrame:
     if answers["metric_score"].isna().all():
         raise ValueError(f"{run}: no answer of {', '.join(METHODS)} has a metric's score for the judge to agree with")
     parts = []
-    for id, own in tqdm(answers.groupby("feedback", sort=False), desc="feedbacks"):
+    for id, own in progress.bar(iterable=answers.groupby("feedback", sort=False), desc="feedbacks"):
         settings = stored_settings(run, id)
         model, tokenizer = shared_model(settings.model), load_tokenizer(settings.model)
         status = {row["id"]: row["baseline_status"] for row in load_rows(run, id, "test")}

@@ -35,6 +35,7 @@ class RoutedChat:
 
     def __init__(self, name: str, gates: dict[str, training.gate.Gate], pi_0: chat.local.LocalChat, answerer: Answerer):
         self.name, self.gates, self.pi_0, self.answerer = name, gates, pi_0, answerer
+        self.opened: dict[str, Open] = {}  # by the id of each request so far
 
     def routes(self, requests: Sequence[chat.types.Request]) -> dict[Open, list[chat.types.Request]]:
         """The requests by which gates are open for them; what cannot be read goes to pi_0, which says why."""
@@ -43,7 +44,8 @@ class RoutedChat:
         opens = {id: iter(gate.opens(self.pi_0.model, prompts)) for id, gate in self.gates.items()}
         routes = defaultdict(list)
         for request, (_, reason) in zip(requests, encoded, strict=True):
-            routes[() if reason else tuple(id for id, found in opens.items() if next(found))].append(request)
+            self.opened[request.id] = () if reason else tuple(id for id, found in opens.items() if next(found))
+            routes[self.opened[request.id]].append(request)
         return dict(sorted(routes.items()))
 
     def complete(
@@ -64,7 +66,12 @@ def gates(run: Path | str, ids: Sequence[str], method: str, model: PreTrainedMod
 
 @contextmanager
 def adapted(
-    run: Path | str, ids: Sequence[str], method: str, name: str, notes: dict[str, Any] | None = None
+    run: Path | str,
+    ids: Sequence[str],
+    method: str,
+    name: str,
+    notes: dict[str, Any] | None = None,
+    server: chat.vllm.Engine | None = None,
 ) -> Iterator[chat.ChatModel]:
     """pi_0, a local model by its name, with the feedbacks' adapters of a method, behind the run's ledger.
 
@@ -73,21 +80,22 @@ def adapted(
 
     Args:
         notes: gets `difference_from_sum`, of several adapters; see `training.adapters.add_adapters`.
+        server: has pi_0 and the adapter, of one feedback, and answers instead of a model here; gates are read here.
 
     Raises:
         FileNotFoundError: an adapter or gate is not trained yet; says how it is.
     """
-    for id in ids:
-        adapter_hash(adapter_folder(run, id, method))
-    base = engine.shared_model(name)
-    found = gates(run, ids, method, base)
+    folders = [adapter_folder(run, id, method) for id in ids]
+    for folder in folders:
+        adapter_hash(folder)
 
     def answerer(together: Open) -> AbstractContextManager[chat.ChatModel]:
-        return _with_adapters(run, together, method, name, {} if notes is None else notes)
+        return _with_adapters(run, together, method, name, {} if notes is None else notes, server)
 
-    if found:
+    if any(map(training.stage.gated_folder, folders)):
+        base = engine.shared_model(name)
         pi_0 = chat.local.LocalChat(base, engine.load_tokenizer(name), name=name)
-        yield RoutedChat(f"{name} and {method}", found, pi_0, answerer)
+        yield RoutedChat(f"{name} and {method}", gates(run, ids, method, base), pi_0, answerer)
     else:
         with answerer(tuple(ids)) as model:
             yield model
@@ -95,13 +103,15 @@ def adapted(
 
 @contextmanager
 def _with_adapters(
-    run: Path | str, ids: Open, method: str, name: str, notes: dict[str, Any]
+    run: Path | str, ids: Open, method: str, name: str, notes: dict[str, Any], server: chat.vllm.Engine | None
 ) -> Iterator[chat.ChatModel]:
     """pi_0 with the adapters of none, one or several feedbacks, whether or not they have gates."""
     ledger, tokenizer = Path(run) / LEDGER, engine.load_tokenizer(name)
     folders = [training.stage.weights_folder(adapter_folder(run, id, method)) for id in ids]
     known_as = "+".join([name, *map(adapter_hash, folders)])
-    if not ids:
+    if server:
+        yield server.chat(known_as, training.served.served_name(folders[0]) if folders else chat.vllm.BASE, ledger)
+    elif not ids:
         yield chat.open_chat(name, ledger)
     elif len(ids) == 1:
         with training.merged(engine.shared_model(name), folders[0]) as tuned:

@@ -7,7 +7,6 @@ over does not show the effect either. Length, repetition and perplexity say so a
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -21,12 +20,12 @@ from c3po_utils.engine import load_tokenizer, shared_model
 from c3po_utils.evaluation import routing
 from c3po_utils.evaluation.evaluate import eval_stage
 from c3po_utils.evaluation.implicit_reward import answer_logps, told
-from c3po_utils.runs import files
+from c3po_utils.evaluation.quality import distinct, words
+from c3po_utils.runs import files, once
 from c3po_utils.sampling import load_rows, stored_settings
 from c3po_utils.training import BASE_RESAMPLED, trained_methods
 
 STORED = "perplexity.json"  # beside a method's answers
-WORD = re.compile(r"\w+|[^\w\s]")
 LIMITS = {  # beyond them, look at the answers: the adapter may have collapsed
     "length_elsewhere": (0.5, 2.0),
     "repetition_change": (-1.0, 0.15),
@@ -35,19 +34,12 @@ LIMITS = {  # beyond them, look at the answers: the adapter may have collapsed
 }
 
 
-def words(text: str) -> list[str]:
-    """Words in lower case, and each punctuation mark by itself."""
-    return WORD.findall(text.lower())
-
-
 def repetition_rate(text: str, n: int = 4) -> float:
     """The share of the text's n-grams of words that occurred in it before (seq-rep-n, Welleck et al. 2020).
 
     0 where nothing repeats and for texts of fewer than n words; near 1 where one phrase goes on and on.
     """
-    found = words(text)
-    grams = [tuple(found[i : i + n]) for i in range(len(found) - n + 1)]
-    return 1 - len(set(grams)) / len(grams) if grams else 0.0
+    return 1 - distinct([text], n)
 
 
 def perplexity(
@@ -100,9 +92,24 @@ def _stored_perplexity(run: Path | str, feedback_id: str, method: str) -> float:
     if known.get("identity") == stage.identity:
         return known["perplexity"]
     rows = [row for row in load_rows(run, feedback_id, "test") if row["split"] == "out_of_scope"]
-    value = math.exp(-np.concatenate(_method_logps(run, feedback_id, method, _answered(rows))).mean())
+    value = _general_perplexity(run, feedback_id, method, _answered(rows))
     files.write_json(path, {"identity": stage.identity, "perplexity": value})
     return value
+
+
+def _general_perplexity(run: Path | str, feedback_id: str, method: str, rows: Sequence[dict]) -> float:
+    """That of the rows' baselines: pi_0's is made once in a run for all feedbacks that test on the same answers."""
+
+    def measured() -> float:
+        return math.exp(-np.concatenate(_method_logps(run, feedback_id, method, rows)).mean())
+
+    if method != BASE_RESAMPLED:
+        return measured()
+    settings = stored_settings(run, feedback_id)
+    told = [[row["prompt"], row["baseline"], row["baseline_status"]] for row in rows]
+    return once.made_once(
+        Path(run) / "references", "perplexity", [settings.model, settings.system_prompt, told], measured
+    )
 
 
 def _method_logps(run: Path | str, feedback_id: str, method: str, rows: Sequence[dict]) -> list[np.ndarray]:

@@ -6,6 +6,7 @@ sums of adapters are made when they are needed. Answers are scored by both feedb
 
 from __future__ import annotations
 
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,15 +17,16 @@ import pandas as pd
 
 from c3po_utils.evaluation.evaluate import ANSWERS, Answered, collected, rows_to_answer, stored_scores
 from c3po_utils.evaluation.judge import Judge
-from c3po_utils.evaluation.routing import adapted
+from c3po_utils.evaluation.routing import RoutedChat, adapted
 from c3po_utils.evaluation.scores import application_share, applied
 from c3po_utils.feedback import Feedback, find_feedback, records
-from c3po_utils.runs import Stage
+from c3po_utils.runs import Stage, done_stages
 from c3po_utils.sampling import answers, rows_hash, stored_settings
 from c3po_utils.training import BASE_RESAMPLED, adapter_folder, adapter_hash
 
 How = Literal["add", "joint"]
 SETTING = {"add": "added", "joint": "joint"}  # figure 7's panels, after `single`
+OPENED = ("own", "both", "other", "neither")  # gates, at a prompt of one of the feedbacks
 SUFFIX = {how: f"@{setting}" for how, setting in SETTING.items()}  # of the method's name, in folders and tables
 
 
@@ -97,7 +99,18 @@ class TwoFeedbacks:
             for id in self.ids:
                 rows = rows_to_answer(self.run, id)
                 answers.add_answers(model, rows, settings, self.method)
+                if isinstance(model, RoutedChat) and self.how == "add":
+                    self.stage.notes.setdefault("gates", {})[id] = self._open_gates(model, rows, id)
                 yield rows, {"prompts_of": id, "two_feedbacks": together, "setting": SETTING[self.how]}
+
+    def _open_gates(self, model: RoutedChat, rows: Sequence[dict], id: str) -> dict[str, dict[str, int]]:
+        """By split, of how many of this feedback's test prompts which gates were open."""
+        counts: defaultdict[str, Counter[str]] = defaultdict(Counter)
+        for row in rows:
+            opened = model.opened[f"{row['id']}#{self.method}"]
+            which = "both" if len(opened) == 2 else "neither" if not opened else "own" if id in opened else "other"
+            counts[row["split"]][which] += 1
+        return {split: dict(found) for split, found in counts.items()}
 
 
 def open_two_feedbacks(
@@ -110,6 +123,25 @@ def open_two_feedbacks(
 def collect_two_feedbacks(*runs: Path | str) -> pd.DataFrame:
     """All such answers stored in the runs, as `TwoFeedbacks.answers` returns them; no rows where there are none."""
     return collected(*runs, two_feedbacks=True)
+
+
+def open_gates(*runs: Path | str) -> pd.DataFrame:
+    """Of two feedbacks behind gates, by kind of prompt, the shares of prompts at which `own`, `both`, `other` or
+    `neither` of the gates were open: columns `method`, `split` and these four; no rows where there are no gates.
+
+    Own is the gate of the feedback whose test prompt it is. General prompts count for each of the two.
+    """
+    manifests = [manifest for run in runs for _, manifest in done_stages(run, "eval") if "gates" in manifest]
+    counts = pd.DataFrame(
+        {"method": manifest["identity"]["method"], "split": split, **dict.fromkeys(OPENED, 0), **found}
+        for manifest in manifests
+        for of in manifest["gates"].values()
+        for split, found in of.items()
+    )
+    if counts.empty:
+        return counts
+    sums = counts.groupby(["method", "split"], sort=False)[list(OPENED)].sum()
+    return sums.div(sums.sum(axis=1), axis=0).reset_index()
 
 
 def side_by_side(singles: pd.DataFrame, together: pd.DataFrame) -> pd.DataFrame:

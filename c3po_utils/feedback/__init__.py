@@ -20,6 +20,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "records",
         "reference",
         "reference_metrics",
+        "selection",
         "text",
         "writing",
     ],

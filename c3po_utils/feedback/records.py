@@ -1,4 +1,4 @@
-"""Feedback records and the bundled prompts: load, validate, select. feedback/README.md has the schema."""
+"""Feedback records and the bundled prompts: load, validate, find. feedback/README.md has the schema."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 from c3po_utils.feedback import patterns, structure  # noqa: F401  structure registers its metrics
 from c3po_utils.feedback.files import FeedbackError, Place, Record, Slug, Text, parse_json, read_yaml
 from c3po_utils.feedback.metrics import Metric, check
-from c3po_utils.feedback.text import caseless
 from c3po_utils.runs import BUNDLED, nearest
 
 FEEDBACK_FOLDER = BUNDLED / "feedback"
@@ -200,38 +199,13 @@ def feedback_set(name: str | Path) -> Path:
     return path
 
 
-def select(
-    feedbacks: Sequence[Feedback],
-    ids: str | Sequence[str] | None = None,
-    content_prefix: str = "",
-    category: str = "",
-) -> list[Feedback]:
-    """The feedbacks that meet every condition given, in the order of `ids` or else as they came.
-
-    `content_prefix` is how the content begins, `category` one of the categories; case does not matter. Raises
-    FeedbackError, with the nearest names, for an unknown id and when nothing is selected.
-    """
+def by_id(feedbacks: Sequence[Feedback], ids: Iterable[str]) -> list[Feedback]:
+    """The feedbacks with these ids, in their order, each once. Raises FeedbackError, with the nearest, for unknown."""
     known = {feedback.id: feedback for feedback in feedbacks}
-    wanted = dict.fromkeys(known if ids is None else [ids] if isinstance(ids, str) else ids)
+    wanted = dict.fromkeys(ids)
     if unknown := [id for id in wanted if id not in known]:
         raise FeedbackError(f"no feedback has the id {id!r} ({nearest(id, known)})" for id in unknown)
-    prefix, label = caseless(content_prefix), caseless(category)
-    chosen = [known[id] for id in wanted if caseless(known[id].content).startswith(prefix)]
-    chosen = [one for one in chosen if not label or label in map(caseless, one.categories)]
-    if not chosen:
-        raise FeedbackError([_nothing_selected([known[id] for id in wanted], content_prefix, category)])
-    return chosen
-
-
-def _nothing_selected(feedbacks: Sequence[Feedback], content_prefix: str, category: str) -> str:
-    message = f"none of {len(feedbacks)} feedbacks is selected"
-    if content_prefix:
-        beginnings = {feedback.content[: len(content_prefix)] for feedback in feedbacks}
-        message += f"; content_prefix {content_prefix!r} ({nearest(content_prefix, beginnings)})"
-    if category:
-        categories = {name for feedback in feedbacks for name in feedback.categories}
-        message += f"; category {category!r} ({nearest(category, categories)})"
-    return message
+    return [known[id] for id in wanted]
 
 
 def feedback_id(name: str) -> str:
@@ -247,7 +221,7 @@ def all_sets() -> list[Path]:
 def find_feedback(name: str) -> Feedback:
     """The record of this id among the sets in feedback/, or, for `path/to/set.yaml#id`, in that file."""
     path, _, id = name.rpartition("#")
-    return select(load_feedbacks(*([path] if path else all_sets())), ids=id)[0]
+    return by_id(load_feedbacks(*([path] if path else all_sets())), [id])[0]
 
 
 def load_prompts(feedback_id: str, folder: Path | str = FEEDBACK_FOLDER / "prompts") -> list[Prompt]:

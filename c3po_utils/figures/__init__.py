@@ -16,9 +16,11 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "panel",
         "paper_figures",
         "plain_text",
+        "quality_table",
         "reward_map",
         "sweeps",
         "tables",
+        "tradeoff",
     ],
     submod_attrs={
         "style": ["save"],

@@ -90,12 +90,15 @@ def add_line(handles: list, line: dict) -> None:
 
 
 def label_dots(ax: Axes, places_N2: NDArray, texts: Sequence[str], methods: Sequence[str]) -> None:
-    """A text near each dot, moved off all dots and the other texts, in a dark shade of its method's colour.
+    """A text near each dot, moved off all dots, steps and the other texts, in a dark shade of its method's colour.
 
     Call it last: it needs the axes' final place and limits. A limit in steps, not in seconds, keeps it reproducible.
     """
     ax.figure.draw_without_rendering()
     dots = np.concatenate([line.get_xydata() for line in ax.lines if line.get_marker() != "None"] + [places_N2])
+    right = np.ptp(ax.get_xlim()) * np.linspace(0.01, 0.06, 6)  # where steps go on from a dot
+    stepped = [line.get_xydata()[1:-1] for line in ax.lines if line.get_drawstyle() == "steps-post"]
+    dots = np.concatenate([dots, *([x, y] + right[:, None] * [1, 0] for steps in stepped for x, y in steps)])
     drawn = [
         ax.text(
             *place,

@@ -6,6 +6,7 @@ floor: what sampling alone gives. Every figure says what its intervals are.
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 
 import matplotlib.pyplot as plt
@@ -25,6 +26,7 @@ from c3po_utils.training import BASE_RESAMPLED, registered
 SETTINGS = {
     "single": "One feedback at a time", "added": "Two feedbacks, adapters added", "joint": "Two feedbacks, one adapter"
 }  # fmt: skip
+GATES = {"own": "#2B8CBE", "both": "#7B3294", "other": "#D7301F", "neither": "#DDDDDD"}  # that are open
 FIGURE_2 = ("c3po", "in_context", "scd", "dpo")  # the paper's choice of methods
 FIGURE_8 = ("c3po", "c3po_kl")
 STEEPEST = 4.0  # slope of a regression line that still says how leaks grow with adherence
@@ -109,27 +111,48 @@ def fig6(shares: pd.DataFrame, methods: Sequence[str] | None = None) -> Axes:
 
 
 @style()
-def fig7(shares: pd.DataFrame, answers: pd.DataFrame | None = None) -> NDArray:
+def fig7(shares: pd.DataFrame, answers: pd.DataFrame | None = None, gates: pd.DataFrame | None = None) -> NDArray:
     """Panels of grouped bars by the column `setting`: `single` feedbacks, two `added` or `joint`.
+
+    A last panel shows, of two feedbacks behind gates, which gates are open at which prompts.
 
     Args:
         shares: from `two_feedbacks.setting_shares`.
         answers: from `two_feedbacks.side_by_side`; a feedback's own share with each other one is a dot on the bar.
+        gates: from `two_feedbacks.open_gates`; the first method's are drawn.
     """
     shown = _bar_methods(shares, None)
     settings = list(dict.fromkeys(shares["setting"]))
-    figure, axes = plt.subplots(1, len(settings), figsize=(TEXT, 2.2), sharey=True, squeeze=False)
-    for ax, setting in zip(axes[0], settings, strict=True):
+    gated = gates is not None and not gates.empty
+    panels = len(settings) + gated
+    figure, axes = plt.subplots(1, panels, figsize=(TEXT, 2.2), sharey=True, squeeze=False)
+    for ax, setting in zip(axes[0], settings, strict=False):
         handles = _bars(ax, shares[shares["setting"] == setting], shown)
         if answers is not None:
             _own_shares(ax, answers[answers["setting"] == setting], shown)
         ax.set_title(SETTINGS.get(setting, plain_text.label(setting)))
-        if len(settings) > 2:  # labels on two lines, for want of room
-            ax.set_xticks(range(3), [LABELS[split].replace(" scope", "\nscope") for split in SPLITS])
+    if gated:
+        handles = [*handles, *_open_gates(axes[0, -1], gates)]
+    for ax in axes[0] if panels > 3 else ():
+        ax.set_title(textwrap.fill(ax.get_title(), 18))
+    for ax in axes[0] if panels > 2 else ():  # labels on two lines, for want of room
+        ax.set_xticks(range(3), [LABELS[split].replace(" scope", "\nscope") for split in SPLITS])
     axes[0, 0].set_ylabel("share of prompts where\nthe feedback is applied")
     dots = "" if answers is None else "dots: each feedback with each other one; "
     legend_below(figure, handles, f"{dots}whiskers: {interval_note(shares)}")
     return axes[0]
+
+
+def _open_gates(ax: Axes, gates: pd.DataFrame) -> list[Patch]:
+    """Stacked bars, by kind of prompt: the shares of prompts at which one, both or none of two gates are open."""
+    method = gates["method"].iloc[0]
+    shares, below = gates[gates["method"] == method].set_index("split").reindex(SPLITS), np.zeros(3)
+    for which, color in GATES.items():
+        heights = shares[which].to_numpy()
+        ax.bar(range(3), heights, 0.6, bottom=below, color=color, edgecolor="white", lw=0.5)
+        below += heights
+    ax.set_title(f"Open gates, {look(method).label}")
+    return [Patch(facecolor=color, label=f"gate: {which}") for which, color in GATES.items()]
 
 
 def _own_shares(ax: Axes, answers: pd.DataFrame, methods: list[str]) -> None:

@@ -48,6 +48,8 @@ LOOKS = {
     "scd": Look("SCD", "#7CC4EE", "^", "...."),
     "scd_negatives": Look("SCD + Negatives", "#0072B2", "v", "xxxx"),
     "scd_mixed": Look("SCD, mixed in", "#5B7FA6", (6, 1, 0), "..xx"),
+    "scd_kl": Look("SCD + KL", "#2E86C1", (5, 1, 18), "..--"),
+    "scd_distilled": Look("SCD, distilled", "#1B4F72", (6, 1, 30), "xx.."),
     "dpo": Look("DPO", "#D55E00", "P", "----"),
     "dpo_negatives": Look("DPO + Negatives", "#8C2D04", "X", "++++"),
     "dpo_after_scd": Look("DPO after SCD", "#F4A582", "p", "//.."),

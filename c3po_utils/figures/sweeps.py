@@ -13,14 +13,13 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 from pandas.io.formats.style import Styler
 
 from c3po_utils.evaluation import interval_note
 from c3po_utils.figures import plain_text
-from c3po_utils.figures.elements import LABELS, add_line, all_points, dot, label_dots, noise_floor, points
-from c3po_utils.figures.style import COLUMN, REFERENCES, TEXT, dash, legend_below, look, ordered, style
+from c3po_utils.figures.elements import LABELS, add_line, dot, noise_floor, points
+from c3po_utils.figures.style import COLUMN, dash, legend_below, look, ordered, style
 from c3po_utils.figures.tables import cell
 from c3po_utils.runs import BUNDLED, documents, done_stages
 from c3po_utils.training import BASE_RESAMPLED, TrainSettings, adapters, methods, registered
@@ -128,16 +127,7 @@ def best(by_method: pd.DataFrame, score: str = "S_overall") -> list[str]:
 
 
 LEAKS = ("S_near", "S_general", "S_out")  # scores that noise alone makes positive
-FRONT_LINE = {"color": "#777777", "lw": 0.9, "label": "Pareto front"}
 PAPER_LINE = {"color": "#777777", "ls": ":", "lw": 1.1, "label": "C3PO in the paper"}
-PAPER_DOT = {"ls": "", "mfc": "none", "ms": 6, "mew": 1.0}
-
-
-def pareto_front(table: pd.DataFrame) -> pd.DataFrame:
-    """The rows that no other beats: another with S_in as high and S_out as low is better in neither."""
-    best = table.sort_values(["S_out", "S_in"], ascending=[True, False])
-    highest = best["S_in"].cummax().shift(fill_value=-np.inf)
-    return best[best["S_in"] > highest]
 
 
 @style()
@@ -229,7 +219,7 @@ def _parameter_axis(ax: Axes, values: pd.Series) -> None:
     ax.set_xticks(list(labels), list(labels.values()))
 
 
-def _text(value: float | str) -> str:
+def setting_text(value: float | str) -> str:
     return value if isinstance(value, str) else _number(value)
 
 
@@ -237,46 +227,3 @@ def _number(value: float) -> str:
     """0.0005 as 5e-4, and what is neither tiny nor huge as it is."""
     plain = value == 0 or 1e-3 <= abs(value) < 1e4
     return f"{value:g}" if plain else np.format_float_scientific(value, trim="-", exp_digits=1)
-
-
-@style()
-def tradeoff(table: pd.DataFrame, label: str | None = None, paper: pd.DataFrame | None = None) -> Axes:
-    """S_in against S_out with intervals and the Pareto front of the contestants (not base nor revised).
-
-    `label` names a column whose values are written beside the dots, in a picture as wide as the text. `paper`
-    (from `paper_table2`) adds the published scores as hollow markers.
-    """
-    figure, ax = plt.subplots(figsize=(TEXT, 4.0) if label else (COLUMN, 2.6))
-    shown = [method for method in ordered(table["method"]) if method != BASE_RESAMPLED]
-    handles = [dot(method) for method in shown]
-    rows = table[table["method"].isin(shown)]
-    all_points(ax, rows, "S_out", "S_in", alpha=0.7 if label else 1.0, counted=not label)
-    if paper is not None:
-        for row in paper[paper["method"].isin(shown)].itertuples():
-            ax.plot(row.S_out, row.S_in, marker=look(row.method).marker, mec=look(row.method).color, **PAPER_DOT)
-        handles.append(Line2D([], [], marker="o", mec="#333333", label="hollow: paper (Mistral-7B)", **PAPER_DOT))
-    noise_floor(ax.axvline, table, "S_out", handles)
-    _front(ax, table[~table["method"].isin(REFERENCES)], handles)
-    ax.set(xlabel=f"leak, {LABELS['S_out']}", ylabel=f"adherence, {LABELS['S_in']}")
-    ax.locator_params(nbins=6)
-    legend_below(figure, handles, f"whiskers: {interval_note(table)}")
-    if label:
-        named = rows[rows[label] != ""].dropna(subset=label)
-        named = named.groupby(["method", "S_out", "S_in"], as_index=False, sort=False)[label]
-        named = named.agg(lambda values: " / ".join(map(_text, values)))
-        label_dots(ax, named[["S_out", "S_in"]].to_numpy(), named[label], named["method"])
-    return ax
-
-
-def _front(ax: Axes, contestants: pd.DataFrame, handles: list) -> None:
-    """The Pareto front as steps, the most adherence attained at each leak, on to the right edge."""
-    front = pareto_front(contestants.dropna(subset=["S_in", "S_out"]))
-    if len(front):
-        (bottom, _), (_, right) = ax.get_ylim(), ax.get_xlim()
-        x, y = (
-            [front["S_out"].iloc[0], *front["S_out"], right],
-            [bottom, *front["S_in"], front["S_in"].iloc[-1]],
-        )
-        ax.set(ylim=ax.get_ylim(), xlim=ax.get_xlim())
-        ax.step(x, y, where="post", zorder=2, **FRONT_LINE)
-        add_line(handles, FRONT_LINE)

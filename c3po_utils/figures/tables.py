@@ -21,7 +21,7 @@ from c3po_utils.runs import BUNDLED, Stage, done_stages, files, stage
 
 PAPER_CSV = BUNDLED / "results" / "paper" / "table2.csv"
 PAIR_TEXTS = ["method", "split", "prompt", "baseline", "answer"]
-ARROWS = {"S_in": "↑", "S_near": "↓", "S_general": "↓", "S_out": "↓", "S_overall": "↑"}
+ARROWS = {"S_in": "↑", "S_near": "↓", "S_general": "↓", "S_out": "↓", "S_overall": "↑", "S_kept": "↑"}
 
 
 def paper_table2(path: Path | str = PAPER_CSV) -> pd.DataFrame:
@@ -46,7 +46,7 @@ def readable_number(value: float) -> str:
     return f"{round(value, 2) + 0.0:.2f}".replace("-", "−")
 
 
-def _by_method(table: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+def by_method(table: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The rows in the methods' order, and a table of the methods' display names to put them in."""
     rows = table.set_index("method").loc[ordered(table["method"])]
     return rows, pd.DataFrame({"method": [look(method).name for method in rows.index]}, index=rows.index)
@@ -56,7 +56,7 @@ def _cells(
     method_scores: pd.DataFrame, paper: pd.DataFrame | None, scores: Sequence[str], uncertainty: scores.Uncertainty
 ) -> pd.DataFrame:
     """The table's texts, a row per method under its display name."""
-    rows, table = _by_method(method_scores)
+    rows, table = by_method(method_scores)
     for score in scores:
         table[f"{score} {ARROWS[score]}"] = [cell(row, score, uncertainty) for _, row in rows.iterrows()]
         if paper is not None and score in paper:
@@ -76,10 +76,11 @@ def _best(method_scores: pd.DataFrame, score: str) -> list[str]:
 def table2(
     method_scores: pd.DataFrame,
     paper: pd.DataFrame | None = None,
-    scores: Sequence[str] = SCORES,
+    scores: Sequence[str] = (),
     uncertainty: scores.Uncertainty = "interval",
 ) -> Styler:
-    """Table 2 for a notebook; the caption says what the uncertainty is."""
+    """Table 2 for a notebook, of all scores that the table has or of some; the caption says what the uncertainty is."""
+    scores = scores or _scores(method_scores)
     table = _cells(method_scores, paper, scores, uncertainty)
     bold = {(best, f"{score} {ARROWS[score]}") for score in scores for best in _best(method_scores, score)}
     styles = pd.DataFrame(
@@ -90,6 +91,10 @@ def table2(
     return style.set_caption(_note(method_scores, uncertainty))
 
 
+def _scores(table: pd.DataFrame) -> list[str]:
+    return [score for score in ARROWS if score in SCORES or score in table]
+
+
 def _note(method_scores: pd.DataFrame, uncertainty: scores.Uncertainty) -> str:
     return interval_note(method_scores) if uncertainty == "interval" else "± standard error over feedbacks"
 
@@ -97,10 +102,11 @@ def _note(method_scores: pd.DataFrame, uncertainty: scores.Uncertainty) -> str:
 def table2_markdown(
     method_scores: pd.DataFrame,
     paper: pd.DataFrame | None = None,
-    scores: Sequence[str] = SCORES,
+    scores: Sequence[str] = (),
     uncertainty: scores.Uncertainty = "interval",
 ) -> str:
-    """Table 2 for a README, with a line below it that says what the uncertainty is."""
+    """Table 2 for a README, with a line below it that says what the uncertainty is; `scores` as in `table2`."""
+    scores = scores or _scores(method_scores)
     table = _cells(method_scores, paper, scores, uncertainty)
     table["method"] = table["method"].map(plain_text.markdown)
     for score in scores:
@@ -124,13 +130,33 @@ def differences_table(differences: pd.DataFrame, scores: Sequence[str] = SCORES)
     return style.set_properties(**{"white-space": "pre"}).set_caption(caption)
 
 
+def leads_table(leads: pd.DataFrame) -> Styler:
+    """comparison.leads for a notebook."""
+    return styled(_leads(leads)).hide(axis="index").set_caption(LEADS.format(method=look(leads["method"].iloc[0]).name))
+
+
+LEADS = "{method}, ahead in S_overall; 95% intervals over feedbacks; p adjusted over the methods (Holm)"
+
+
+def _leads(leads: pd.DataFrame) -> pd.DataFrame:
+    rows = [row for _, row in leads.iterrows()]
+    boot = [f"[{readable_number(row['boot_lo'])}, {readable_number(row['boot_hi'])}]" for row in rows]
+    return pd.DataFrame({
+        "of": [look(row["reference"]).name for row in rows],
+        "by": [cell(row.add_prefix("by_").rename({"by_difference": "by"}), "by", "interval") for row in rows],
+        "bootstrap": boot,
+        "feedbacks ahead, behind": [f"{row['ahead']}, {row['behind']} of {row['n']}" for row in rows],
+        "p": [_p_value(row["p_holm"]).removeprefix("p ").removeprefix("= ") for row in rows],
+    })  # fmt: skip
+
+
 def _p_value(p: float) -> str:
     return "" if pd.isna(p) else "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
 
 
 def means_table(means: pd.DataFrame, columns: Sequence[str] = SPLITS) -> Styler:
     """scores.split_means for a notebook."""
-    rows, table = _by_method(means)
+    rows, table = by_method(means)
     for column in columns:
         table[column] = [cell(row, column, "interval") for _, row in rows.iterrows()]
     return styled(table).hide(axis="index").set_caption(interval_note(means))
@@ -138,7 +164,7 @@ def means_table(means: pd.DataFrame, columns: Sequence[str] = SPLITS) -> Styler:
 
 def bounds_table(bounds: pd.DataFrame, scores: Sequence[str] = SCORES) -> Styler:
     """scores.missing_bounds for a notebook: `worst … best`, one number where nothing is missing."""
-    rows, table = _by_method(bounds)
+    rows, table = by_method(bounds)
     for score in scores:
         ends = zip(rows[f"{score}_worst"].map(readable_number), rows[f"{score}_best"].map(readable_number), strict=True)
         table[f"{score} {ARROWS[score]}"] = [worst if worst == best else f"{worst} … {best}" for worst, best in ends]
@@ -201,7 +227,7 @@ HEADERS = {
 
 def side_effects_table(table: pd.DataFrame) -> Styler:
     """The table to read, with what is outside its limits marked."""
-    rows, readable = _by_method(table)
+    rows, readable = by_method(table)
     shown = {name: header for name, header in HEADERS.items() if name in table}
     for name, header in shown.items():
         readable[header] = rows[name]
@@ -231,11 +257,14 @@ def store_results(
     swept: dict[str, pd.DataFrame],
     card: str,
     drawn: dict[str, Axes | NDArray],
+    leads: pd.DataFrame | None = None,
 ) -> None:
     """Everything that 05_figures made, with a manifest: tables as CSV and Markdown, figures as PNG and PDF."""
     with figures_stage(runs, folder):
         store_tables(by_method, by_feedback, folder, uncertainty)
         files.write_atomic(folder / "fig5.html", card)
+        if leads is not None:
+            files.write_atomic(folder / "leads.csv", plain_text.csv(leads, "%.4f"))
         for name, table in swept.items():
             files.write_atomic(folder / f"sweep_{name}.csv", plain_text.csv(table, "%.6g"))
         for name, axes in drawn.items():

@@ -10,13 +10,13 @@ from c3po_utils import chat, engine  # as rooms: their heavy parts are imported 
 from c3po_utils.chat.openai.limits import read_limits
 from c3po_utils.evaluation import evaluate, playground, scores
 from c3po_utils.feedback import find_feedback, records
-from c3po_utils.runs import jobs
+from c3po_utils.runs import jobs, remote
 from c3po_utils.runs.config import RunConfig
 from c3po_utils.runs.parameters import ParameterError, nearest
 from c3po_utils.runs.stage import Stage, run_folder
 from c3po_utils.sampling import members, rows, sample
 from c3po_utils.training import methods as known_methods
-from c3po_utils.training import trained_methods
+from c3po_utils.training import registered, trained_methods
 
 PLAYGROUND = "08_playground.ipynb"  # of no run's jobs
 
@@ -38,41 +38,64 @@ def check(config: RunConfig) -> None:
         ParameterError: which key, what was found, what was expected, the nearest valid name.
     """
     refuse_secrets(config.model_dump())
-    with _said_of("run"):
+    if config.sweep:
+        raise ParameterError(f"{config.place('sweep')}: expected settings that `config.load_runs` has expanded")
+    with _said_of(config.place("run")):
         run_folder(config.run)
-    with _said_of("methods"):
+    if config.store:
+        with _said_of(config.place("store")):
+            remote.check_url(config.store)
+    with _said_of(config.place("methods")):
         methods = _methods(config.methods)
-    with _said_of("train_methods"):
+    with _said_of(config.place("train_methods")):
         trained_methods(list(config.train_methods))
-    with _said_of("feedbacks"):
-        names = jobs.feedback_names(config)
-    with _said_of("two_feedbacks"):
+    names = _selected(config)
+    with _said_of(config.place("two_feedbacks")):
         for run in jobs.two_feedbacks_runs(config):
             check_two_feedbacks(jobs.two_feedbacks_values(config, *run))
     for name in names:
-        with _said_of("sample"):
+        with _said_of(config.place("sample")):
             check_sample(jobs.sample_values(config, name))
-        with _said_of("evaluate"):
+        with _said_of(config.place("evaluate")):
             check_evaluate(jobs.evaluate_values(config, name))
     for place, method in enumerate(methods):
-        with _said_of(f"train, method {method}"):
+        with _said_of(config.place(f"{_key(config, method)}, method {method}")):
             values = jobs.train_values(config, names[0], method)
             check_train(values)
-            objective = jobs.train_settings(values).objective
-            for how, other in (("starts from", objective.start), ("is a gate for", objective.gated)):
-                if other and other not in methods[:place]:
+            for how, other in jobs.train_settings(values).objective.needs.items():
+                if other not in methods[:place]:
                     raise ValueError(f"it {how} {other!r}: name that before it in `methods`")
-    with _said_of("figures"):
-        check_figures(jobs.figures_values(config))
+    with _said_of(config.place("figures")):
+        check_figures(values := jobs.figures_values(config))
+        if config.store and not run_folder(output := values["output"]).is_relative_to(run_folder(config.run)):
+            raise ValueError(f"output: expected a folder in {config.run}, whose store it goes to; found {output!r}")
+
+
+def _selected(config: RunConfig) -> list[str]:
+    with _said_of(config.place("feedback_set")):
+        known = jobs.known(config)
+    with _said_of(config.place("feedbacks")):
+        records.by_id(known, config.feedbacks or ())
+    with _said_of(config.place("second_feedback")):
+        records.by_id(known, filter(None, [config.second_feedback]))
+    with _said_of(config.place("select" if config.select.model_fields_set else "feedbacks")):
+        return jobs.feedback_names(config)
+
+
+def _key(config: RunConfig, method: str) -> str:
+    """Which key says how a method is trained."""
+    return "train_methods" if {method, registered(method)} & config.train_methods.keys() else "train"
 
 
 def lacking(config: RunConfig) -> list[str]:
     """What this machine lacks to run it: keys of APIs, weights that are neither here nor to be had."""
     values = jobs.sample_values(config, jobs.feedback_names(config)[0])
     settings = jobs.sample_settings(values)
-    judge = jobs.evaluate_values(config, values["feedback"])["judge_model"]
-    used = (settings.model, settings.category_model, settings.prompt_model, settings.completion_model, judge)
-    return [reason for name in dict.fromkeys(filter(None, used)) if (reason := _lacks(name))]
+    evaluating = jobs.evaluate_values(config, values["feedback"])
+    used = (settings.model, settings.category_model, settings.prompt_model, settings.completion_model)
+    names = dict.fromkeys(filter(None, (*used, evaluating["judge_model"])))
+    engines = {settings.engine, evaluating["engine"]}
+    return [reason for name in names if (reason := _lacks(name))] + [*filter(None, map(_lacks_engine, engines))]
 
 
 def refuse(config: RunConfig) -> None:
@@ -88,6 +111,15 @@ def _lacks(name: str) -> str | None:
     try:
         chat.keys.check_key(name)
     except ValueError as error:
+        return str(error)
+    return None
+
+
+def _lacks_engine(engine: str) -> str | None:
+    try:
+        if engine == chat.vllm.VLLM:
+            chat.vllm.program()
+    except RuntimeError as error:
         return str(error)
     return None
 
@@ -151,6 +183,7 @@ def check_evaluate(values: dict[str, Any]) -> None:
     _methods(values["methods"])
     folder = run_folder(values["run"]) / "eval" / records.feedback_id(values["feedback"])
     evaluate.refuse_imported(Stage(folder / method, {}) for method in values["methods"])
+    chat.vllm.read_engine(values["engine"])
     _check_judge(values, [values["feedback"]])
 
 
@@ -169,7 +202,9 @@ def check_figures(values: dict[str, Any]) -> None:
     """The parameters of 05_figures."""
     for run in [*values["runs"], values["output"]]:
         run_folder(run)
-    trained_methods(values["methods"])
+    trained_methods([*values["methods"], *values["compare"]])
+    if len(values["compare"]) == 1:
+        raise ValueError(f"compare: expected the methods that {values['compare'][0]!r} is compared with, found none")
     if values["uncertainty"] not in (known := get_args(scores.Uncertainty)):
         found = values["uncertainty"]
         raise ValueError(f"uncertainty: expected one of {known}, found {found!r} ({nearest(found, known)})")

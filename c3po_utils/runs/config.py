@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, PositiveInt, ValidationError
+from pydantic import BaseModel, ConfigDict, PositiveInt, PrivateAttr, ValidationError
 
 from c3po_utils.feedback import files
-from c3po_utils.runs import documents, parameters
+from c3po_utils.feedback.selection import Selection
+from c3po_utils.runs import documents, parameters, sweeps, variants
 from c3po_utils.runs.parameters import ParameterError, nearest
-from c3po_utils.runs.stage import BUNDLED
+from c3po_utils.runs.stage import BUNDLED, shown
 from c3po_utils.training import registered
 
 RUNS = BUNDLED / "notebooks" / "params" / "runs"
@@ -23,10 +25,16 @@ class RunConfig(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     run: str
-    workers: PositiveInt = 1  # feedbacks at one time, each on its share of the cores
+    workers: PositiveInt | None = None  # jobs at one time, each on its GPU or share of the cores; else what suits
+    executor: Literal["local", "ray", "slurm", "modal"] = "local"  # where jobs run
+    executor_settings: dict[str, Any] = {}  # arguments of the executor's class, such as the address of a cluster
+    store: str = ""  # URL of the run's folder for machines that share no disk: s3://bucket/run, gs://..., a path
     feedback_set: str | list[str] = "embedded"  # a set in feedback/, or the path of a YAML file; or several
     feedbacks: list[str] | None = None  # ids; all of the set when left out
+    select: Selection = Selection()  # conditions that the run's feedbacks must meet, such as {category: travel}
+    second_feedback: str = ""  # an id: every other feedback is put into one model with it
     methods: list[str]
+    sweep: dict[str, Any] | list[dict[str, Any]] = {}  # settings to try, see runs/sweeps.py; becomes methods and runs
     sample: dict[str, Any] = {}
     train: dict[str, Any] = {}  # for every trained method
     train_methods: dict[str, dict[str, Any]] = {}  # for one method, or one variant `method@label`, over `train`
@@ -35,6 +43,12 @@ class RunConfig(BaseModel):
     two_feedbacks: list[tuple[str, str]] = []  # ids of two feedbacks each, to be put into one model
     two_feedbacks_methods: list[str] | None = None  # all that are trained when left out
     two_feedbacks_how: list[Literal["add", "joint"]] = ["add"]  # `add` their adapters, train one adapter `joint`ly
+    _origins: dict[str, str] = PrivateAttr(default_factory=dict)  # by key, the file and line, or override, it is from
+
+    def place(self, what: str) -> str:
+        """What a settings error is about (`train, method dpo`), after the file and line of its key where known."""
+        origin = self._origins.get(what.partition(",")[0], self._origins.get("", ""))
+        return f"{origin}: {what}" if origin else what
 
 
 def run_file(name: Path | str) -> Path:
@@ -50,76 +64,149 @@ def run_file(name: Path | str) -> Path:
     raise ParameterError(f"no run {str(name)!r}: expected a YAML file, or a name ({nearest(Path(name).stem, known)})")
 
 
-def read_config(name: Path | str, above: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """A run's YAML over the file that its `base` names, beside it, if it has one; `above` are those that stand on it.
+@dataclass(frozen=True)
+class _Layer:
+    """One file of settings."""
+
+    path: Path
+    document: documents.Document
+    values: dict[str, Any]
+
+    def place(self, *loc: int | str) -> str:
+        return f"{shown(self.path)}, line {self.document.line(loc)}"
+
+
+def read_config(name: Path | str) -> dict[str, Any]:
+    """A run's YAML over the file that its `base` names, beside it, if it has one.
 
     Raises:
         ParameterError: no such file, no settings of a run in it, or a base that stands on itself.
     """
+    return _merged(_layers(name))
+
+
+def _merged(layers: Iterable[_Layer]) -> dict[str, Any]:
+    return {key: value for layer in layers for key, value in layer.values.items()}
+
+
+def _layers(name: Path | str, above: tuple[Path, ...] = ()) -> list[_Layer]:
+    """A run's file after those that it stands on; `above` are those that stand on it."""
     path = run_file(name)
     if path.resolve() in above:
         raise ParameterError(f"{above[-1]}, base: expected another file, found {path.name!r}, which stands on it")
-    values = _settings(path)
-    if "method" in values:
+    layer = _layer(path)
+    if "method" in layer.values:
         raise ParameterError(
-            f"{path} changes the method {values['method']!r}, and says nothing of a run: name the method in the"
+            f"{path} changes the method {layer.values['method']!r}, and says nothing of a run: name the method in the"
             f" `methods` of a run's YAML and the rest of this file below its `train_methods`, or train it alone with"
             f" `papermill 02_train.ipynb OUT.ipynb -f {path}`"
         )
-    base = values.pop("base", None)
-    _refuse_unknown(values, f"{path}, ")
+    base = layer.values.pop("base", None)
+    for key in layer.values:
+        _refuse_unknown(key, f"{layer.place(key)}: ")
     if base is not None and not isinstance(base, str):
         raise ParameterError(f"{path}, base: expected the name of a YAML file, found {base!r}")
-    return {**read_config(path.parent / base, (*above, path.resolve())), **values} if base else values
+    return [*(_layers(path.parent / base, (*above, path.resolve())) if base else ()), layer]
 
 
-def _settings(path: Path) -> dict[str, Any]:
+def _layer(path: Path) -> _Layer:
     try:
-        values = documents.read(path)
+        document = documents.read_document(path)
     except ValueError as error:
         raise ParameterError(str(error)) from error
-    if not isinstance(values, dict):
-        raise ParameterError(f"{path}: expected a mapping of settings, found {str(values)[:80]!r}")
-    return values
+    if not isinstance(document.value, dict):
+        raise ParameterError(f"{path}: expected a mapping of settings, found {str(document.value)[:80]!r}")
+    return _Layer(path, document, document.value)
 
 
 def load_config(path: Path | str, overrides: Sequence[str] = ()) -> RunConfig:
-    """A run's settings from YAML, with `key=value` or `group.key=value` overrides (value in YAML) on top.
+    """A run's settings from YAML, with `key=value` or `group.key.key=value` overrides (value in YAML) on top.
 
     What an override says of `train` holds for every method, also where the file says otherwise for one.
 
     Raises:
-        ParameterError: an unknown key (with the nearest that there is), or a value of another kind.
+        ParameterError: an unknown key (with the nearest that there is), or a value of another kind; or a sweep that
+            makes several runs.
     """
-    values = read_config(path)
+    first, *others = load_runs(path, overrides)
+    if others:
+        raise ParameterError(f"{path}: its sweep makes {1 + len(others)} runs, expected one")
+    return first
+
+
+def load_runs(path: Path | str, overrides: Sequence[str] = (), sweep: Any = None) -> list[RunConfig]:
+    """As `load_config`; a sweep, this one or the file's, becomes variants of methods, and runs (`variants.expand`)."""
+    layers = _layers(path)
+    values = _merged(layers)
+    origins = {key: layer.place(key) for layer in layers for key in layer.values}
     for key, value in sorted(parameters.read_overrides(overrides).items()):  # `train` before `train_methods`
         _override(values, key, value)
+        group, _, name = key.partition(".")
+        origins[group] = f"{origins[group]}, with override {key}" if name and group in origins else f"override {key}"
+    if sweep:
+        values["sweep"], origins["sweep"] = sweep, "--sweep"
+    _validated(values, origins, layers)
+    with sweeps.at(origins.get("sweep", "")):
+        expanded = variants.expand(values)
+    origins = {
+        "": shown(layers[-1].path),
+        **({"train_methods": origins["sweep"]} if "sweep" in origins else {}),
+        **origins,
+    }
+    return [_validated(values, origins) for values in expanded]
+
+
+def _validated(values: dict[str, Any], origins: dict[str, str], layers: Sequence[_Layer] = ()) -> RunConfig:
     try:
-        return RunConfig.model_validate(values)
+        config = RunConfig.model_validate(values)
     except ValidationError as error:
-        problems = (f"{files.dotted(place)}: {problem}" for place, problem in files.problems_of(error, RunConfig))
-        raise ParameterError("; ".join(problems)) from None
+        told = [
+            f"{_place(loc, origins, layers)}: {files.dotted(loc)}: {problem}"
+            for loc, problem in files.problems_of(error, RunConfig)
+        ]
+        raise ParameterError("; ".join(told)) from None
+    config._origins = origins
+    return config
 
 
-def _refuse_unknown(values: dict[str, Any], place: str = "") -> None:
-    for key in values.keys() - RunConfig.model_fields.keys():
+def _place(loc: documents.Loc, origins: dict[str, str], layers: Sequence[_Layer]) -> str:
+    """The line of the very value where a file has it; else where its key is from."""
+    origin = origins.get(loc[0], shown(layers[-1].path))
+    own = next((layer for layer in reversed(layers) if origin == layer.place(loc[0])), None)
+    return own.place(*loc) if own else origin
+
+
+def _refuse_unknown(key: str, place: str) -> None:
+    if key not in RunConfig.model_fields:
         raise ParameterError(f"{place}{key}: expected a known key ({nearest(key, RunConfig.model_fields)})")
 
 
 def _override(values: dict[str, Any], key: str, value: Any) -> None:
-    group, _, name = key.partition(".")
-    _refuse_unknown({group: value}, "override ")
-    if name and RunConfig.model_fields[group].default != {}:
+    group, *names = key.split(".")
+    _refuse_unknown(group, "override ")
+    if names and RunConfig.model_fields[group].default not in ({}, Selection()):
         raise ParameterError(f"override {key}: {group} has no keys of its own")
-    changed = {name: value} if name else value
-    values[group] = {**values.get(group, {}), **changed} if name else value
+    changed = value
+    for name in reversed(names):
+        changed = {name: changed}
+    known = values.get(group, {})
+    values[group] = _within(known, changed, len(names))
     if group == "train" and isinstance(changed, dict):
         methods = values.get("train_methods", {})
-        values["train_methods"] = {method: _without(own, changed, method) for method, own in methods.items()}
+        values["train_methods"] = {name: _without(own, changed, name, len(names) > 1) for name, own in methods.items()}
 
 
-def _without(own: dict[str, Any], changed: dict[str, Any], method: str) -> dict[str, Any]:
-    """A method's own training parameters but for those that an override of `train` changes."""
+def _within(known: Any, changed: Any, depth: int) -> Any:
+    """What is known with what is changed on so many levels of keys."""
+    if not depth or not isinstance(known, dict):
+        return changed
+    return {**known, **{key: _within(known.get(key, {}), value, depth - 1) for key, value in changed.items()}}
+
+
+def _without(own: dict[str, Any], changed: dict[str, Any], method: str, inside: bool) -> dict[str, Any]:
+    """A method's own training parameters but for those that an override of `train`, or `inside` a group, changes."""
+    if inside and (key := next(iter(changed))) != "method_settings":
+        return _within(own, changed, 2) if key in own else own
     kept = {key: value for key, value in own.items() if key not in changed or key == "method_settings"}
     if "method_settings" in own.keys() & changed.keys():
         given = changed["method_settings"]

@@ -102,12 +102,17 @@ def load_file(path: Path) -> Document:
         raise DocumentError(f"expected text in UTF-8 ({error.reason})", line) from error
 
 
-def read(path: Path) -> Any:
-    """The value of a file without problems. Raises OSError, and ValueError with file and line."""
+def read_document(path: Path) -> Document:
+    """The document in a file without problems. Raises OSError, and ValueError with file and line."""
     try:
         document = load_file(path)
     except DocumentError as error:
         raise ValueError(f"{path}, line {error.line}: {error}") from error
     if document.problems:
         raise ValueError("\n".join(f"{path}, line {line}: {problem}" for line, problem in sorted(document.problems)))
-    return document.value
+    return document
+
+
+def read(path: Path) -> Any:
+    """Its value. Raises as `read_document`."""
+    return read_document(path).value

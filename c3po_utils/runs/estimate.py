@@ -5,17 +5,20 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import pandas as pd
 
 from c3po_utils import chat  # as a room: its heavy parts are imported when they are used
+from c3po_utils.chat import ledger_file
 from c3po_utils.chat.types import Estimate, likely_tokens
 from c3po_utils.evaluation import Judge, evaluate, open_judge, two_feedbacks
 from c3po_utils.feedback import Feedback, records
 from c3po_utils.runs import LEDGER, Stage, jobs, run_folder
 from c3po_utils.runs.config import RunConfig
-from c3po_utils.sampling import Sample, SampleSettings, answers
+from c3po_utils.sampling import Sample, SampleSettings, answers, open_sample, unlabelled
 from c3po_utils.training import BASE_RESAMPLED, trained_methods
 from c3po_utils.training import methods as known_methods
 
@@ -24,24 +27,60 @@ VERDICT = json.dumps({"reasons": "word " * 100, "verdict": 3})
 
 
 def estimates(config: RunConfig) -> pd.DataFrame:
-    """What the run would still take, at most, by feedback and use of a model; nothing is asked.
+    """What the run would still take, at most, by feedback and use of a model; nothing is asked, nothing is written.
 
     `training` counts the tokens that go through the model, `answers` those of pi_0 once more and of every adapter.
     """
-    samples, rows, parts = {}, {}, {}
-    for name, sample in zip(jobs.feedback_names(config), jobs.open_samples(config), strict=True):
-        id = sample.record.id
-        samples[id] = sample
-        rows[id], dry = sample.dry_run()
-        parts[id] = [(use, model.name, model.total) for use, model in dry.items()]
-        parts[id] += [*_training(config, name, sample, rows[id]), *_evaluating(config, name, sample, rows[id])]
-    for names, method, how in jobs.two_feedbacks_runs(config):
-        ids = [records.feedback_id(name) for name in names]
-        together = [row for id in ids for row in rows[id]]
-        parts.setdefault(two_feedbacks.joint_id(ids), []).extend(
-            _two_feedbacks(config, names, method, how, [samples[id] for id in ids], together)
-        )
+    samples, parts = {}, {}
+    with ledger_file.only_reading():
+        for name in jobs.feedback_names(config):
+            sampled, asked = sampling(config, name)
+            samples[sampled.id] = sampled
+            parts[sampled.id] = [*asked, *training(config, name, sampled), *evaluating(config, name, sampled)]
+        for names, method, how in jobs.two_feedbacks_runs(config):
+            of_both = [samples[records.feedback_id(name)] for name in names]
+            together = two_feedbacks.joint_id([sampled.id for sampled in of_both])
+            parts.setdefault(together, []).extend(of_two_feedbacks(config, names, method, how, of_both))
     return _table(parts)
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """A feedback's sample and its rows, as they are or as they would be."""
+
+    sample: Sample
+    rows: list[dict]
+
+    @property
+    def id(self) -> str:
+        return self.sample.record.id
+
+    @property
+    def tests(self) -> list[dict]:
+        return [dict(row) for row in self.rows if row["fold"] == "test"]
+
+    @cached_property
+    def trained_tokens(self) -> dict[str, int]:
+        """About how many tokens each kind of sequence has over the training fold."""
+        columns = {
+            "chosen": ("in_scope", "revised"), "rejected": ("in_scope", "baseline"),
+            "near_scope": ("near_scope", "baseline"), "out_of_scope": ("out_of_scope", "baseline"),
+        }  # fmt: skip
+        rows = [row for row in self.rows if row["fold"] == "train"]
+        return {
+            segment: sum(
+                likely_tokens(len((row["prompt"] + row[column]).encode()), 2) for row in rows if row["split"] == split
+            )
+            for segment, (split, column) in columns.items()
+        }
+
+
+def sampling(config: RunConfig, name: str) -> tuple[Sampled, list[Part]]:
+    """The rows of one feedback, and what it takes to have them."""
+    values = jobs.sample_values(config, name)
+    sample = open_sample(run_folder(config.run), name, jobs.sample_settings(values), values["limits"])
+    rows, dry = sample.dry_run()
+    return Sampled(sample, rows), [(use, model.name, model.total) for use, model in dry.items()]
 
 
 def _table(parts: dict[str, list[Part]]) -> pd.DataFrame:
@@ -66,33 +105,39 @@ def _finished(stage: Any, *arguments: Any) -> bool:
         return False
 
 
-def _training(config: RunConfig, name: str, sample: Sample, rows: Sequence[dict]) -> Iterator[Part]:
-    for method in trained_methods(config.methods):
+def training(config: RunConfig, name: str, sampled: Sampled, methods: Sequence[str] = ()) -> Iterator[Part]:
+    """Of all methods of the run that are trained, or of these."""
+    for method in methods or trained_methods(config.methods):
         settings = jobs.train_settings(jobs.train_values(config, name, method))
-        if not _finished(jobs.train_stage, sample.run, records.feedback_id(name), settings):
-            yield "training", sample.settings.model, Estimate(prompt_tokens=_trained_tokens(rows, settings))
+        if not _finished(jobs.train_stage, sampled.sample.run, sampled.id, settings):
+            yield _trained([sampled], settings)
+            if count := settings.objective.unlabelled:
+                yield _unlabelled(sampled, count)
 
 
-def _trained_tokens(rows: Sequence[dict], settings: jobs.TrainSettings) -> int:
-    """About how many tokens go through the model in training, both answers of a pair counted where both are used."""
-    columns = {
-        "chosen": ("in_scope", "revised"), "rejected": ("in_scope", "baseline"),
-        "near_scope": ("near_scope", "baseline"), "out_of_scope": ("out_of_scope", "baseline"),
-    }  # fmt: skip
-    tokens = 0
-    for split, column in (columns[segment] for segment in settings.objective.segments):
-        for row in rows:
-            if row["fold"] == "train" and row["split"] == split:
-                tokens += likely_tokens(len((row["prompt"] + row[column]).encode()), 2)
-    return round(settings.epochs * tokens)
+def _unlabelled(sampled: Sampled, count: int) -> Part:
+    """pi_0's answers to the unlabelled prompts of a method that distils a gated one, as if the gate were closed."""
+    sample = sampled.sample
+    prompts = unlabelled.unlabelled_prompts(sampled.rows, count, sample.settings.seed)
+    dry = chat.DryRun(chat.open_chat(sample.settings.model, sample.run / LEDGER))
+    answers.add_answers(dry, [{"id": prompt.id, "prompt": prompt.text} for prompt in prompts], sample.settings)
+    return "unlabelled prompts", sample.settings.model, dry.total
 
 
-def _evaluating(config: RunConfig, name: str, sample: Sample, rows: Sequence[dict]) -> Iterator[Part]:
-    values = jobs.evaluate_values(config, name)
+def _trained(sampled: Sequence[Sampled], settings: jobs.TrainSettings) -> Part:
+    """The tokens that go through the model, both answers of a pair counted where both are used."""
+    tokens = sum(one.trained_tokens[segment] for one in sampled for segment in settings.objective.segments)
+    model = sampled[0].sample.settings.model
+    return "training", model, Estimate(prompt_tokens=round(settings.epochs * tokens))
+
+
+def evaluating(config: RunConfig, name: str, sampled: Sampled, methods: Sequence[str] = ()) -> Iterator[Part]:
+    """Of all methods of the run, or of these."""
+    values, sample = jobs.evaluate_values(config, name, methods), sampled.sample
     judge = open_judge(sample.run, values["judge_model"], values["judge_helpfulness"], values["limits"])
     for method in values["methods"]:
-        if not _finished(evaluate.eval_stage, sample.run, sample.record.id, method, judge):
-            tests = [dict(row) for row in rows if row["fold"] == "test"]
+        if not _finished(evaluate.eval_stage, sample.run, sampled.id, method, judge):
+            tests = sampled.tests
             yield from _answers(config, sample.settings, method, tests, values["limits"])
             if not sample.stage.done:  # a made-up revision fails the metric; a real one may pass, and be judged
                 longest = "word " * sample.settings.max_new_tokens
@@ -100,20 +145,21 @@ def _evaluating(config: RunConfig, name: str, sample: Sample, rows: Sequence[dic
             yield from _judging([sample.record], judge, method, tests)
 
 
-def _two_feedbacks(
-    config: RunConfig, names: list[str], method: str, how: jobs.How, samples: list[Sample], rows: Sequence[dict]
+def of_two_feedbacks(
+    config: RunConfig, names: list[str], method: str, how: jobs.How, sampled: Sequence[Sampled]
 ) -> Iterator[Part]:
-    run, ids = run_folder(config.run), [sample.record.id for sample in samples]
+    """Training, if they are trained jointly, answers and judging of two feedbacks in one model."""
+    run, ids = run_folder(config.run), [one.id for one in sampled]
     if how == "joint":
         settings = jobs.train_settings(jobs.train_values(config, two_feedbacks.joint_name(names), method))
         if not _finished(jobs.train_stage, run, two_feedbacks.joint_id(ids), settings):
-            yield "training", samples[0].settings.model, Estimate(prompt_tokens=_trained_tokens(rows, settings))
+            yield _trained(sampled, settings)
     values = jobs.two_feedbacks_values(config, names, method, how)
     judge = open_judge(run, values["judge_model"], limits=values["limits"])
     if not _finished(two_feedbacks.two_feedbacks_stage, run, ids, method, how, judge):
-        tests = [dict(row) for row in rows if row["fold"] == "test"]
-        yield from _answers(config, samples[0].settings, method, tests, values["limits"])
-        yield from _judging([sample.record for sample in samples], judge, method, tests)
+        tests = [row for one in sampled for row in one.tests]
+        yield from _answers(config, sampled[0].sample.settings, method, tests, values["limits"])
+        yield from _judging([one.sample.record for one in sampled], judge, method, tests)
 
 
 def _answers(

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
+import io
 import json
 import os
 import secrets
 import warnings
+import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+AT_ONCE = 2**20  # bytes: smaller files are read whole
 
 
 class DamagedFile(ValueError):
@@ -32,8 +37,10 @@ def writing(path: Path | str, *others: type[Exception]) -> Iterator[None]:
         raise OSError(f"{path}: could not be written: {' '.join(str(error).split())}") from error
 
 
-def write_atomic(path: Path | str, content: str | bytes) -> Path:
+def write_atomic(path: Path | str, content: str | bytes, *, sync: bool = True) -> Path:
     """Write a file so that a reader, or a crash, sees the old content or the new and nothing between.
+
+    Without `sync` that holds for readers only: for what nobody needs after a crash.
 
     Raises:
         OSError: the disk is full, the folder read-only; names the path.
@@ -47,7 +54,8 @@ def write_atomic(path: Path | str, content: str | bytes) -> Path:
             with open(temporary, "xb") as file:
                 file.write(data)
                 file.flush()
-                os.fsync(file.fileno())
+                if sync:
+                    os.fsync(file.fileno())
             os.replace(temporary, path)
         except BaseException:
             temporary.unlink(missing_ok=True)
@@ -82,23 +90,51 @@ def remembered(path: Path | str) -> dict | None:
         return None
 
 
+def packed(path: Path | str) -> Path:
+    """Where a file lies packed: the same content, known by the same hash, beside its own name."""
+    return Path(path).with_name(Path(path).name + ".gz")
+
+
+def stored(path: Path | str) -> bytes:
+    """The content of a file, also where it lies packed. Raises DamagedFile for one that cannot be unpacked."""
+    path = Path(path)
+    if path.exists() or not packed(path).exists():
+        return path.read_bytes()
+    try:
+        return gzip.decompress(packed(path).read_bytes())
+    except (OSError, EOFError, zlib.error) as error:
+        raise DamagedFile(f"{packed(path)}: expected a gzip file, found one that cannot be unpacked: {error}") from None
+
+
+def pack(path: Path | str) -> Path:
+    """Pack a file: the same bytes from the same content."""
+    write_atomic(packed(path), gzip.compress(Path(path).read_bytes(), mtime=0))
+    Path(path).unlink()
+    return packed(path)
+
+
+def remove(path: Path | str) -> None:
+    """Remove a file, packed or not, if it is there."""
+    for found in (Path(path), packed(path)):
+        found.unlink(missing_ok=True)
+
+
 def write_jsonl(path: Path | str, rows: Iterable[dict]) -> Path:
     return write_atomic(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
 def read_jsonl(path: Path | str) -> list[dict]:
-    """All rows of a JSON Lines file; a line that is no JSON object is an error with its number."""
+    """All rows of a JSON Lines file, packed or not; a line that is no JSON object is an error with its number."""
     rows = []
-    with open(path, "rb") as file:  # not splitlines(), which also cuts at characters inside answers
-        for number, line in enumerate(file, 1):
-            try:
-                row = json.loads(line)
-            except (ValueError, RecursionError):
-                row = None
-            if not isinstance(row, dict):
-                found = line[:80].decode(errors="replace")
-                raise DamagedFile(f"{path}, line {number}: expected one JSON object, found {found!r}")
-            rows.append(row)
+    for number, line in enumerate(io.BytesIO(stored(path)), 1):  # unlike splitlines(), it cuts nowhere inside answers
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
+            row = None
+        if not isinstance(row, dict):
+            found = line[:80].decode(errors="replace")
+            raise DamagedFile(f"{path}, line {number}: expected one JSON object, found {found!r}")
+        rows.append(row)
     return rows
 
 
@@ -109,8 +145,14 @@ def content_hash(value: Any) -> str:
         files = sorted(path for path in value.rglob("*") if path.is_file()) if value.is_dir() else [value]
         for path in files:
             digest.update(str(path.relative_to(value)).encode())
+            if not path.exists():
+                digest.update(stored(path))
+                continue
             with open(path, "rb") as file:
-                hashlib.file_digest(file, lambda: digest)
+                if os.fstat(file.fileno()).st_size > AT_ONCE:
+                    hashlib.file_digest(file, lambda: digest)
+                else:
+                    digest.update(file.read())  # file_digest makes a large buffer first
     else:
         digest.update(json.dumps(value, sort_keys=True, ensure_ascii=False).encode())
     return digest.hexdigest()

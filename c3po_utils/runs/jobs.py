@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from c3po_utils import figures  # as a room: its heavy parts are imported when they are used
 from c3po_utils.evaluation import evaluate, open_judge, two_feedbacks
-from c3po_utils.feedback import Feedback, load_feedbacks, records
-from c3po_utils.runs import parameters
+from c3po_utils.feedback import Feedback, load_feedbacks, records, selection
+from c3po_utils.runs import parameters, variants
 from c3po_utils.runs.config import RunConfig
 from c3po_utils.runs.parameters import nearest
-from c3po_utils.runs.stage import BUNDLED, Stage, run_folder
-from c3po_utils.sampling import Sample, SampleSettings, open_sample
-from c3po_utils.training import TrainSettings, registered, trained_methods
+from c3po_utils.runs.stage import NOTEBOOKS, Stage, run_folder
+from c3po_utils.sampling import SampleSettings, open_sample
+from c3po_utils.training import TrainSettings, trained_methods
 from c3po_utils.training.stage import train_stage
 
 How = two_feedbacks.How
-NOTEBOOKS = BUNDLED / "notebooks"
 SAMPLE, TRAIN, EVALUATE = "01_sample.ipynb", "02_train.ipynb", "03_evaluate.ipynb"
 TWO_FEEDBACKS, FIGURES = "04_two_feedbacks.ipynb", "05_figures.ipynb"
 
@@ -33,51 +31,11 @@ class Job:
     output: Path
     parameters: dict[str, Any]
     stages: list[Stage] = field(default_factory=list)
+    reads_only: bool = False  # the notebook makes no stage: its one stage only says that it was executed
 
     @property
     def done(self) -> bool:
         return bool(self.stages) and all(stage.done for stage in self.stages)
-
-    @property
-    def label(self) -> str:
-        """For progress bars: `02_train boss_signoff c3po`."""
-        about = (self.parameters[key] for key in ("feedback", "method") if key in self.parameters)
-        return " ".join([self.notebook.removesuffix(".ipynb"), *map(str, about)])
-
-
-def phases(config: RunConfig) -> list[list[Iterator[Job]]]:
-    """The run's jobs: chains that may run side by side, in phases that may not: feedbacks, pairs of them, figures.
-
-    Each job is made when its turn comes, because it looks at what earlier ones wrote.
-    """
-    run = run_folder(config.run)
-    return [
-        [_feedback_jobs(config, run, name) for name in feedback_names(config)],
-        [_two_feedbacks_jobs(config, run, *each) for each in two_feedbacks_runs(config)],
-        [_figures_jobs(config, run)],
-    ]
-
-
-def plan(config: RunConfig) -> Iterator[Job]:
-    """The run's jobs, one after another."""
-    return chain.from_iterable(chain.from_iterable(phases(config)))
-
-
-def _feedback_jobs(config: RunConfig, run: Path, name: str) -> Iterator[Job]:
-    yield sample_job(config, run, name)
-    for method in trained_methods(config.methods):
-        yield train_job(config, run, name, method)
-    yield evaluate_job(config, run, name)
-
-
-def _two_feedbacks_jobs(config: RunConfig, run: Path, names: list[str], method: str, how: How) -> Iterator[Job]:
-    if how == "joint":
-        yield train_job(config, run, two_feedbacks.joint_name(names), method)
-    yield two_feedbacks_job(config, run, names, method, how)
-
-
-def _figures_jobs(config: RunConfig, run: Path) -> Iterator[Job]:
-    yield figures_job(config, run)
 
 
 def _sets(config: RunConfig) -> list[Path]:
@@ -85,9 +43,16 @@ def _sets(config: RunConfig) -> list[Path]:
     return [records.feedback_set(name) for name in ([given] if isinstance(given, str) else given)]
 
 
+def known(config: RunConfig) -> list[Feedback]:
+    """The records of the run's sets."""
+    return load_feedbacks(*_sets(config))
+
+
 def selected(config: RunConfig) -> list[Feedback]:
-    """The records of the run's feedbacks."""
-    return records.select(load_feedbacks(*_sets(config)), ids=config.feedbacks)
+    """Those of the run's feedbacks, the second one last if it is not among those that are selected."""
+    chosen = selection.select(known(config), config.feedbacks, **config.select.model_dump())
+    second = records.by_id(known(config), [config.second_feedback]) if config.second_feedback else []
+    return chosen + [one for one in second if one not in chosen]
 
 
 def feedback_names(config: RunConfig) -> list[str]:
@@ -105,7 +70,9 @@ def two_feedbacks_runs(config: RunConfig) -> list[tuple[list[str], str, How]]:
     Raises:
         ValueError: a feedback that is not in the run, or one feedback twice.
     """
-    given = config.two_feedbacks
+    given = list(config.two_feedbacks)
+    if second := config.second_feedback:
+        given += [(one.id, second) for one in selected(config) if one.id != second]
     names = {records.feedback_id(name): name for name in feedback_names(config)} if given else {}
     for ids in given:
         for id in ids:
@@ -140,13 +107,6 @@ def sample_settings(values: dict[str, Any]) -> SampleSettings:
     return SampleSettings.of(values["options"], **_fields(SampleSettings, values))
 
 
-def open_samples(config: RunConfig) -> Iterator[Sample]:
-    """The sample of each feedback, for what it would still take (`Sample.estimate`)."""
-    for name in feedback_names(config):
-        values = sample_values(config, name)
-        yield open_sample(run_folder(config.run), name, sample_settings(values), values["limits"])
-
-
 def sample_job(config: RunConfig, run: Path, name: str) -> Job:
     values = sample_values(config, name)
     stage = open_sample(run, name, sample_settings(values)).stage
@@ -155,8 +115,7 @@ def sample_job(config: RunConfig, run: Path, name: str) -> Job:
 
 def train_values(config: RunConfig, name: str, method: str) -> dict[str, Any]:
     """The parameters of 02_train for one feedback and method."""
-    own = config.train_methods
-    given = {"method_settings": {}, **config.train, **own.get(registered(method), {}), **own.get(method, {})}
+    given = variants.given(config.train, config.train_methods, method)
     return _resolved(TRAIN, {"run": config.run, "feedback": name, "method": method, **given})
 
 
@@ -179,17 +138,32 @@ def _scoring(config: RunConfig) -> dict[str, Any]:
     return {"limits": limits, **{key: config.evaluate[key] for key in ("judge_model",) if key in config.evaluate}}
 
 
-def evaluate_values(config: RunConfig, name: str) -> dict[str, Any]:
-    """The parameters of 03_evaluate for one feedback."""
-    given = {"run": config.run, "feedback": name, "methods": config.methods, **config.evaluate, **_scoring(config)}
-    return _resolved(EVALUATE, given)
+def evaluate_values(config: RunConfig, name: str, methods: Sequence[str] = ()) -> dict[str, Any]:
+    """The parameters of 03_evaluate for one feedback; all methods of the run where none are given."""
+    chosen = list(methods) or config.methods
+    return _resolved(
+        EVALUATE, {"run": config.run, "feedback": name, **config.evaluate, "methods": chosen, **_scoring(config)}
+    )
 
 
-def evaluate_job(config: RunConfig, run: Path, name: str) -> Job:
-    values, id = evaluate_values(config, name), records.feedback_id(name)
+def evaluate_job(config: RunConfig, run: Path, name: str, methods: Sequence[str], folder: str) -> Job:
+    """Some methods answered and scored; the executed copy lies in this folder of the feedback's evaluations."""
+    values = evaluate_values(config, name, methods)
+    id = records.feedback_id(name)
+    return Job(EVALUATE, run / "eval" / id / folder / EVALUATE, values, _evaluations(run, id, values))
+
+
+def _evaluations(run: Path, id: str, values: dict[str, Any]) -> list[Stage]:
     judge = open_judge(run, values["judge_model"], values["judge_helpfulness"], values["limits"])
-    stages = [evaluate.eval_stage(run, id, method, judge) for method in config.methods]
-    return Job(EVALUATE, run / "eval" / id / EVALUATE, values, stages)
+    return [evaluate.eval_stage(run, id, method, judge) for method in values["methods"]]
+
+
+def compare_job(config: RunConfig, run: Path, name: str) -> Job:
+    """All methods of a feedback side by side, read back from their evaluations."""
+    values, id = evaluate_values(config, name), records.feedback_id(name)
+    identity = {"evaluations": [own.identity for own in _evaluations(run, id, values)]}
+    stage = Stage(run / "compare" / id, identity)
+    return Job(EVALUATE, stage.folder / EVALUATE, values, [stage], reads_only=True)
 
 
 def two_feedbacks_values(config: RunConfig, names: list[str], method: str, how: How) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from papermill.engines import NBClientEngine, papermill_engines
 from traitlets import Unicode
 
 from c3po_utils.runs.check import check_notebook, refuse_secrets
+from c3po_utils.runs.forked_kernel import ForkedKernel
 from c3po_utils.runs.parameters import ParameterError, resolve
 
 
@@ -33,6 +34,17 @@ class LocalKernelManager(AsyncKernelManager):
     transport = Unicode("ipc")
     started: ClassVar[WeakSet[LocalKernelManager]] = WeakSet()
     ending: ClassVar[bool] = False  # no kernel is to live any more, nor one that is just being started
+    waiting: ClassVar[ForkedKernel | None] = None  # it becomes the next kernel, in place of a new process
+
+    async def _async_launch_kernel(self, kernel_cmd: list[str], **kw) -> None:
+        cls = type(self)
+        kernel, cls.waiting = cls.waiting, None
+        if kernel is None:
+            await super()._async_launch_kernel(kernel_cmd, **kw)
+            return
+        self.provisioner.process, self.provisioner.pid, self.provisioner.pgid = kernel, kernel.pid, kernel.pid
+        kernel.become(kernel_cmd, kw["env"], kw["cwd"])
+        self._reconcile_connection_info(self.provisioner.connection_info)
 
     async def _async_post_start_kernel(self, **kwargs) -> None:
         self.started.add(self)

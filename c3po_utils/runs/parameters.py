@@ -7,6 +7,7 @@ import difflib
 import json
 from collections.abc import Iterable, Mapping
 from copy import deepcopy
+from dataclasses import asdict, field, fields
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,11 @@ def _declared_in(notebook: Path) -> dict[str, tuple[Any, Any]]:
     return declared(json.loads(notebook.read_text(encoding="utf-8")))  # nbformat takes a second to import
 
 
+def kinds(notebook: Path) -> dict[str, Any]:
+    """The notebook's parameters by name, each with its type."""
+    return {name: kind for name, (kind, _) in _declared_in(notebook).items()}
+
+
 _TYPES = {"str": str, "int": int, "float": float, "bool": bool, "list": list, "dict": dict}
 
 
@@ -70,11 +76,16 @@ def checked(given: dict[str, Any], kinds: dict[str, Any], what: str = "parameter
         if name not in kinds:
             raise ParameterError(f"unknown {what} {name!r} ({nearest(name, kinds)})")
         try:
-            values[name] = TypeAdapter(kinds[name]).validate_json(json.dumps(value), strict=kinds[name] is not float)
+            values[name] = _reader(kinds[name]).validate_json(json.dumps(value), strict=kinds[name] is not float)
         except (ValidationError, TypeError):
             kind = getattr(kinds[name], "__name__", kinds[name])
             raise ParameterError(f"{what} {name!r}: expected {kind}, found {value!r}") from None
     return values
+
+
+@cache
+def _reader(kind: Any) -> TypeAdapter:
+    return TypeAdapter(kind)
 
 
 def at_least(values: Mapping[str, Any], least: Mapping[str, float], what: str = "parameter") -> None:
@@ -82,6 +93,26 @@ def at_least(values: Mapping[str, Any], least: Mapping[str, float], what: str = 
     for name, low in least.items():
         if not values[name] >= low:
             raise ParameterError(f"{what} {name!r}: expected {low} or more, found {values[name]}")
+
+
+def later(default: Any) -> Any:
+    """The field of a setting that was added after runs were stored: at its default, `recorded` does not name it."""
+    return field(default=default, metadata={"later": True})
+
+
+def passing(default: Any) -> Any:
+    """The field of a setting that does not change what comes out: `recorded` never names it."""
+    return field(default=default, metadata={"passing": True})
+
+
+def recorded(settings: Any) -> dict[str, Any]:
+    """What a manifest says of a dataclass of settings, so that a `later` one leaves finished stages as they are."""
+    unsaid = {
+        f.name
+        for f in fields(settings)
+        if "passing" in f.metadata or ("later" in f.metadata and getattr(settings, f.name) == f.default)
+    }
+    return {name: value for name, value in asdict(settings).items() if name not in unsaid}
 
 
 def read_overrides(overrides: Iterable[str]) -> dict[str, Any]:

@@ -15,15 +15,18 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from c3po_utils.runs import files
 from c3po_utils.runs.files import DamagedFile, content_hash, read_json, remembered, write_json
 
 # Notebooks, feedback and the paper's numbers: the checkout's own, or those that an installed package brings along.
 BUNDLED = Path(__file__).parents[2]
-# What relative run folders are relative to: the checkout, else where the first process was started, for kernels too.
-ROOT = BUNDLED
+# What relative run folders are relative to: C3PO_ROOT in the environment, the checkout, or else where the first process
+# was started, for kernels too.
+ROOT, CODE = Path(os.environ.get("C3PO_ROOT", BUNDLED)), BUNDLED
 if not (BUNDLED / "pyproject.toml").exists():
     BUNDLED = Path(__file__).parents[1] / "bundled"
-    ROOT = Path(os.environ.setdefault("C3PO_ROOT", os.getcwd()))
+    ROOT = CODE = Path(os.environ.setdefault("C3PO_ROOT", os.getcwd()))
+NOTEBOOKS = BUNDLED / "notebooks"
 MANIFEST = "manifest.json"
 LEDGER = "calls.sqlite"  # in the run's folder: every answer that a model gave
 SMALL = 64 * 2**20  # bytes: files up to this size are read whole to see whether a stage is done
@@ -76,7 +79,7 @@ def print_header(seed: int | None = None) -> None:
     print(versions)
 
 
-def git_commit(folder: Path = ROOT) -> str:
+def git_commit(folder: Path = CODE) -> str:
     """The checkout's commit, with `+` for uncommitted changes, or `unknown` outside git.
 
     Changes in results/ do not count: they are what a run makes, not what it is made by.
@@ -100,10 +103,12 @@ def peak_gib() -> float:
 
 def fingerprint(path: Path, whole: bool = True) -> dict[str, Any]:
     """What a manifest says of a data file: rows (of JSON Lines), bytes, and, if it is read `whole`, content hash."""
-    found: dict[str, Any] = {"bytes": path.stat().st_size}
+    if not whole and path.exists():
+        return {"bytes": path.stat().st_size}
+    found: dict[str, Any] = {"bytes": path.stat().st_size if path.exists() else len(files.stored(path))}
     if whole:
         if path.suffix == ".jsonl":
-            found = {"rows": path.read_bytes().count(b"\n"), **found}
+            found = {"rows": files.stored(path).count(b"\n"), **found}
         found["hash"] = content_hash(path)
     return found
 
@@ -167,10 +172,10 @@ class Stage:
     def _whole(self, name: str, known: dict[str, Any]) -> bool:
         """Whether a file is there, and, cheaply, the one that is known; a warning says how it differs."""
         path = self.path(name)
-        if not path.exists():
+        if not path.exists() and not files.packed(path).exists():
             return False
         try:
-            _compare(path, known, fingerprint(path, whole=path.stat().st_size <= SMALL))
+            _compare(path, known, fingerprint(path, whole=not path.exists() or path.stat().st_size <= SMALL))
         except DamagedFile as error:
             warnings.warn(f"{error}. It is made anew", stacklevel=2)
             return False
@@ -195,7 +200,7 @@ class Stage:
     def __enter__(self) -> Stage:
         self.folder.mkdir(parents=True, exist_ok=True)
         for name in (MANIFEST, *self.products):
-            self.path(name).unlink(missing_ok=True)
+            files.remove(self.path(name))
         self._start = time.monotonic()
         return self
 
@@ -228,3 +233,9 @@ def done_stages(root: Path | str, kind: str) -> Iterator[tuple[Path, dict]]:
         manifest = read_json(path, dict)
         if manifest.get("status") == "done":
             yield path.parent, manifest
+
+
+def pack(root: Path | str) -> list[Path]:
+    """Pack the rows and answers of a run's finished stages, for keeping; they are read, and done, as before."""
+    folders = [folder for kind in ("sample", "eval") for folder, _ in done_stages(root, kind)]
+    return [files.pack(path) for folder in folders for path in sorted(folder.glob("*.jsonl"))]

@@ -18,6 +18,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "rows",
         "sample",
         "settings",
+        "unlabelled",
     ],
     submod_attrs={
         "sample": ["Sample", "open_sample"],

@@ -217,11 +217,16 @@ def _demonstrations(
             say(f"it does not pass the metric {metric.name!r}")
 
 
-def next_command(path: Path, feedback: Feedback, prompts: bool) -> str:
-    """What to run next: everything for this feedback on the embedded model, and what it lacks before that."""
+def next_command(path: Path, feedback: Feedback, prompts: bool, program: str = "c3po") -> str:
+    """What to run next: everything for this feedback on the embedded model, and what it lacks before that.
+
+    Args:
+        program: how the `c3po` command is called here.
+    """
     inside = path.resolve().parent == records.FEEDBACK_FOLDER.resolve()
     run, name = f"results/{feedback.id}", path.stem if inside else str(path)
-    command = f"c3po run demo run={run} figures.output={run}/figures feedback_set={name} feedbacks='[{feedback.id}]'"
+    command = f"{program} run demo run={run} figures.output={run}/figures feedback_set={name}"
+    command += f" feedbacks='[{feedback.id}]'"
     if not feedback.demonstrations:
         command += " sample.options='{strategy: revise}'"
     if not feedback.metric:

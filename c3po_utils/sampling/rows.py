@@ -5,16 +5,14 @@ from __future__ import annotations
 import random
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from c3po_utils.feedback import Feedback, Prompt
-from c3po_utils.runs import files, stage
+from c3po_utils.runs import files, parameters, stage
 from c3po_utils.sampling.settings import SampleSettings
 
 ROWS = "rows.jsonl"
-TEST_SHARE = 0.3  # of ten categories, three: intervals clustered by category need no fewer
 
 
 def deal_prompts(feedback: Feedback, prompts: Sequence[Prompt], settings: SampleSettings) -> list[dict]:
@@ -30,7 +28,7 @@ def deal_prompts(feedback: Feedback, prompts: Sequence[Prompt], settings: Sample
     if len(names) < 2:
         raise ValueError(f"prompts of {feedback.id!r}: expected two categories or more, found {names}")
     chosen = random.Random(f"{settings.seed}/{feedback.id}").sample(names, min(settings.categories, len(names)))
-    tests = set(chosen[: max(1, round(TEST_SHARE * len(chosen)))])
+    tests = set(chosen[: min(max(1, round(settings.test_share * len(chosen))), len(chosen) - 1)])
     rows = []
     for split in ("in_scope", "near_scope"):
         for name in chosen:
@@ -40,7 +38,7 @@ def deal_prompts(feedback: Feedback, prompts: Sequence[Prompt], settings: Sample
     general = [prompt for prompt in prompts if prompt.split == "out_of_scope"]
     random.Random(settings.seed).shuffle(general)
     general = general[: len(chosen) * settings.prompts_per_category]
-    n_test = round(TEST_SHARE * len(general))
+    n_test = round(settings.test_share * len(general))
     return rows + [_row(feedback, prompt, "test" if i < n_test else "train") for i, prompt in enumerate(general)]
 
 
@@ -61,7 +59,7 @@ def sample_stage(run: Path | str, feedback: Feedback, settings: SampleSettings, 
     Inputs are `prompts`, the hash of those that were given, or `imported`, the hashes of the files that were read.
     """
     record = feedback.model_dump(mode="json", exclude={"examples"})
-    identity = {"settings": asdict(settings), "feedback": record, **inputs}
+    identity = {"settings": parameters.recorded(settings), "feedback": record, **inputs}
     return stage.Stage(_folder(run, feedback.id), identity, ROWS)
 
 

@@ -7,6 +7,7 @@ a column per kind of answer (answers.py).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -29,18 +30,25 @@ ANSWERS = ("baseline", "in_context", "in_context_cot", "revised")
 
 
 def open_models(
-    settings: SampleSettings, ledger: Path | str, limits: dict[str, Any] | None = None
+    settings: SampleSettings,
+    ledger: Path | str,
+    limits: dict[str, Any] | None = None,
+    server: chat.vllm.Engine | None = None,
 ) -> dict[str, ChatModel]:
     """The `completion` model and, unless the bundled prompts are used, the `prompt` and the `category` model.
 
-    Each model is opened once, however often the settings name it; `limits` are for those behind an API.
+    Each model is opened once, however often the settings name it; `limits` are for those behind an API. Who answers
+    does so on the `server`, if there is one.
     """
     names = {"completion": settings.answering}
     if settings.prompt_model:
         names |= {"prompt": settings.prompt_model, "category": settings.category_model or settings.prompt_model}
     opened = {}
     for name in dict.fromkeys(names.values()):
-        opened[name] = chat.open.open_within(name, ledger, limits)
+        served = server and name == settings.answering
+        opened[name] = (
+            server.chat(name, chat.vllm.BASE, ledger) if served else chat.open.open_within(name, ledger, limits)
+        )
     return {use: opened[name] for use, name in names.items()}
 
 
@@ -80,7 +88,13 @@ class Sample:
 
     @cached_property
     def models(self) -> dict[str, ChatModel]:
-        return open_models(self.settings, self.run / LEDGER, self.limits)
+        return open_models(self.settings, self.run / LEDGER, self.limits, self.server)
+
+    @cached_property
+    def server(self) -> chat.vllm.Engine | None:
+        """What runs pi_0, where the settings say another engine than this process."""
+        url = chat.vllm.read_engine(self.settings.engine)
+        return None if url is None else chat.vllm.Engine(self.settings.answering, self.run, url)
 
     def dry_run(self) -> tuple[list[dict], dict[str, chat.DryRun]]:
         """The rows as they would be, and by use the stand-in that was asked for them. Nobody else is.
@@ -133,12 +147,12 @@ class Sample:
         """
         if self.stage.done:
             return files.read_jsonl(self.stage.path(ROWS))
-        with self.stage:
+        with self.stage, self.server or nullcontext():
             rows = fill_rows(self.models["completion"], self.deal(), self.record, self.settings)
             if self.settings.completion_model and not self.settings.allow_short:
                 _refuse_failed(rows)
             files.write_jsonl(self.stage.path(ROWS), rows)
-            self.stage.notes["counts"] = counts(rows)
+            self.stage.notes |= {"counts": counts(rows)} | ({"engine": chat.vllm.VLLM} if self.server else {})
         return rows
 
     def adherence(self) -> pd.DataFrame:

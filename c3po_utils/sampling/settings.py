@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Any, get_type_hints
 
-from c3po_utils.chat import Sampling
+from c3po_utils.chat import Sampling, names, vllm
 from c3po_utils.runs import nearest, parameters
 from c3po_utils.sampling.deduplicated import Effort
 
@@ -35,6 +35,9 @@ class SampleSettings:
     allow_short: bool = False  # go on with fewer prompts or answers than asked for
     revise_elsewhere: bool = False  # revise near and out rows of the training fold, too: dpo_negatives rejects these
     effort: dict[str, Any] = field(default_factory=dict)  # of the prompt model: what differs from deduplicated.Effort
+    test_share: float = parameters.later(0.3)  # of the categories: of ten, three, as clustered intervals need
+    # What runs pi_0: local; vllm, started for this; or vllm@http://127.0.0.1:8000/v1, joined. The same weights answer.
+    engine: str = parameters.passing(vllm.LOCAL)
 
     def __post_init__(self) -> None:
         if self.strategy not in STRATEGIES:
@@ -42,6 +45,10 @@ class SampleSettings:
             raise ValueError(f"strategy: expected one of {STRATEGIES}, found {found!r} ({nearest(found, STRATEGIES)})")
         least = {"best_of": 1, "categories": 2, "prompts_per_category": 1, "max_new_tokens": 1, "seed": 0}
         parameters.at_least(vars(self), least)
+        if not 0 < self.test_share < 1:
+            raise ValueError(f"test_share: expected a share between 0 and 1, found {self.test_share!r}")
+        if vllm.read_engine(self.engine) is not None and names.parse_model_name(self.answering).endpoint:
+            raise ValueError(f"engine: {self.engine!r} runs weights of ours, and {self.answering!r} answers here")
 
     @classmethod
     def of(cls, options: dict[str, Any], **given: Any) -> SampleSettings:

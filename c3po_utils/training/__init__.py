@@ -11,6 +11,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     submodules=[
         "adapters",
         "bandit",
+        "checks",
         "data",
         "export",
         "finetune",
@@ -24,8 +25,10 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "probe",
         "reference",
         "references",
+        "served",
         "stage",
         "trainer",
+        "transfer",
     ],
     submod_attrs={
         "methods": ["BASE_RESAMPLED", "registered", "trained_methods"],

@@ -96,6 +96,7 @@ def training_rows(
     context: int | None = None,
     max_dropped_share: float = 0.1,
     max_prompts: int = 0,
+    whole_pools: bool = False,
     seed: int = 0,
 ) -> tuple[list[dict], Preflight]:
     """One dict per training pair, with token ids for each segment that the method trains on.
@@ -113,6 +114,8 @@ def training_rows(
         max_length: longer examples, in tokens, are dropped, as are those longer than the model's `context`; a larger
             share than `max_dropped_share` is an error.
         max_prompts: use at most this many in-scope rows; 0: all.
+        whole_pools: where there are more near-scope or out-of-scope rows than pairs, deal the pairs again, until every
+            row was dealt once.
 
     Raises:
         DataError: nothing to train on, too many rows unusable, or no revisions where roles are to be reversed.
@@ -131,8 +134,12 @@ def training_rows(
             pool = encoder.shuffled(_reversible(by_split[split], pair), {name: REVERSED[name] for name in pair}, dealer)
             mixed += [pool[i % len(pool)] for i in range(round(ratio * len(pairs)))]
     encoder.check(max_dropped_share)
+    dealt_to = pairs + mixed
+    if whole_pools:
+        most = max(map(len, pools.values()), default=0)
+        dealt_to = [dealt_to[i % len(dealt_to)] for i in range(max(most, len(dealt_to)))]
     result = []
-    for i, row in enumerate(pairs + mixed):
+    for i, row in enumerate(dealt_to):
         dealt = {key: value for pool in pools.values() for key, value in pool[i % len(pool)].items()}
         result.append(dealt | row)
     return result, Preflight(

@@ -29,6 +29,7 @@ from c3po_utils.training.methods import Method
 from c3po_utils.training.references import with_references
 from c3po_utils.training.stage import LOG, RunTraining, TrainSettings, adapter_folder
 from c3po_utils.training.trainer import Bar, C3POTrainer, last_valid
+from c3po_utils.training.transfer import transfer_rows
 
 TOKENS_PER_PASS = {"cpu": 2048, "cuda": 8192}
 WHOLE_BATCH = {"aot", "aot_unpaired", "sft"}  # trl's losses that are no mean over pairs
@@ -143,8 +144,11 @@ class Training(RunTraining):
     @cached_property
     def _prepared(self) -> tuple[list[dict], Preflight]:
         objective = self.settings.objective
+        rows = load_rows(self.run, self.feedback_id, "train")
+        if objective.distils:
+            rows += transfer_rows(self.run, self.feedback_id, objective)
         return training_rows(
-            load_rows(self.run, self.feedback_id, "train"), self.tokenizer, system=self.sampled_with.system_prompt,
+            rows, self.tokenizer, system=self.sampled_with.system_prompt,
             context=models.context_of(self.sampled_with.model), seed=self.settings.seed,
             keep=self._passing() if objective.only_passing else None, **objective.rows,
         )  # fmt: skip

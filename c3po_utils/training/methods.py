@@ -24,6 +24,9 @@ class Method:
     A `gated` method trains no adapter: it takes that of another method and fits a gate (gate.py), which decides at
     each prompt whether the adapter is added to pi_0. Its own terms have the weight 0.
 
+    A method that `distils` a gated one learns its policy with one plain adapter, which needs no gate: y+ in scope, and
+    pi_0's own answers also at `unlabelled` prompts, those of other feedbacks, where the gate is closed (transfer.py).
+
     The reference policy of the preference term is always pi_0, also where training starts from another adapter: it
     is pi_0 that wrote the rejected answers, which is what the theory (Appendix C) asks of a reference.
     """
@@ -40,6 +43,8 @@ class Method:
     near_ratio: NotNegative = 0.0  # near-scope rows put among the in-scope rows, for each of these, baseline as chosen
     out_ratio: NotNegative = 0.0  # likewise out-of-scope rows
     start: str = ""  # the method whose adapter training starts from
+    distils: str = ""  # the gated method whose gate says at which unlabelled prompts to stay what pi_0 is
+    unlabelled: CountOrNone = 0  # of these prompts, half of which join the near, half the out-of-scope rows
     max_prompts: CountOrNone = 0  # train on at most this many pairs; 0: on all
     only_passing: bool = False  # train only on pairs whose revision passes the feedback's metric
     max_length: Count = 1024  # longer examples, in tokens, are dropped
@@ -55,6 +60,11 @@ class Method:
         check_fields(self, "method setting")
         if self.gated and (self.segments or self.start):
             raise ValueError(f"method settings: a gate for {self.gated!r} trains nothing else; expected no other terms")
+        if bool(self.distils) != bool(self.unlabelled):
+            found = f"distils is {self.distils!r} and unlabelled is {self.unlabelled}"
+            raise ValueError(f"method settings: {found}: expected both or neither")
+        if self.distils and not (self.near_weight and self.out_weight):
+            raise ValueError("method settings: unlabelled prompts join near and out rows, and one of these weighs 0")
         if not self.segments and not self.gated:
             raise ValueError("method settings: all terms have the weight 0, expected one or more above it")
 
@@ -73,7 +83,13 @@ class Method:
     def rows(self) -> dict[str, Any]:
         """What the method asks of its rows: arguments of data.training_rows."""
         names = ("segments", "near_ratio", "out_ratio", "max_prompts", "max_length", "max_dropped_share")
-        return {name: getattr(self, name) for name in names}
+        return {name: getattr(self, name) for name in names} | {"whole_pools": bool(self.unlabelled)}
+
+    @property
+    def needs(self) -> dict[str, str]:
+        """The other methods without whose adapter or gate it cannot be trained, by what it does with that."""
+        how = {"starts from": self.start, "is a gate for": self.gated, "distils": self.distils}
+        return {does: other for does, other in how.items() if other}
 
     @property
     def differences(self) -> dict[str, Any]:
@@ -85,17 +101,18 @@ class Method:
         """The objective in LaTeX, with the weights in force; terms of weight 0 are left out.
 
         Mixed-in rows stand beside D_in under an arrow: their baseline is the chosen answer, the revision the rejected.
-        Of a gated method, the policy.
+        D_{g<t} are unlabelled prompts at which the gate is closed. Of a gated method, the policy.
         """
         if self.gated:
             return _GATED % self.gated.replace("_", r"\_")
         ratios = ((self.near_ratio, "near"), (self.out_ratio, "out"))
+        more = r" \cup D_{g<t}" if self.unlabelled else ""
         mixed = "".join(rf" \cup {ratio:g}\,\overleftarrow{{D}}_\text{{{name}}}" for ratio, name in ratios if ratio)
         terms = [
             (self.preference, rf"L_\text{{DPO}}(D_\text{{in}}{mixed};\,\beta={self.beta:g})"),
             (self.chosen_sft_weight, rf"L_\text{{SFT}}(D_\text{{in}}{mixed}, y^+)"),
-            (self.out_weight, _keep(self.kl, r"D_\text{out}")),
-            (self.near_weight, _keep(self.kl, r"D_\text{near}")),
+            (self.out_weight, _keep(self, rf"D_\text{{out}}{more}")),
+            (self.near_weight, _keep(self, rf"D_\text{{near}}{more}")),
         ]
         return "L = " + " + ".join(f"{weight:g}\\,{term}" if weight != 1 else term for weight, term in terms if weight)
 
@@ -106,14 +123,19 @@ _GATED = (
 )
 
 
-def _keep(kl: float, data: str) -> str:
+def _keep(method: Method, data: str) -> str:
     """The term that holds the model to its own answers, in LaTeX."""
-    sft, divergence = rf"L_\text{{SFT}}({data})", rf"\text{{KL}}(\pi_0\,\|\,\pi;\,{data})"
-    return {0: sft, 1: divergence}.get(kl, rf"\big({1 - kl:g}\,{sft} + {kl:g}\,{divergence}\big)")
+    total, power = r"\textstyle\sum_t" * method.kl_summed, "^2" * method.kl_squared
+    sft, divergence = rf"L_\text{{SFT}}({data})", rf"{total}\text{{KL}}{power}(\pi_0\,\|\,\pi;\,{data})"
+    mix = rf"\big({1 - method.kl:g}\,{sft} + {method.kl:g}\,{divergence}\big)"
+    return {0: sft, 1: divergence}.get(method.kl, mix)
 
 
 _DPO = Method(out_weight=0.0, near_weight=0.0)
 _SCD = Method(preference=0.0, chosen_sft_weight=1.0, out_weight=0.0, near_weight=0.0)
+
+# Summed over tokens the divergence weighs the word at which an answer turns as y+ does, however long the answer is.
+_SCD_KL = replace(_SCD, near_weight=0.05, out_weight=0.05, kl=1.0, kl_summed=True)
 
 
 def _gate(method: str) -> Method:
@@ -133,6 +155,8 @@ METHODS: dict[str, Method] = {
     "scd": _SCD,
     "scd_mixed": replace(_SCD, near_ratio=0.5, out_ratio=0.5),
     "scd_negatives": replace(_SCD, near_weight=0.5, out_weight=0.5),
+    "scd_kl": _SCD_KL,
+    "scd_distilled": replace(_SCD_KL, distils="scd_gated", unlabelled=200),
     "c3po_gated": _gate("c3po"),
     "c3po_nll_gated": _gate("c3po_nll"),
     "scd_gated": _gate("scd"),
@@ -173,10 +197,16 @@ def get_method(name: str, **settings: Any) -> Method:
         made = replace(METHODS[known], **settings)
     except ValueError as error:
         raise ValueError(f"method {name!r}: {error}") from None
-    plain = [other for other, method in METHODS.items() if not method.gated]
-    if made.gated and registered(made.gated) not in plain:
-        raise ValueError(f"method {name!r}: gated: no adapter of {made.gated!r} ({nearest(made.gated, plain)})")
+    _refuse_other_kind(name, "gated", made.gated, [other for other, method in METHODS.items() if not method.gated])
+    _refuse_other_kind(name, "distils", made.distils, [other for other, method in METHODS.items() if method.gated])
     return made
+
+
+def _refuse_other_kind(name: str, setting: str, other: str, known: Sequence[str]) -> None:
+    """Raise ValueError where a setting names a method that has no adapter, or no gate, or that there is not."""
+    if other and registered(other) not in known:
+        kind = {"gated": "adapter", "distils": "gate"}[setting]
+        raise ValueError(f"method {name!r}: {setting}: no {kind} of {other!r} ({nearest(other, known)})")
 
 
 BASE_RESAMPLED = "base_resampled"  # pi_0 answering once more: the noise floor of every score

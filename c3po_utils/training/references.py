@@ -7,14 +7,14 @@ import math
 import warnings
 from array import array
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
-from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from c3po_utils.engine import fused, threads
-from c3po_utils.runs import files
+from c3po_utils.runs import files, once, progress
 from c3po_utils.training.loss import sequence_logps
 from c3po_utils.training.objective import collate, completion_logps
 
@@ -45,7 +45,7 @@ def _keys(row: dict) -> dict[str, str]:
 def _compute(model: PreTrainedModel, rows: Sequence[dict]) -> dict[str, float]:
     """{key: log pi_0(y|x)} of both answers of every row; rows of similar length go through the model together."""
     rows = sorted(rows, key=lambda row: len(row["chosen_ids"]) + len(row["rejected_ids"]))
-    lanes = threads.streams(model.device)
+    lanes = threads.streams(model)
     size = -(-ROWS_AT_ONCE // lanes)
     groups = [rows[start : start + size] for start in range(0, len(rows), size)]
 
@@ -59,7 +59,7 @@ def _compute(model: PreTrainedModel, rows: Sequence[dict]) -> dict[str, float]:
         return dict(zip(keys, logps_S, strict=True))
 
     found = {}
-    with tqdm(total=len(rows), desc="reference log-probs", leave=False) as bar:
+    with progress.bar(total=len(rows), desc="reference log-probs", unit="row", leave=False) as bar:
         for group, part in zip(groups, threads.side_by_side(logps, groups, lanes), strict=True):
             found |= part
             bar.update(len(group))
@@ -78,6 +78,20 @@ def _known(path: Path | None) -> dict[str, float]:
     return {key: value for key, value in found.items() if isinstance(value, float) and math.isfinite(value)}
 
 
+def _missing(rows: Sequence[dict], known: dict[str, float]) -> list[dict]:
+    return [row for row in rows if not known.keys() >= set(_keys(row).values())]
+
+
+def _compute_and_keep(model: PreTrainedModel, rows: Sequence[dict], path: Path | None) -> dict[str, float]:
+    with torch.no_grad(), fused(model):  # the same arithmetic as in training: the loss starts at ln 2
+        found = _compute(model, rows)
+    if path:
+        with once.alone(path.with_suffix(".writing"), [path.name]):
+            kept = _known(path) | found  # with what other processes have found of other rows meanwhile
+            files.write_json(path, {HASH: files.content_hash(kept), **kept})
+    return found
+
+
 def with_references(model: PreTrainedModel, rows: Sequence[dict], folder: Path | str | None = None) -> list[dict]:
     """The rows with `ref_chosen_logps` and `ref_rejected_logps`: log pi_0 of both answers, summed over their tokens.
 
@@ -85,15 +99,15 @@ def with_references(model: PreTrainedModel, rows: Sequence[dict], folder: Path |
         model: pi_0.
         rows: token rows with pairs (see data.py).
         folder: where log-probabilities are kept, in one file for each model, by the content of prompt and answer;
-            only those that are not there are computed, and all of a damaged file's. None keeps nothing.
+            only those that are not there are computed, and all of a damaged file's. Of several processes that miss
+            the same ones, one computes them and the others wait. None keeps nothing.
     """
     path = Path(folder) / f"logps-{model_identity(model)[:16]}.json" if folder else None
     known = _known(path)
-    missing = [row for row in rows if not known.keys() >= set(_keys(row).values())]
-    if missing:
-        with torch.no_grad(), fused(model):  # the same arithmetic as in training: the loss starts at ln 2
-            known |= _compute(model, missing)
-        if path:
-            known = _known(path) | known  # what another process has found meanwhile
-            files.write_json(path, {HASH: files.content_hash(known), **known})
+    if missing := _missing(rows, known):
+        wanted = [key for row in missing for key in _keys(row).values()]
+        with once.alone(path.with_suffix(".lock"), wanted) if path else nullcontext():
+            known |= _known(path)
+            if missing := _missing(missing, known):
+                known |= _compute_and_keep(model, missing, path)
     return [row | {f"ref_{name}_logps": known[key] for name, key in _keys(row).items()} for row in rows]

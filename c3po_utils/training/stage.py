@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from c3po_utils import engine  # as a room: its heavy parts are imported when they are used
-from c3po_utils.runs import Stage, files, nearest, stage
-from c3po_utils.sampling import SampleSettings, members, rows_hash, stored_settings
+from c3po_utils.runs import Stage, files, nearest, parameters, stage
+from c3po_utils.sampling import SampleSettings, load_rows, members, rows_hash, stored_settings, unlabelled
 from c3po_utils.training.limits import (
     REFUSED_ARGUMENTS,
     SETTLED,
@@ -134,21 +134,26 @@ def train_stage(run: Path | str, feedback_id: str, settings: TrainSettings) -> S
     For `a+b` it is trained on the rows of both feedbacks.
 
     Raises:
-        FileNotFoundError: the adapter that it starts from, or adds, is not there; says how it is trained.
+        FileNotFoundError: the adapter that it starts from or adds, or the gate that it distils, is not there; says how
+            it is trained.
     """
     run, objective = Path(run), settings.objective
     rows = {id: rows_hash(run, id) for id in members(feedback_id)}
-    sampled_with = {id: asdict(stored_settings(run, id)) for id in rows}
+    sampled_with = {id: parameters.recorded(stored_settings(run, id)) for id in rows}
     joint = len(rows) > 1
     identity = {
-        "settings": asdict(settings),
+        "settings": parameters.recorded(settings),
         # Only what differs from the defaults, so that a setting added to Method later renames no finished run.
         "objective": objective.differences,
         "rows": rows if joint else rows[feedback_id],
         "sampled_with": sampled_with if joint else sampled_with[feedback_id],
     }
-    for name in ("start", "gated"):
+    for name in ("start", "gated", "distils"):
         if other := getattr(objective, name):
             identity[name] = adapter_hash(adapter_folder(run, feedback_id, other))
+    if objective.distils:
+        seed = stored_settings(run, feedback_id).seed
+        prompts = unlabelled.unlabelled_prompts(load_rows(run, feedback_id), objective.unlabelled, seed)
+        identity["unlabelled"] = files.content_hash([(prompt.id, prompt.text) for prompt in prompts])
     products = (GATE, GATE_CARD, GATE_SCORES) if objective.gated else (WEIGHTS, CONFIG, PROBE, LOG)
     return Stage(run / "train" / feedback_id / settings.method, identity, *products)

@@ -24,7 +24,7 @@ from transformers.trainer_callback import ProgressCallback
 from trl import DPOTrainer
 
 from c3po_utils.engine import log_probs, threads
-from c3po_utils.runs import files
+from c3po_utils.runs import files, progress
 from c3po_utils.training.methods import Method
 from c3po_utils.training.objective import Batch, collate, completion_states, head_weight, objective
 
@@ -154,7 +154,7 @@ class C3POTrainer(DPOTrainer):
         dropout = any(module.p for module in self.model.modules() if isinstance(module, nn.Dropout))
         chance = dropout or getattr(config, "attention_dropout", 0)
         stateful = args.bf16 or args.fp16 or args.activation_checkpointing or self.method.kl or not self._plain
-        return 1 if chance or stateful or args.world_size > 1 else threads.streams(self.accelerator.device)
+        return 1 if chance or stateful or args.world_size > 1 else threads.streams(self.model)
 
     def _loss_side_by_side(self, model: nn.Module, parts: Sequence[Batch]) -> torch.Tensor:
         """The batch's loss, with its gradients; they are added up in the same order every time."""
@@ -214,9 +214,9 @@ class Bar(ProgressCallback):
     """One progress bar over steps, with the loss; the trainer prints nothing else."""
 
     def on_train_begin(self, args, state, control, **kwargs):
-        super().on_train_begin(args, state, control, **kwargs)
-        if self.training_bar is not None:  # the first process's
-            self.training_bar.set_description(args.run_name)
+        if state.is_world_process_zero:
+            self.training_bar = progress.bar(total=state.max_steps, desc=args.run_name, unit="step")
+        self.current_step = 0
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         if self.training_bar is not None and "loss" in logs:

@@ -29,9 +29,9 @@ PROMPTS = [prompt.text for prompt in load_general_prompts()][:24]
 
 
 @pytest.fixture(scope="module")
-def tiny(tmp_path_factory):
+def tiny(tmp_path_factory, device):
     folder = str(save_tiny(tmp_path_factory.mktemp("random") / "llama"))
-    return load_model(folder, torch.float32), load_tokenizer(folder)
+    return load_model(folder, torch.float32, device), load_tokenizer(folder)
 
 
 def requests(n: int = len(PROMPTS), **kwargs) -> list[Request]:
@@ -46,7 +46,7 @@ def generated(model, tokenizer, asked: Request, new_tokens: int) -> str:
     ids = tokenizer(
         tokenizer.apply_chat_template(list(asked.messages), tokenize=False, add_generation_prompt=True),
         add_special_tokens=False, return_tensors="pt",
-    ).input_ids  # fmt: skip
+    ).input_ids.to(model.device)  # fmt: skip
     out = model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=new_tokens)
     return tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True).strip()
 
@@ -60,13 +60,13 @@ def test_greedy_equals_generate(tiny, slots, system):
         assert ours[one.id].text == generated(model, tokenizer, one, 20), one.id
 
 
-def test_greedy_of_an_architecture_without_slots_equals_generate(tmp_path):
+def test_greedy_of_an_architecture_without_slots_equals_generate(tmp_path, device):
     config = FalconConfig(
         vocab_size=len(tiny_tokenizer()), hidden_size=32, num_hidden_layers=2, num_attention_heads=4, pad_token_id=0,
         bos_token_id=1, eos_token_id=2, max_position_embeddings=256,
     )  # fmt: skip
     folder = str(save_tiny(tmp_path / "falcon", config))
-    model, tokenizer = load_model(folder, torch.float32), load_tokenizer(folder)
+    model, tokenizer = load_model(folder, torch.float32, device), load_tokenizer(folder)
     asked = requests(4)
     ours = answers(LocalChat(model, tokenizer), asked, Sampling(temperature=0, max_new_tokens=8))
     assert {one.id: generated(model, tokenizer, one, 8) for one in asked} == {id: o.text for id, o in ours.items()}
@@ -105,9 +105,9 @@ def test_equal_prompts_of_every_length_within_a_cache_growth(tiny):
 @pytest.mark.parametrize(
     ("top_k", "top_p", "temperature"), [(5, 0.7, 0.7), (0, 0.5, 1.3), (50, 1.0, 1.0), (3, 0.01, 2.0)]
 )
-def test_filter_is_transformers_warpers(top_k, top_p, temperature):
+def test_filter_is_transformers_warpers(top_k, top_p, temperature, device):
     torch.manual_seed(0)
-    logits = (torch.randn(40, 60) * 3).round(decimals=0)  # rounded: full of ties
+    logits = (torch.randn(40, 60, device=device) * 3).round(decimals=0)  # rounded: full of ties
     warpers = LogitsProcessorList([TemperatureLogitsWarper(temperature)])
     if top_k:
         warpers.append(TopKLogitsWarper(top_k))

@@ -16,9 +16,10 @@ from c3po_utils.engine.linear import fused
 from c3po_utils.training.adapters import lora_config
 from c3po_utils.training.methods import get_method
 from c3po_utils.training.objective import collate, completion_logps, objective
+from tests.devices import DEVICE
 from tests.token_rows import CONFIGS, tiny_model, token_rows, with_reference
 
-float64 = {"dtype": torch.float64}
+float64 = {"dtype": torch.float64, "device": DEVICE}
 
 
 def adapted(name: str = "llama", **lora):
@@ -27,7 +28,7 @@ def adapted(name: str = "llama", **lora):
     torch.manual_seed(2)
     for key, parameter in policy.named_parameters():
         if "lora_B" in key:
-            nn.init.normal_(parameter, std=0.3)
+            parameter.data = torch.randn(parameter.shape).mul_(0.3).to(parameter)
     return policy
 
 
@@ -35,6 +36,7 @@ def loss_and_gradient(policy, passes) -> tuple[float, torch.Tensor]:
     policy.zero_grad()
     total = 0.0
     for batch in passes:
+        batch = batch.to(policy.device)
         logps = completion_logps(policy.get_base_model(), batch)
         loss, _ = objective(get_method("c3po", chosen_sft_weight=0.3), logps, batch)
         loss.backward()
@@ -54,7 +56,7 @@ def separate_forwards(policy, rows) -> tuple[float, torch.Tensor]:
 
     def token_logps(row, name):
         prompt, completion = row[f"{name}_prompt_ids"], row[f"{name}_ids"]
-        logits = policy(torch.tensor([prompt + completion])).logits[0, len(prompt) - 1 : -1]
+        logits = policy(torch.tensor([prompt + completion], device=policy.device)).logits[0, len(prompt) - 1 : -1]
         return logits.log_softmax(-1)[range(len(completion)), completion]
 
     logps = {
@@ -107,7 +109,7 @@ def test_log_probabilities_do_not_depend_on_the_batch_around_them():
     policy, rows = adapted().get_base_model(), token_rows(6)
 
     def logps(rows, row):
-        (batch,) = collate(rows)
+        batch = collate(rows)[0].to(policy.device)
         return completion_logps(policy, batch)[batch.sequence_N == rows.index(row)]  # its chosen answer
 
     alone = logps([rows[3]], rows[3])
@@ -158,7 +160,7 @@ def test_fused_restores_every_module_also_after_an_error():
 
 
 def test_the_product_before_a_trained_down_projection_is_not_kept():
-    policy, (batch,) = adapted(), collate(with_reference(token_rows()))
+    policy, batch = adapted(), collate(with_reference(token_rows()))[0].to(DEVICE)
     shapes = []
 
     def kept(tensor):
@@ -217,7 +219,7 @@ def test_another_activation_is_left_alone():
 
 def test_disabled_adapters_are_disabled_in_fused_layers_too():
     policy = adapted()
-    (batch,) = collate(token_rows())
+    batch = collate(token_rows())[0].to(DEVICE)
     expected = completion_logps(tiny_model(), batch)
     with fused(policy), policy.disable_adapter():
         found = completion_logps(policy.get_base_model(), batch)
@@ -226,7 +228,7 @@ def test_disabled_adapters_are_disabled_in_fused_layers_too():
 
 @pytest.mark.parametrize("bias", [True, False])
 def test_lora_linear_gradient_by_finite_differences(bias):
-    draw = torch.Generator().manual_seed(0)
+    draw = torch.Generator(DEVICE).manual_seed(0)
     x, weight, A, B = (torch.randn(*shape, generator=draw, **float64) for shape in ((5, 4), (3, 4), (2, 4), (3, 2)))
     vector = torch.randn(3, generator=draw, **float64) if bias else None
     expected = x @ weight.T + (vector if bias else 0) + 1.7 * (x @ A.T @ B.T)
@@ -239,7 +241,7 @@ def test_lora_linear_gradient_by_finite_differences(bias):
 
 @pytest.mark.parametrize("dropout", [0.0, 0.4])
 def test_a_gated_lora_linear_is_a_lora_linear_of_the_product(dropout):
-    draw = torch.Generator().manual_seed(0)
+    draw = torch.Generator(DEVICE).manual_seed(0)
     shapes = (5, 4), (5, 4), (2, 4), (3, 2), (3, 4), (3,), (5, 3)
     gate, up, A, B, weight, bias, g = (torch.randn(*shape, generator=draw, **float64) for shape in shapes)
 
@@ -259,20 +261,20 @@ def test_a_gated_lora_linear_is_a_lora_linear_of_the_product(dropout):
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 def test_dropout_is_applied_to_the_adapters_input_alone(dtype):
     """With W = 0 and A = B = 1 the output shows the mask; the gradient of x must show the same one."""
-    x = torch.full((200, 100), 2.0, dtype=dtype, requires_grad=True)
-    eye = torch.eye(100, dtype=dtype)
+    x = torch.full((200, 100), 2.0, dtype=dtype, device=DEVICE, requires_grad=True)
+    eye = torch.eye(100, dtype=dtype, device=DEVICE)
     torch.manual_seed(0)
     out = kernels.LoraLinear.apply(x, torch.zeros_like(eye), None, eye, eye, 1.0, 0.25)
     out.sum().backward()
     kept = out != 0
-    assert torch.allclose(out[kept].float(), torch.tensor(2 / 0.75), rtol=0.01)
+    assert torch.allclose(out[kept].float(), torch.full_like(out[kept], 2 / 0.75, dtype=torch.float32), rtol=0.01)
     assert kept.float().mean().item() == pytest.approx(0.75, abs=0.01)  # of 20,000: three standard errors
     assert torch.equal(x.grad != 0, kept)
-    assert kernels.LoraLinear.apply(x, torch.eye(100, dtype=dtype), None, eye, 0 * eye, 1.0, 0.9).eq(2).all()
+    assert kernels.LoraLinear.apply(x, eye, None, eye, 0 * eye, 1.0, 0.9).eq(2).all()
 
 
 def test_dropout_gradients_equal_those_of_the_masked_product():
-    draw = torch.Generator().manual_seed(0)
+    draw = torch.Generator(DEVICE).manual_seed(0)
     x, weight, A, B, g = (torch.randn(*s, generator=draw, **float64) for s in ((6, 4), (3, 4), (2, 4), (3, 2), (6, 3)))
     results = []
     for product in (kernels.LoraLinear.apply, _plain_lora):
@@ -291,7 +293,7 @@ def _plain_lora(x, weight, bias, A, B, scaling, p):
 
 
 def test_norm_swiglu_and_rotary_by_finite_differences():
-    draw = torch.Generator().manual_seed(0)
+    draw = torch.Generator(DEVICE).manual_seed(0)
     x, y = (torch.randn(2, 3, 6, generator=draw, **float64).requires_grad_() for _ in range(2))
     weight, angle = torch.randn(6, generator=draw, **float64), torch.randn(3, 3, generator=draw, **float64).repeat(1, 2)
     assert torch.autograd.gradcheck(lambda x: kernels.RMSNorm.apply(x, weight, 1e-3), x)
@@ -306,7 +308,7 @@ def test_bfloat16_gradients_are_as_near_to_float32_as_pefts_own():
     for name, parameter in policy.named_parameters():
         if "lora_" not in name:
             parameter.data = parameter.data.bfloat16()
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast(DEVICE, torch.bfloat16):
         theirs = loss_and_gradient(policy, rows)[1]
     with fused(policy):
         ours = loss_and_gradient(policy, rows)[1]

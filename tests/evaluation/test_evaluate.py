@@ -6,19 +6,22 @@ import json
 import random
 import time
 
+import pandas as pd
 import pytest
 
+from c3po_utils.batch import notebook
 from c3po_utils.evaluation import evaluate, scores
 from c3po_utils.evaluation.evaluate import collect, eval_stage, evaluate_method, open_judge, read_scores, score_rows
 from c3po_utils.feedback import find_feedback
 from c3po_utils.feedback.records import FEEDBACK_FOLDER, load_feedbacks, load_general_prompts
-from c3po_utils.runs import batch, jobs
+from c3po_utils.runs import jobs
 from c3po_utils.runs.config import RunConfig
 from c3po_utils.runs.files import DamagedFile, content_hash, read_json, read_jsonl, write_json, write_jsonl
 from c3po_utils.runs.stage import ROOT, Stage, done_stages, fingerprint
 from c3po_utils.sampling import load_rows
 from c3po_utils.training.methods import trained_methods
 from tests.servers import Reply, scripted
+from tests.stored_run import store_sample
 
 SIGNED, PLAIN = "Done. Onward and upward, Sam", "Done. Best, Sam"
 
@@ -245,10 +248,22 @@ def test_the_notebook_judges_what_has_no_metric(run, tmp_path, feedback):
             methods=["revised", "in_context"],
             evaluate=evaluate_with,
         )
-        job = jobs.evaluate_job(config, run, f"{tmp_path / 'own.yaml'}#boss_signoff")
-        batch.execute(job)
+        job = jobs.evaluate_job(config, run, f"{tmp_path / 'own.yaml'}#boss_signoff", config.methods, "prompted")
+        notebook.execute(job)
     assert job.done
     assert {row["helpful"] for row in read_jsonl(job.stages[0].path("answers.jsonl"))} == {0, 1}
     shown = job.output.read_text()
     for text in ("the answer shown first wins", "less each other method", "worst, or the best"):
         assert text in shown
+
+
+def test_a_method_evaluated_alone_stands_beside_those_that_are_stored(tmp_path):
+    store_sample(tmp_path, "boss_signoff", "none")
+    rows = content_hash(tmp_path / "sample" / "boss_signoff" / "rows.jsonl")
+    for method, own in (("scd", rows), ("dpo", "other rows"), ("mine", rows)):
+        folder = tmp_path / "eval" / "boss_signoff" / method
+        write_jsonl(folder / "answers.jsonl", [{"method": method, "score": 1}])
+        write_json(folder / "manifest.json", {"status": "done", "identity": {"method": method, "rows": own}})
+    mine = pd.DataFrame([{"method": "mine", "score": 0}])
+    found = evaluate.open_evaluation(tmp_path, "boss_signoff").with_stored(mine)
+    assert found.to_dict("list") == {"method": ["scd", "mine"], "score": [1, 0]}

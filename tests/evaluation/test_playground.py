@@ -18,7 +18,7 @@ from c3po_utils.evaluation.playground import Answer, open_playground, read_mix
 from c3po_utils.runs.files import content_hash
 from c3po_utils.sampling import stored_feedback
 from c3po_utils.training.adapters import mixed
-from tests.stored_run import store_playground, store_sample
+from tests.stored_run import store_gate, store_playground, store_sample
 
 METHODS = ["in_context", "scd", "c3po"]
 
@@ -52,6 +52,33 @@ def test_a_test_prompt_has_the_answers_that_were_evaluated(run):
     for row in stored:
         answer = list(play.answers(row["prompt"]))[-1]
         assert (answer.method, answer.outcome.text, answer.outcome.status) == ("c3po", row["answer"], row["status"])
+
+
+def test_behind_a_gate_a_test_prompt_has_the_answers_that_were_evaluated_and_says_which_way_it_went(tmp_path, tiny):
+    run = store_playground(tmp_path, tiny)
+    store_gate(run, "short", lambda row: row["split"] == "in_scope")
+    stored = evaluate_method(run, stored_feedback(run, "short"), "scd_gated")
+    play, said = open_playground(run, "short", ["scd_gated"]), set()
+    for row in stored:
+        answer = list(play.answers(row["prompt"]))[-1]
+        assert (answer.method, answer.outcome.text[:4]) == ("scd_gated", row["answer"][:4])  # later, bfloat16 rounds
+        said.add((row["split"], answer.opened, answer.verdict.partition(" · ")[0]))
+    assert said == {
+        ("in_scope", True, "gate open"), ("near_scope", False, "gate closed"), ("out_of_scope", False, "gate closed")
+    }  # fmt: skip
+
+
+def test_in_a_mixture_each_gate_decides_for_its_own_adapter(tmp_path, tiny):
+    run = store_playground(tmp_path, tiny)
+    store_gate(run, "short", lambda row: False)
+    play = open_playground(run, "short", ["c3po"], [{"c3po": 1.0, "scd_gated": 0.5}])
+    _, alone, mixed_in = play.answers("Is tea hot?")
+    assert (alone.opened, mixed_in.opened) == (None, True)
+    store_gate(run, "short", lambda row: True)
+    opened = list(play.answers("Is tea hot?"))[-1]
+    plain = list(open_playground(run, "short", [], [{"c3po": 1.0, "scd": 0.5}]).answers("Is tea hot?"))[-1]
+    assert mixed_in.outcome.text != opened.outcome.text
+    assert plain.outcome.completion_tokens
 
 
 @pytest.mark.embedded

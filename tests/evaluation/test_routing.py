@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 import torch
 
 from c3po_utils import chat, engine
-from c3po_utils.engine.hidden_states import Reading
 from c3po_utils.evaluation import evaluate, routing, side_effects
 from c3po_utils.evaluation.evaluate import eval_stage, evaluate_method
-from c3po_utils.evaluation.two_feedbacks import TwoFeedbacks, two_feedbacks_stage
+from c3po_utils.evaluation.two_feedbacks import TwoFeedbacks, open_gates, two_feedbacks_stage
 from c3po_utils.feedback.records import Feedback
 from c3po_utils.runs import LEDGER
 from c3po_utils.sampling import answers, load_rows, stored_feedback, stored_settings
-from c3po_utils.training import adapter_hash, gate, probe
-from tests.stored_run import store_adapter, store_sample
+from c3po_utils.training import adapter_hash
+from tests.stored_run import store_adapter, store_gate, store_sample
 
 METHOD = "scd_gated"
-WIDTH = 32  # of the tiny model's hidden states
 
 
 @pytest.fixture(scope="module")
@@ -33,23 +30,6 @@ def run(tmp_path, tiny):
         store_sample(tmp_path, id, tiny)
         store_adapter(tmp_path, id, "scd", tiny, seed)
     return tmp_path
-
-
-def store_gate(run, id: str, opens) -> None:
-    """A gate that opens at the test prompts whose rows `opens` accepts: always, never, or as it was fitted to."""
-    settings = stored_settings(run, id)
-    model, tokenizer = engine.shared_model(settings.model), engine.load_tokenizer(settings.model)
-    rows = load_rows(run, id) + [row for other in ("short", "shouted") if other != id for row in load_rows(run, other)]
-    wanted = [bool(opens(row)) for row in rows]
-    if len(set(wanted)) == 1:
-        own = probe.Probe(np.zeros(WIDTH), np.zeros(WIDTH), np.ones(WIDTH), 1.0 if wanted[0] else -1.0)
-    else:
-        prompts = [gate.prompt_ids(tokenizer, row["prompt"], settings.system_prompt) for row in rows]
-        read = gate.features(model, prompts, [Reading()])[0]
-        own = probe.fit_probe(read, ["in_scope" if yes else "near_scope" for yes in wanted], 1e-6)
-        assert ((own(read) > 0) == wanted).all()
-    card = {"gated": "scd", "base": settings.model}
-    gate.save_gate(gate.Gate(own, Reading(), 0.0), run / "train" / id / METHOD, model, card)
 
 
 def answered(run, method: str, column: str, folder=None) -> dict[str, str]:
@@ -166,5 +146,9 @@ def test_two_gated_feedbacks_are_evaluated_and_know_their_gates(run):
     rows = together.answers()
     assert len(rows) == 2 * 2 * 6  # two feedbacks' metrics on the six test prompts of each
     assert two_feedbacks_stage(run, ["short", "shouted"], METHOD, "add").done
+    found = open_gates(run).set_index("split")
+    assert (found["method"] == METHOD).all()
+    assert found.loc["in_scope", ["own", "other", "neither"]].tolist() == [1, 0, 0]  # of both feedbacks' prompts
+    assert (found.loc[["near_scope", "out_of_scope"], "neither"] == 1).all()
     store_gate(run, "shouted", lambda row: False)
     assert not two_feedbacks_stage(run, ["short", "shouted"], METHOD, "add").done

@@ -81,6 +81,20 @@ def test_perplexities_are_kept_beside_the_answers(tmp_path, tiny_folder, monkeyp
     assert again[1] != found["perplexity"][1]
 
 
+def test_pi_0s_perplexity_is_made_once_for_feedbacks_that_test_on_the_same_answers(tmp_path, tiny_folder, monkeypatch):
+    for id in ("short", "polite"):
+        store_sample(tmp_path, id, str(tiny_folder))
+    asked, whole = [], side_effects._method_logps
+    monkeypatch.setattr(side_effects, "_method_logps", lambda *args: asked.append(args[1]) or whole(*args))
+    found = [perplexities(tmp_path, id, [])["perplexity"][0] for id in ("short", "polite")]
+    assert asked == ["short"]
+    assert found[0] == found[1]
+    (tmp_path / "eval" / "polite" / "base_resampled" / "perplexity.json").unlink()
+    for path in (tmp_path / "references").glob("perplexity-*.json"):
+        path.unlink()
+    assert perplexities(tmp_path, "polite", [])["perplexity"][0] == found[0], "bit for bit what it is without"
+
+
 BASELINE = "A plain answer of some eight words, all told."
 
 

@@ -12,13 +12,13 @@ import pytest
 import torch
 import yaml
 
+from c3po_utils.batch.notebook import execute
 from c3po_utils.engine.models import load_model
 from c3po_utils.evaluation import evaluate, two_feedbacks
 from c3po_utils.evaluation.evaluate import collect, evaluate_method, open_judge
 from c3po_utils.evaluation.two_feedbacks import TwoFeedbacks
 from c3po_utils.feedback.records import Feedback
 from c3po_utils.figures import paper_figures
-from c3po_utils.runs.batch import execute
 from c3po_utils.runs.config import RunConfig
 from c3po_utils.runs.files import content_hash
 from c3po_utils.runs.jobs import two_feedbacks_job, two_feedbacks_runs

@@ -23,8 +23,8 @@ from c3po_utils.feedback.records import (
     load_feedbacks,
     load_general_prompts,
     load_prompts,
-    select,
 )
+from c3po_utils.feedback.selection import select
 from c3po_utils.feedback.text import normalise, occurs
 
 README = (FEEDBACK_FOLDER / "README.md").read_text(encoding="utf-8")
@@ -314,8 +314,8 @@ def test_whatever_the_file_holds_every_problem_has_a_line(tmp_path, items, flow)
 def feedbacks() -> list[Feedback]:
     return [
         record(id="a_dog", content="Use caps for my dog", categories=["Pets", "style"]),
-        record(id="a_cat", content="Use  Caps for my cat", categories=["pets"]),
-        record(id="a_car", content="No caps for my car"),
+        record(id="a_cat", content="Use  Caps for my cat", categories=["pets"], scope="local"),
+        record(id="a_car", content="No caps for my car", kind="content", scope="global"),
     ]
 
 
@@ -329,6 +329,10 @@ def feedbacks() -> list[Feedback]:
         ({"category": "PETS"}, "a_dog a_cat"),
         ({"category": "pets", "ids": ["a_cat", "a_car"]}, "a_cat"),
         ({"category": "pets", "content_prefix": "USE CAPS FOR MY DOG", "ids": None}, "a_dog"),
+        ({"kind": "content"}, "a_car"),
+        ({"scope": ["local", "global"]}, "a_cat a_car"),
+        ({"checkable": False}, "a_dog a_cat a_car"),
+        ({"category": "pets", "first": 1}, "a_dog"),
     ],
 )
 def test_select(feedbacks, conditions, ids):
@@ -353,6 +357,10 @@ def test_select(feedbacks, conditions, ids):
         (
             {"category": "pet", "ids": "a_dog"},
             ["none of 1 feedbacks is selected; category 'pet' (did you mean 'Pets'?)"],
+        ),
+        (
+            {"kind": "content", "ids": ["a_dog", "a_cat"], "checkable": True},
+            ["none of 2 feedbacks is selected; kind content (there are 2 style, 0 content); checkable true"],
         ),
     ],
 )

@@ -20,7 +20,18 @@ from matplotlib.colors import to_hex, to_rgb
 from scipy import odr
 
 from c3po_utils.evaluation import scores
-from c3po_utils.figures import answer_card, elements, outcomes, paper_figures, style, sweeps, tables, text_layout
+from c3po_utils.feedback import SPLITS
+from c3po_utils.figures import (
+    answer_card,
+    elements,
+    outcomes,
+    paper_figures,
+    style,
+    sweeps,
+    tables,
+    text_layout,
+    tradeoff,
+)
 from c3po_utils.figures.style import LOOKS, bar, look, ordered
 from c3po_utils.runs.files import read_json, read_jsonl, write_json, write_jsonl
 from c3po_utils.runs.stage import MANIFEST, ROOT
@@ -100,7 +111,7 @@ def test_no_line_through_the_means_is_nearer(points, angle):
 
 def test_pareto_front_by_hand():
     table = pd.DataFrame({"S_out": [0.1, 0.1, 0.2, 0.3, 0.4], "S_in": [0.5, 0.4, 0.5, 0.9, 0.8]})
-    assert sweeps.pareto_front(table).index.tolist() == [0, 3]
+    assert tradeoff.pareto_front(table).index.tolist() == [0, 3]
 
 
 def test_fig2_shows_the_papers_methods_with_dots_and_fitted_lines(ten):
@@ -193,6 +204,18 @@ def test_fig7_has_a_panel_per_setting(two):
     assert [len(ax.patches) for ax in axes] == [9, 9]
 
 
+def test_fig7_shows_which_of_two_gates_are_open(two):
+    shares = scores.application_share(two).assign(setting="single")
+    opened = {"own": [0.9, 0.1, 0.0], "both": 3 * [0.05], "other": 3 * [0.0], "neither": [0.05, 0.85, 0.95]}
+    gates = pd.DataFrame({"method": "scd_gated", "split": SPLITS, **opened})
+    _, ax = axes = paper_figures.fig7(shares, gates=gates)
+    assert len(axes) == 2
+    tops = [bar.get_y() + bar.get_height() for bar in ax.patches[-3:]]
+    assert tops == pytest.approx([1, 1, 1])
+    assert [bar.get_height() for bar in ax.patches[:3]] == [0.9, 0.1, 0.0]
+    assert legend_labels(axes[0])[-4:] == ["gate: own", "gate: both", "gate: other", "gate: neither"]
+
+
 def test_labels_of_three_panels_do_not_touch(two):
     shares = scores.application_share(two)
     axes = paper_figures.fig7(pd.concat([shares.assign(setting=name) for name in paper_figures.SETTINGS]))
@@ -248,20 +271,36 @@ def test_sweep_takes_linear_and_named_values():
 
 def test_tradeoff_shows_the_front_the_paper_and_the_floor(ten):
     table = scores.method_scores(ten)
-    ax = sweeps.tradeoff(table, paper=tables.paper_table2())
+    ax = tradeoff.tradeoff(table, paper=tables.paper_table2())
     hollow = [line for line in ax.lines if line.get_markerfacecolor() == "none"]
     assert len(hollow) == 6
     (front,) = lines(ax, "Pareto front")
     contestants = table[~table["method"].isin(["revised", "base_resampled"])]
-    expected = sweeps.pareto_front(contestants)
+    expected = tradeoff.pareto_front(contestants)
     np.testing.assert_allclose(front.get_xdata()[1:-1], expected["S_out"])
     np.testing.assert_allclose(front.get_ydata()[1:-1], expected["S_in"])
     assert legend_labels(ax)[-3:] == ["hollow: paper (Mistral-7B)", "noise floor (base)", "Pareto front"]
 
 
+def test_tradeoff_names_its_dots_and_rings_gated_ones():
+    table = scores.method_scores(
+        answers(5, ("in_context", "scd", "scd_negatives", "c3po", "scd_gated", "base_resampled"))
+    )
+    table.loc[table.method == "scd_gated", "S_in"] = 0.9
+    ax = tradeoff.tradeoff(table)
+    names = [text.get_text() for text in ax.texts if text.get_text() != "better"]
+    assert names == ["In-Context", "SCD", "SCD + Negatives", "C3PO", "gate + SCD"]
+    assert legend_labels(ax) == ["gated", "noise floor (base)", "Pareto front"]
+    (ring,) = lines(ax, "gated")
+    assert ring.get_ydata() == [0.9]
+    ax.figure.draw_without_rendering()
+    boxes = [matplotlib.text.Text.get_window_extent(text) for text in ax.texts]
+    assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
+
+
 def test_tradeoff_labels_dots_from_a_column():
-    ax = sweeps.tradeoff(swept((1e-5, 0.5), ("c3po",)), label="lr")
-    assert [text.get_text() for text in ax.texts] == ["1e-5", "0.5"]
+    ax = tradeoff.tradeoff(swept((1e-5, 0.5), ("c3po",)), label="lr")
+    assert [text.get_text() for text in ax.texts] == ["better", "1e-5", "0.5"]
 
 
 def test_labels_lie_beside_their_dots_and_not_on_one_another():
@@ -369,8 +408,8 @@ def test_fig7_shows_each_feedbacks_own_share(two):
 
 def test_coincident_variants_share_one_label():
     table = pd.concat([swept((1e-5, 1e-4), ("c3po",))] * 2).assign(variant=["a", "b", "c", "d"])
-    ax = sweeps.tradeoff(table, "variant")
-    assert [text.get_text() for text in ax.texts] == ["a / c", "b / d"]
+    ax = tradeoff.tradeoff(table, "variant")
+    assert [text.get_text() for text in ax.texts] == ["better", "a / c", "b / d"]
     assert lines(ax, "C3PO")
 
 

@@ -11,7 +11,17 @@ import pandas as pd
 import pytest
 
 from c3po_utils.evaluation import scores, side_effects
-from c3po_utils.figures import answer_card, outcomes, paper_figures, plain_text, reward_map, sweeps, tables, text_layout
+from c3po_utils.figures import (
+    answer_card,
+    outcomes,
+    paper_figures,
+    plain_text,
+    reward_map,
+    sweeps,
+    tables,
+    text_layout,
+    tradeoff,
+)
 from c3po_utils.figures.curves import training_curves
 from c3po_utils.runs.files import read_json
 from c3po_utils.runs.stage import ROOT
@@ -103,7 +113,7 @@ def figures(rows: pd.DataFrame):
     yield paper_figures.fig2(by_feedback, METHODS)[0]
     yield paper_figures.fig6(shares)
     yield paper_figures.fig7(shares.assign(setting=TEXT))[0]
-    yield sweeps.tradeoff(sweeps.by_family(by_method), "variant")
+    yield tradeoff.tradeoff(sweeps.by_family(by_method), "variant")
     yield sweeps.sweep(by_method.assign(**{TEXT: [TEXT, "$b$", "_c", "d"]}), TEXT, paper=TEXT)[0]
     yield training_curves(values, METHODS[1])[0]
     yield reward_map.reward_map(stored)

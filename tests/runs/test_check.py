@@ -13,13 +13,13 @@ import yaml
 from click.testing import CliRunner
 from papermill.cli import papermill as papermill_command
 
+from c3po_utils.batch import notebook, run_notebooks
+from c3po_utils.batch.local import LocalExecutor
 from c3po_utils.cli import c3po
-from c3po_utils.runs import batch
-from c3po_utils.runs.batch import run_notebooks
 from c3po_utils.runs.check import check, lacking
 from c3po_utils.runs.config import RunConfig, load_config
 from c3po_utils.runs.estimate import estimates
-from c3po_utils.runs.jobs import NOTEBOOKS, feedback_names, train_values
+from c3po_utils.runs.jobs import NOTEBOOKS, feedback_names, train_values, two_feedbacks_runs
 from c3po_utils.runs.parameters import ParameterError
 
 UNSCORED = """
@@ -85,7 +85,7 @@ WRONG_RUNS = [
 def test_what_can_be_known_to_be_wrong_is_said_before_anything_runs(tmp_path, monkeypatch, changes, says):
     (tmp_path / "unscored.yaml").write_text(UNSCORED)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(batch, "execute", lambda job: pytest.fail(f"{job.notebook} ran"))
+    monkeypatch.setattr(LocalExecutor, "submit", lambda _, task: pytest.fail(f"{task.name} ran"))
     given = wrong_run(tmp_path, changes)
     with pytest.raises(ParameterError, match=says) as caught:
         run_notebooks(RunConfig(**given))
@@ -101,6 +101,8 @@ WRONG_PARAMETERS = [
     ("03_evaluate", {"judge_model": "smollm"}, "judge_model: no model 'smollm'"),
     ("04_two_feedbacks", {"how": "sum"}, "how: expected one of"),
     ("05_figures", {"uncertainty": "sd"}, "found 'sd'"),
+    ("05_figures", {"compare": ["scd_gate", "scd"]}, "did you mean 'scd_gated'"),
+    ("05_figures", {"compare": ["scd_gated"]}, "expected the methods that 'scd_gated' is compared with"),
 ]
 
 
@@ -165,7 +167,7 @@ def test_figures_are_drawn_again_without_keys(tmp_path, monkeypatch):
         yaml.safe_dump({"run": str(tmp_path), "methods": ["c3po"], "evaluate": {"judge_model": "openai:gpt-4.1"}})
     )
     drawn = []
-    monkeypatch.setattr(batch, "execute", lambda job: drawn.append(job.notebook))
+    monkeypatch.setattr(notebook, "execute", lambda job: drawn.append(job.notebook))
     CliRunner().invoke(c3po, ["run", str(tmp_path / "mine.yaml"), "--figures-only"])
     assert drawn == ["05_figures.ipynb"]
 
@@ -183,6 +185,24 @@ def test_a_run_may_span_sets(tmp_path):
     names = feedback_names(config)
     assert (len(names), names[0], names[-1]) == (26, "bedtime_goodnight", f"{tmp_path / 'own.yaml'}#kind")
     assert feedback_names(config.model_copy(update={"feedbacks": ["kind"]})) == names[-1:]
+
+
+def test_feedbacks_are_selected_by_what_is_known_of_them(tmp_path):
+    select = ["feedback_set=[human, style, content]", "select={kind: style, source: model, first: 3}"]
+    assert len(feedback_names(load_config("paper", select))) == 3
+    prefix = ["feedback_set=embedded", "select.content_prefix=e-mails to my boss"]
+    (name,) = feedback_names(load_config("demo", ["feedbacks=null", *prefix]))
+    assert name == "boss_signoff"
+
+
+def test_a_second_feedback_is_put_into_one_model_with_each_other():
+    given = ["feedbacks=[boss_signoff, fitness_caps]", "feedback_set=[embedded, embedded_tuning]"]
+    config = load_config("demo", ["second_feedback=plant_tip", *given])
+    assert feedback_names(config) == ["boss_signoff", "fitness_caps", "plant_tip"]
+    assert {(*names, method) for names, method, _ in two_feedbacks_runs(config) if method == "c3po"} == {
+        ("boss_signoff", "plant_tip", "c3po"),
+        ("fitness_caps", "plant_tip", "c3po"),
+    }
 
 
 def test_the_library_is_checked_within_seconds():
@@ -221,13 +241,23 @@ def test_a_wrong_run_is_told_in_one_line_by_the_command_too(tmp_path):
     for options in ([], ["--estimate"]):
         done = CliRunner().invoke(c3po, ["run", str(tmp_path / "mine.yaml"), *options])
         assert (done.exit_code, len(done.output.splitlines())) == (1, 1)
-        assert done.output.startswith("Error: methods: unknown method 'c3p0' (did you mean 'c3po'?)")
+        assert done.output.startswith(f"Error: {tmp_path}/mine.yaml, line 1: methods: unknown method 'c3p0' (did you")
 
 
 WRONG_FILES = [
-    ("run: x\nmethods: [c3po]\nworker: 2\n", [], "mine.yaml, worker: expected a known key .did you mean 'workers'"),
-    ("run: x\nmethods: [c3po]\nworkers: 0\n", [], "workers: .*found 0"),
-    ("run: x\nmethods: c3po\n", [], "methods: expected a valid list, found 'c3po'"),
+    (
+        "run: x\nmethods: [c3po]\nworker: 2\n",
+        [],
+        "mine.yaml, line 3: worker: expected a known .*did you mean 'workers'",
+    ),
+    ("run: x\nmethods: [c3po]\nworkers: 0\n", [], "mine.yaml, line 3: workers: .*found 0"),
+    ("run: x\nmethods: c3po\n", [], "mine.yaml, line 2: methods: expected a valid list, found 'c3po'"),
+    ("run: x\nmethods:\n  - c3po\n  - 7\n", [], r"mine.yaml, line 4: methods\[1\]: .*found 7"),
+    ("run: x\n", [], "mine.yaml: methods: expected this key"),
+    ("base: base.yaml\nmethods: [c3po]\n", [], "base.yaml, line 2: train: expected a mapping, found 7"),
+    ("run: x\nmethods: [c3po]\n", ["workers=many"], "^override workers: workers: .*found 'many'"),
+    ("run: x\nmethods: [c3po]\nselect: {kind: stile}\n", [], "line 3: select.kind.*did you mean 'style'"),
+    ("run: x\nmethods: [c3po]\nselect: {categry: a}\n", [], "line 3: select.categry: .*did you mean 'category'"),
     ("- c3po\n", [], "mine.yaml: expected a mapping of settings"),
     ("run: x\nmethods: [c3po]\n", ["trian.epochs=1"], "override trian: .*did you mean 'train'"),
     ("run: x\nmethods: [c3po]\n", ["workers.two=1"], "override workers.two: workers has no keys"),
@@ -236,9 +266,28 @@ WRONG_FILES = [
 
 @pytest.mark.parametrize(("text", "overrides", "says"), WRONG_FILES)
 def test_a_runs_file_and_overrides_are_read_strictly(tmp_path, text, overrides, says):
+    (tmp_path / "base.yaml").write_text("run: x\ntrain: 7\n")
     (tmp_path / "mine.yaml").write_text(text)
     with pytest.raises(ParameterError, match=says):
         load_config(tmp_path / "mine.yaml", overrides)
+
+
+WRONG_SETTINGS = [
+    ([], "base.yaml, line 2: train, method c3po: .*'betta'.*did you mean 'beta'"),
+    (["train.epochs=-1"], "base.yaml, line 2, with override train.epochs: train, method c3po: "),
+    (["train={epochs: -1}"], "^override train: train, method c3po: .*'epochs'"),
+    (["evaluate.judge_model=smollm"], "^override evaluate.judge_model: evaluate: judge_model: no model 'smollm'"),
+    (["select.category=nowhere"], "^override select.category: select: none of 8 feedbacks"),
+    (["second_feedback=boss"], "^override second_feedback: .*no feedback has the id 'boss'.*boss_signoff"),
+]
+
+
+@pytest.mark.parametrize(("overrides", "says"), WRONG_SETTINGS)
+def test_wrong_settings_say_which_file_or_override_they_are_from(tmp_path, overrides, says):
+    (tmp_path / "base.yaml").write_text("methods: [c3po]\ntrain: {method_settings: {betta: 1}}\n")
+    (tmp_path / "mine.yaml").write_text(f"base: base.yaml\nrun: {tmp_path}/run\n")
+    with pytest.raises(ParameterError, match=says):
+        check(load_config(tmp_path / "mine.yaml", overrides))
 
 
 def test_an_override_of_train_holds_for_every_method(tmp_path):
@@ -252,6 +301,17 @@ def test_an_override_of_train_holds_for_every_method(tmp_path):
     assert (c3po_values["epochs"], c3po_values["method_settings"]) == (1, {"beta": 0.25, "kl": 0.5})
     config = load_config(tmp_path / "mine.yaml", ["train_methods.scd={epochs: 4}", "train={epochs: 1}"])
     assert train_values(config, "boss_signoff", "scd")["epochs"] == 4
+
+
+def test_an_override_reaches_inside_a_group(tmp_path):
+    text = "run: x\nmethods: [c3po]\nsample: {options: {best_of: 2, seed: 3}}\ntrain: {lora: {dropout: 0.1}}\n"
+    text += "train_methods: {c3po: {lora: {r: 4}, method_settings: {kl: 0.5}}}\n"
+    (tmp_path / "mine.yaml").write_text(text)
+    overrides = ["sample.options.best_of=4", "train.lora.r=8", "train.method_settings.beta=0.25"]
+    config = load_config(tmp_path / "mine.yaml", overrides)
+    assert config.sample["options"] == {"best_of": 4, "seed": 3}
+    values = train_values(config, "boss_signoff", "c3po")
+    assert (values["lora"], values["method_settings"]) == ({"r": 8}, {"kl": 0.5, "beta": 0.25})
 
 
 def test_limits_of_the_run_bind_in_every_stage(tmp_path):
@@ -283,3 +343,14 @@ def test_an_estimate_counts_every_stage(tmp_path):
     assert table.loc[("judging", "openai:judge@http://127.0.0.1:9/v1"), "calls"] == 2 * (tests + 2 + tests)
     assert table.loc[("training", "smollm2-135m"), "prompt tokens"] > 100
     assert table[table.feedback == "all"].usd.item() == pytest.approx(table[table.feedback != "all"].usd.sum())
+
+
+def test_an_estimate_counts_the_unlabelled_prompts_of_a_distillation(tmp_path):
+    methods = ["scd", "scd_gated", "scd_distilled"]
+    sample = {"categories": 3, "prompts_per_category": 2}
+    given = {"method_settings": {"unlabelled": 7}}
+    config = RunConfig(
+        run=str(tmp_path / "run"), feedbacks=["boss_signoff"], methods=methods, sample=sample,
+        train_methods={"scd_distilled": given},
+    )  # fmt: skip
+    assert estimates(config).loc[("boss_signoff", "unlabelled prompts"), "calls"] == 7

@@ -9,13 +9,14 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
+from c3po_utils.batch import run_notebooks
 from c3po_utils.cli import c3po
 from c3po_utils.evaluation import collect
 from c3po_utils.evaluation.evaluate import evaluate_method
 from c3po_utils.feedback import find_feedback
 from c3po_utils.feedback.files import FeedbackError
 from c3po_utils.feedback.records import FEEDBACK_FOLDER, load_feedbacks
-from c3po_utils.runs import batch, jobs, parameters
+from c3po_utils.runs import jobs, parameters
 from c3po_utils.runs.check import check
 from c3po_utils.runs.config import RunConfig, load_config
 from c3po_utils.runs.parameters import ParameterError
@@ -200,7 +201,7 @@ def test_c3po_run_goes_on_from_imported_data(tmp_path, tiny_folder):
         methods=["revised", "scd"], sample={"model": str(tiny_folder)}, evaluate={"perplexity": False},
         train={"epochs": 1, "lora": {"r": 2, "alpha": 4}},
     )  # fmt: skip
-    batch.run_notebooks(config)
+    run_notebooks(config)
     assert not (dest / "sample" / "name_every_note" / "01_sample.ipynb").exists()
     table = (dest / "figures" / "table2.csv").read_text()
     assert {line.partition(",")[0] for line in table.splitlines()[1:]} == {"c3po", "in_context", "revised", "scd"}

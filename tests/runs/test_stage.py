@@ -8,8 +8,8 @@ import subprocess
 
 import pytest
 
-from c3po_utils.runs.files import content_hash, read_jsonl, write_atomic, write_jsonl
-from c3po_utils.runs.stage import Stage, done_stages, git_commit
+from c3po_utils.runs.files import DamagedFile, content_hash, read_jsonl, write_atomic, write_jsonl
+from c3po_utils.runs.stage import Stage, done_stages, git_commit, intact, pack
 
 
 def test_a_stage_is_done_when_its_manifest_says_so(tmp_path):
@@ -98,3 +98,41 @@ def test_a_commit_is_marked_by_changed_code_and_not_by_results(tmp_path):
     assert re.fullmatch("[0-9a-f]{12}", clean)
     (tmp_path / "code.py").write_text("changed")
     assert git_commit(tmp_path) == clean + "+"
+
+
+def packed_stage(folder):
+    stage = Stage(folder / "sample" / "a", {"seed": 1}, "rows.jsonl")
+    with stage:
+        write_jsonl(stage.path("rows.jsonl"), [{"id": "a\u2028", "text": "é" * 400}, {"id": "b"}])
+    return stage
+
+
+def test_packed_rows_are_the_same_rows_by_the_same_hash(tmp_path):
+    stage = packed_stage(tmp_path)
+    path = stage.path("rows.jsonl")
+    rows, known = read_jsonl(path), intact(stage.folder, "rows.jsonl")
+    (packed,) = pack(tmp_path)
+    assert [entry.name for entry in sorted(stage.folder.iterdir())] == ["manifest.json", "rows.jsonl.gz"]
+    assert packed.stat().st_size < 150
+    assert (read_jsonl(path), intact(stage.folder, "rows.jsonl"), content_hash(path)) == (rows, known, known)
+    assert stage.done
+    assert pack(tmp_path) == []
+    first = packed.read_bytes()
+    write_jsonl(path, rows)
+    pack(tmp_path)
+    assert packed.read_bytes() == first
+
+
+def test_a_damaged_packed_file_is_noticed_and_made_anew(tmp_path):
+    stage = packed_stage(tmp_path)
+    (packed,) = pack(tmp_path)
+    whole = packed.read_bytes()
+    packed.write_bytes(whole[:-9])
+    with pytest.raises(DamagedFile, match=r"rows.jsonl.gz: expected a gzip file"):
+        read_jsonl(stage.path("rows.jsonl"))
+    with pytest.warns(UserWarning, match="It is made anew"):
+        assert not stage.done
+    with stage:
+        assert not packed.exists()  # else it would be read once the new rows are gone
+        write_jsonl(stage.path("rows.jsonl"), [{"id": "c"}])
+    assert stage.done

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
+import time
 from collections import Counter
 from dataclasses import replace
 
@@ -10,9 +13,10 @@ import pytest
 from c3po_utils.chat.ledger import Ledger
 from c3po_utils.chat.local import LocalChat
 from c3po_utils.chat.open import RememberedChat
-from c3po_utils.chat.types import Outcome, ask
+from c3po_utils.chat.types import Outcome, ask, request
 from c3po_utils.engine.models import load_model, load_tokenizer
-from c3po_utils.feedback import find_feedback
+from c3po_utils.feedback import SPLITS, find_feedback
+from c3po_utils.runs import parameters
 from c3po_utils.sampling import answers, sample
 from c3po_utils.sampling import rows as rows_module
 from c3po_utils.sampling.sample import find_prompts
@@ -70,6 +74,33 @@ def test_folds_share_no_category_and_seeds_fix_them(feedback, prompts):
     assert len({row["id"] for row in rows}) == len(rows)
     text = {prompt.id: prompt.text for prompt in prompts}
     assert all(row["prompt"] == text[row["id"]] for row in rows)
+
+
+def test_the_share_of_prompts_to_test_on_can_be_chosen():
+    settings = replace(SETTINGS, categories=13, prompts_per_category=6, test_share=0.46)
+    prompts = find_prompts("bird_latin", settings)
+    rows = rows_module.deal_prompts(find_feedback("bird_latin"), prompts, settings)
+    counted = Counter((row["split"], row["fold"]) for row in rows)
+    assert {counted[split, "test"] for split in SPLITS} == {36}
+    assert {counted[split, "train"] for split in SPLITS} == {42}
+    most = replace(settings, test_share=0.99)
+    left = {row["category"] for row in rows_module.deal_prompts(find_feedback("bird_latin"), prompts, most)
+            if row["fold"] == "train" and row["split"] != "out_of_scope"}  # fmt: skip
+    assert len(left) == 1
+    with pytest.raises(ValueError, match="test_share: expected a share between 0 and 1, found 46"):
+        replace(settings, test_share=46)
+
+
+def test_a_setting_added_later_leaves_stored_samples_valid():
+    stored = {
+        "model": "scripted", "strategy": "demonstrate", "best_of": 4, "categories": 5, "prompts_per_category": 4,
+        "system_prompt": "Be brief.", "max_new_tokens": 32, "seed": 0, "category_model": "", "prompt_model": "",
+        "completion_model": "", "general_prompts": "bundled", "allow_short": False, "revise_elsewhere": False,
+        "effort": {},
+    }  # fmt: skip
+    assert parameters.recorded(SETTINGS) == stored
+    other = replace(SETTINGS, test_share=0.46)
+    assert parameters.recorded(other) == parameters.recorded(SETTINGS) | {"test_share": 0.46}
 
 
 def test_answers_are_matched_by_id_not_by_order(feedback, prompts):
@@ -192,3 +223,67 @@ def test_a_rerun_asks_the_local_model_only_for_what_is_missing(tmp_path, tiny_fo
     assert [one.id.split("#")[0] for one in asked] == [row["id"] for row in rows[12:]]
     assert [row["baseline"] for row in again[:12]] == [row["baseline"] for row in rows[:12]]
     assert ask(chat, [], SETTINGS.sampling) == {}
+
+
+class Counted:
+    """A model that notes, in a file, whom it answers, and takes its time."""
+
+    name = "counted"
+
+    def __init__(self, log):
+        self.log = log
+
+    def complete(self, requests, sampling, *, desc=""):
+        for one in requests:
+            with self.log.open("a") as file:
+                file.write(f"{one.id}\n")
+            time.sleep(0.02)
+            yield Outcome(one.id, "ok", f"answer to {one.id}")
+
+
+def _ask_all(folder, ids, deadly):
+    chat = RememberedChat(Counted(folder / "log"), Ledger(folder / "calls.sqlite"))
+    asked = [request(id, "Is tea hot?") for id in ids]
+    if deadly:
+        next(chat.complete(asked, SETTINGS.sampling))
+        os._exit(9)
+    assert {o.text for o in ask(chat, asked, SETTINGS.sampling).values()} == {f"answer to {id}" for id in ids}
+
+
+def test_processes_that_ask_a_local_model_the_same_at_once_are_answered_once(tmp_path, monkeypatch):
+    """As jobs of several feedbacks do, whose general prompts are the same; one that dies leaves its share to others."""
+    monkeypatch.setattr("c3po_utils.chat.open.WAIT_S", 0.05)
+    context, ids = multiprocessing.get_context("fork"), [f"r{n}" for n in range(12)]
+    plans = [(ids[:4], True), (ids, False), (ids[::-1], False), (ids[6:], False)]
+    processes = [context.Process(target=_ask_all, args=(tmp_path, *plan)) for plan in plans]
+    processes[0].start()
+    processes[0].join(30)
+    for process in processes[1:]:
+        process.start()
+    for process in processes[1:]:
+        process.join(60)
+    assert [process.exitcode for process in processes] == [9, 0, 0, 0]
+    assert sorted((tmp_path / "log").read_text().split()) == sorted(ids), "the dead one's answer was kept, too"
+
+
+def test_general_answers_are_shared_by_feedbacks_and_drawn_anew_for_the_noise_floor(tmp_path, tiny_folder, prompts):
+    local = LocalChat(load_model(str(tiny_folder)), load_tokenizer(str(tiny_folder)), name="tiny")
+    chat = RememberedChat(local, Ledger(tmp_path / "calls.sqlite"))
+    general = [prompt for prompt in prompts if prompt.split == "out_of_scope"][:6]
+
+    def rows(feedback: str) -> list[dict]:
+        return [{"id": prompt.id, "feedback": feedback, "prompt": prompt.text} for prompt in general]
+
+    one, other = rows("one"), rows("other")
+    for column in ("baseline", "base_resampled"):
+        answers.add_answers(chat, one, SETTINGS, column)
+    asked, complete = [], local.complete
+    local.complete = lambda requests, sampling, **kwargs: (asked.extend(requests), complete(requests, sampling))[1]
+    for column in ("baseline", "base_resampled"):
+        answers.add_answers(chat, other, SETTINGS, column)
+        assert [row[column] for row in other] == [row[column] for row in one]
+    assert not asked
+    assert any(row["baseline"] != row["base_resampled"] for row in one)
+    another = [row | {"id": f"other/{row['id']}"} for row in other]
+    answers.add_answers(chat, another, SETTINGS)
+    assert len(asked) == 6, "prompts of a feedback's own are asked for each feedback, though they read the same"

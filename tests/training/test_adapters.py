@@ -15,9 +15,10 @@ from c3po_utils.runs.files import DamagedFile, read_json
 from c3po_utils.runs.stage import Stage
 from c3po_utils.training.adapters import load_adapter, merged, save_adapter
 from c3po_utils.training.stage import CONFIG, PROBE, WEIGHTS, adapter_hash
+from tests.devices import DEVICE
 from tests.stored_run import random_adapter
 
-IDS = torch.arange(5, 25)[None]
+IDS = torch.arange(5, 25, device=DEVICE)[None]
 
 
 @pytest.fixture

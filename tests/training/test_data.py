@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import pytest
 
 from c3po_utils.engine.templates import render
@@ -142,6 +144,15 @@ def test_max_prompts_and_the_filter_are_counted(tokenizer):
     assert {row["id"][-1] for row in rows} == {"1", "2", "4", "5"}
     assert (preflight.pairs, preflight.filtered) == (4, 2)
     assert training_rows(sampled(), tokenizer, max_prompts=2)[1].pairs == 2
+
+
+def test_whole_pools_are_dealt_once_and_the_pairs_again(tokenizer):
+    rows, preflight = training_rows(sampled(pairs=3, near=7, out=4), tokenizer, whole_pools=True)
+    assert (len(rows), preflight.pairs, preflight.near_scope) == (7, 3, 7)
+    assert len({row["near_scope_id"] for row in rows}) == 7
+    assert sorted(Counter(row["id"] for row in rows).values()) == [2, 2, 3]
+    few, _ = training_rows(sampled(pairs=3, near=2, out=1), tokenizer, whole_pools=True)
+    assert len(few) == len({row["id"] for row in few}) == 3
 
 
 def test_joint_training_takes_the_rows_of_both_feedbacks(tokenizer):

@@ -30,7 +30,7 @@ def run(tmp_path_factory, tiny_folder):
 
 @torch.no_grad()
 def logits(model) -> torch.Tensor:
-    return model.eval()(IDS).logits
+    return model.eval()(IDS.to(model.device)).logits.cpu()
 
 
 def test_peft_loads_the_adapter_from_its_folder(run, tiny_folder, tmp_path):

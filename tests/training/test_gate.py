@@ -43,10 +43,19 @@ def test_states_are_those_of_a_plain_pass_whatever_stands_beside_them(name):
     assert found.shape == (4, 40, model.config.hidden_size)
     for place in (0, 17, 39):
         with torch.no_grad():
-            states = model(torch.tensor([given[place]]), output_hidden_states=True).hidden_states
+            states = model(torch.tensor([given[place]], device=model.device), output_hidden_states=True).hidden_states
         expected = [states[-1][0, -1], states[1][0, -1], states[2][0].mean(0), states[0][0].mean(0)]
         torch.testing.assert_close(found[:, place], torch.stack(expected), atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(prompt_states(model, [given[7]], readings)[:, 0], found[:, 7], atol=1e-5, rtol=1e-5)
+
+
+def test_layers_above_the_one_that_is_read_are_not_computed():
+    model, given = tiny_model(), prompts()
+    expected = prompt_states(model, given, [Reading(1), Reading(2)])[0]
+    model.get_decoder().layers[1].forward = None  # calling it fails
+    assert torch.equal(prompt_states(model, given, [Reading(1)])[0], expected)
+    with pytest.raises(TypeError):
+        prompt_states(model, given, [Reading(2)])
 
 
 def test_a_layer_that_is_not_there_is_an_error():

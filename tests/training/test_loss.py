@@ -11,6 +11,7 @@ from torch.nn.functional import cross_entropy, kl_div
 from c3po_utils.engine import log_probs
 from c3po_utils.engine.log_probs import token_kl, token_logps
 from c3po_utils.training.loss import c3po_loss, dpo_loss, kl_loss, sequence_logps, sft_loss
+from tests.devices import DEVICE
 
 float64 = {"dtype": torch.float64}
 
@@ -78,14 +79,15 @@ def states():
     """Hidden states of 7 tokens with 5 dimensions, those of a reference, a head of 11 words, and labels."""
     draw = torch.Generator().manual_seed(3)
     hidden, reference = (torch.randn(7, 5, generator=draw, **float64) for _ in range(2))
-    return hidden, reference, torch.randn(11, 5, generator=draw, **float64), torch.randint(11, (7,), generator=draw)
+    rest = torch.randn(11, 5, generator=draw, **float64), torch.randint(11, (7,), generator=draw)
+    return tuple(tensor.to(DEVICE) for tensor in (hidden, reference, *rest))
 
 
 @pytest.fixture(params=[3, 7, 100])
 def chunk(request, monkeypatch):
     """Chunks that divide the tokens unevenly, exactly, and not at all."""
-    monkeypatch.setitem(log_probs.CHUNK, "cpu", request.param)
-    monkeypatch.setitem(log_probs.ROWS, "cpu", 2)
+    monkeypatch.setitem(log_probs.CHUNK, DEVICE, request.param)
+    monkeypatch.setitem(log_probs.ROWS, DEVICE, 2)
 
 
 def test_token_logps_equal_full_cross_entropy(states, chunk):
@@ -103,7 +105,7 @@ def test_token_logps_by_hand():
 
 def test_token_logps_under_autocast_are_those_of_its_type(states):
     hidden, _, weight, labels = (t.float() if t.is_floating_point() else t for t in states)
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast(DEVICE, torch.bfloat16):
         found = token_logps(hidden, weight, labels)
     low = token_logps(hidden.bfloat16(), weight.bfloat16(), labels)
     assert torch.equal(found, low)

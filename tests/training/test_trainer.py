@@ -26,6 +26,7 @@ from c3po_utils.training.methods import METHODS, get_method
 from c3po_utils.training.references import with_references
 from c3po_utils.training.stage import PROBE, WEIGHTS
 from c3po_utils.training.trainer import C3POTrainer
+from tests.devices import DEVICE
 from tests.disk import largest_file
 from tests.tiny import tiny_tokenizer
 from tests.token_rows import CONFIGS, tiny_model, token_rows
@@ -199,9 +200,9 @@ def test_training_can_start_from_another_adapter(tmp_path, tokenizer, name):
     )  # fmt: skip
     # The rewards of the first step are those of the starting adapter against pi_0.
     scored = with_references(tiny_model(), rows)
-    (batch,) = objective.collate([_of(row, ("chosen", "rejected")) for row in rows])
+    batch = objective.collate([_of(row, ("chosen", "rejected")) for row in rows])[0].to(DEVICE)
     logps = sequence_logps(objective.completion_logps(start.get_base_model(), batch), batch.sequence_N, 16)
-    expected = 0.1 * (logps[:8] - torch.tensor([row["ref_chosen_logps"] for row in scored])).mean()
+    expected = 0.1 * (logps[:8] - torch.tensor([row["ref_chosen_logps"] for row in scored], device=DEVICE)).mean()
     assert log[0]["rewards/chosen"] == pytest.approx(expected.item(), rel=1e-3)
     assert log[0]["rewards/chosen"] > 0.1
     assert any(
@@ -228,8 +229,8 @@ def first_step(trainer: type, start) -> tuple[float, torch.Tensor]:
     def once(self, model, inputs, *args):
         torch.manual_seed(7)
         adapter = [p for name, p in sorted(model.named_parameters()) if ".default." in name]
-        for parameter in adapter:
-            parameter.data.normal_(std=0.2)
+        for parameter in adapter:  # drawn on the CPU: the same on every device
+            parameter.data = torch.randn(parameter.shape).mul_(0.2).to(parameter)
         loss = step(self, model, inputs, *args)
         kept.append((loss.item(), torch.cat([p.grad.flatten() for p in adapter])))
         return loss
@@ -244,7 +245,8 @@ def trl_step(tmp_path, tokenizer, rows, **arguments) -> tuple[float, torch.Tenso
     columns = {"prompt_ids": "chosen_prompt_ids", "chosen_ids": "chosen_ids", "rejected_ids": "rejected_ids"}
     data = Dataset.from_list([{name: row[column] for name, column in columns.items()} for row in rows])
     config = DPOConfig(
-        str(tmp_path), per_device_train_batch_size=len(rows), report_to="none", bf16=False, use_cpu=True, max_steps=1,
+        str(tmp_path), per_device_train_batch_size=len(rows), report_to="none", bf16=False, max_steps=1,
+        use_cpu=DEVICE == "cpu",
         gradient_checkpointing=False, save_strategy="no", disable_tqdm=True, **arguments,
     )  # fmt: skip
     trainer = StockTrainer(
@@ -303,6 +305,8 @@ def test_a_variant_is_its_method_under_a_name_of_its_own():
         ("scd", {}, r"L = L_\text{SFT}(D_\text{in}, y^+)"),
         ("c3po_kl", {"out_weight": 0.0}, r"L = L_\text{DPO}(D_\text{in};\,\beta=0.1) "
          r"+ 0.1\,\text{KL}(\pi_0\,\|\,\pi;\,D_\text{near})"),
+        ("scd", {"near_weight": 0.1, "kl": 1.0, "kl_summed": True, "kl_squared": True},
+         r"L = L_\text{SFT}(D_\text{in}, y^+) + 0.1\,\textstyle\sum_t\text{KL}^2(\pi_0\,\|\,\pi;\,D_\text{near})"),
         ("scd", {"near_weight": 1.0, "kl": 0.25}, r"L = L_\text{SFT}(D_\text{in}, y^+) + \big(0.75\,"
          r"L_\text{SFT}(D_\text{near}) + 0.25\,\text{KL}(\pi_0\,\|\,\pi;\,D_\text{near})\big)"),
     ],
@@ -371,7 +375,7 @@ def test_references_equal_those_of_transformers_own_forward():
     for row in rows:
         for name in ("chosen", "rejected"):
             prompt, completion = row[f"{name}_prompt_ids"], row[f"{name}_ids"]
-            logits = tiny_model()(torch.tensor([prompt + completion])).logits[0, len(prompt) - 1 : -1]
+            logits = tiny_model()(torch.tensor([prompt + completion], device=DEVICE)).logits[0, len(prompt) - 1 : -1]
             expected = logits.log_softmax(-1)[range(len(completion)), completion].sum()
             assert row[f"ref_{name}_logps"] == pytest.approx(expected.item(), rel=1e-5)
 
@@ -446,7 +450,7 @@ def test_a_folder_holds_the_adapter_and_nothing_of_the_training(adapter):
 
 
 def test_adapters_in_turn_are_merged_and_leave_the_model_as_it_was(adapter):
-    model, ids = tiny_model().to(torch.bfloat16), torch.arange(5, 25)[None]
+    model, ids = tiny_model().to(torch.bfloat16), torch.arange(5, 25, device=DEVICE)[None]
     before = {name: value.clone() for name, value in model.state_dict().items()}
     with torch.no_grad():
         wanted = load_adapter(tiny_model().to(torch.bfloat16), adapter).merge_and_unload()(ids).logits
@@ -603,3 +607,31 @@ def test_changed_settings_do_not_continue_an_old_training(tmp_path, tokenizer, m
     _, log = run(tmp_path, tokenizer, **saving, learning_rate=1e-3)
     _, fresh = run(tmp_path / "fresh", tokenizer, learning_rate=1e-3)
     assert [entry["loss"] for entry in log] == [entry["loss"] for entry in fresh]
+
+
+def _references(folder: Path, rows: list[dict], log: Path) -> None:
+    torch.set_num_threads(1)
+    whole = references._compute
+
+    def seen(model, missing):
+        with log.open("a") as file:
+            file.write("".join(f"{row['id']}\n" for row in missing))
+        return whole(model, missing)
+
+    references._compute = seen
+    with_references(tiny_model(), rows, folder)
+
+
+def test_processes_that_want_the_same_references_at_once_compute_them_once(tmp_path, processes):
+    """As the trainings of one feedback's methods do, which start together; other rows do not wait."""
+    rows, log = token_rows(6), tmp_path / "log"
+    wanted = (rows[:4], rows[:4][::-1], rows[1:3], rows[4:])
+    started = [processes.Process(target=_references, args=(tmp_path, part, log)) for part in wanted]
+    for process in started:
+        process.start()
+    for process in started:
+        process.join()
+    assert [process.exitcode for process in started] == [0] * 4
+    assert sorted(log.read_text().split()) == sorted(row["id"] for row in rows)
+    (path,) = tmp_path.glob("logps-*.json")
+    assert len(json.loads(path.read_text())) == 2 * len(rows) + 1, "nobody's numbers are lost"

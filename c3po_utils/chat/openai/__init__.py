@@ -7,5 +7,9 @@ import lazy_loader
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
-    submod_attrs={"client": ["OpenAIChat", "open_model"], "limits": ["LIMITS", "Limits"]},
+    submod_attrs={
+        "client": ["OpenAIChat", "open_model"],
+        "limits": ["LIMITS", "Limits"],
+        "served": ["ServedChat"],
+    },
 )

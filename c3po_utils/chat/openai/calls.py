@@ -32,11 +32,15 @@ class Call:
     @property
     def most_prompt(self) -> int:
         """A bound on prompt tokens: no token is shorter than a byte; 16 a message for the chat format."""
-        return self.prompt_bytes + 16 * len(self.body["messages"])
+        return self.prompt_bytes + 16 * self._messages
 
     @property
     def likely_prompt(self) -> int:
-        return likely_tokens(self.prompt_bytes, len(self.body["messages"]))
+        return likely_tokens(self.prompt_bytes, self._messages)
+
+    @property
+    def _messages(self) -> int:
+        return len(self.body.get("messages", ()))  # none where the prompt was rendered here
 
 
 class Run:

@@ -12,7 +12,7 @@ from dataclasses import asdict, replace
 from itertools import chain
 from pathlib import Path
 
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from c3po_utils.chat.ledger import Entry, Ledger
 from c3po_utils.chat.names import OPENAI, parse_model_name
@@ -22,6 +22,7 @@ from c3po_utils.chat.openai.limits import Limits, price_of, read_limits
 from c3po_utils.chat.openai.live import LiveRun
 from c3po_utils.chat.openai.replies import Reply
 from c3po_utils.chat.types import Estimate, Outcome, Request, Sampling
+from c3po_utils.runs import progress
 
 BATCH_DISCOUNT = 0.5
 
@@ -118,7 +119,7 @@ class OpenAIChat:
         calls = self.calls(requests, sampling)
         known = self.ledger.lookup(call.key for call in calls)
         stored = ((call.ids, known[call.key]) for call in calls if call.key in known)
-        with tqdm(total=len(requests), desc=desc, disable=not desc) as bar:
+        with progress.bar(total=len(requests), desc=desc, disable=not desc) as bar:
             for ids, entry in chain(stored, self._ask([call for call in calls if call.key not in known], bar)):
                 for id in ids:
                     bar.update()

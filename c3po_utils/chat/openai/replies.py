@@ -124,8 +124,14 @@ def _tokens(usage: object) -> tuple[int | None, int | None]:
 
 
 def judge(completion: dict) -> Reply:
-    """The typed reply that a chat completion amounts to. It was answered, so it is paid for, whatever it says."""
+    """The typed reply that a completion amounts to. It was answered, so it is paid for, whatever it says.
+
+    Where a prompt was completed, and no chat, an answer may be empty.
+    """
     tokens, choice = _tokens(completion.get("usage")), _first(completion.get("choices"))
+    if "text" in choice:
+        status, text, reason = _read_text(choice["text"], choice.get("finish_reason"))
+        return Reply(status, text, reason, *tokens, billed=True)
     message = choice.get("message")
     if not isinstance(message, dict):
         return Reply("malformed", "", "no choice in the answer", *tokens, billed=True)
@@ -138,11 +144,16 @@ def _read(finish: object, content: object, refusal: object) -> tuple[Status, str
         return "refused", "", refusal if isinstance(refusal, str) else f"for a reason that is {_kind(refusal)}"
     if finish == "content_filter":
         return "filtered", "", "the provider's content filter"
+    if finish in (*ENDED, "length") and isinstance(content, str) and not content.strip():
+        return "malformed", "", f"expected text, found {content!r} (finish_reason {finish!r})"
+    return _read_text(content, finish)
+
+
+def _read_text(content: object, finish: object) -> tuple[Status, str, str]:
     if finish not in (*ENDED, "length"):
         return "malformed", "", f"finish_reason {finish if isinstance(finish, str) else _kind(finish)!r}"
-    if not isinstance(content, str) or not content.strip():
-        found = repr(content) if isinstance(content, str) else _kind(content)
-        return "malformed", "", f"expected text, found {found} (finish_reason {finish!r})"
+    if not isinstance(content, str):
+        return "malformed", "", f"expected text, found {_kind(content)} (finish_reason {finish!r})"
     if not content.isascii() and re.search("[\ud800-\udfff]", content):
         return "malformed", "", "the text holds half a surrogate pair"
     return ("truncated", content, "token limit") if finish == "length" else ("ok", content, "")

@@ -66,7 +66,7 @@ class Transport:
         path, failed = response.request.url.path, response.status_code >= 300
         if path.endswith("/content") and not failed:
             return  # the file of a batch is read by line, each with its own limit
-        limit = self.limits.max_answer_bytes if path.endswith("/chat/completions") else LIST_BYTES
+        limit = self.limits.max_answer_bytes if path.endswith("/completions") else LIST_BYTES
         if self.limits.stream and "event-stream" in response.headers.get("content-type", ""):
             limit *= STREAM_OVERHEAD
         wire = httpx2.Response(
@@ -96,7 +96,8 @@ class Transport:
         return self.cleaned(judge(completion))
 
     async def _post(self, body: dict) -> dict:
-        response = await next(self._turns).post("/chat/completions", body=body, cast_to=httpx2.Response)
+        path = "/chat/completions" if "messages" in body else "/completions"
+        response = await next(self._turns).post(path, body=body, cast_to=httpx2.Response)
         return decode(response.content, response.headers)
 
     async def _stream(self, body: dict) -> dict:

@@ -1,0 +1,179 @@
+"""A run's jobs as a graph: what there is to do, in which order, and what of it is done.
+
+A node is light, so a run of thousands is laid out in a moment; its job, which looks at what earlier ones wrote, is
+made when it is asked for. Names are those of the folders that are filled:
+
+    sample/<feedback>                        01_sample
+    train/<feedback>/<method>                02_train; `<a>+<b>` for one adapter of two feedbacks
+    eval/<feedback>/<method>                 03_evaluate, of one trained method
+    eval/<feedback>/prompted                 03_evaluate, of all methods that need no training
+    eval/<a>+<b>/<method>@added (or @joint)  04_two_feedbacks
+    compare/<feedback>                       03_evaluate once more, on all methods side by side
+    figures                                  05_figures
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Literal, get_args
+
+from c3po_utils.evaluation import two_feedbacks
+from c3po_utils.feedback import records
+from c3po_utils.runs import jobs, nearest
+from c3po_utils.runs.config import RunConfig
+from c3po_utils.runs.files import DamagedFile
+from c3po_utils.runs.jobs import Job
+from c3po_utils.runs.stage import MANIFEST, run_folder
+from c3po_utils.training import trained_methods
+from c3po_utils.training.methods import Method
+
+Kind = Literal["sample", "train", "evaluate", "two_feedbacks", "compare", "figures"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+PROMPTED = "prompted"  # the job, and the folder of its executed copy, for a feedback's methods without training
+
+
+@dataclass(frozen=True)
+class Node:
+    """One job of a run: what must be done before it, the folders of the stages that it fills, and how it is made."""
+
+    name: str
+    kind: Kind
+    needs: tuple[str, ...]
+    folders: tuple[Path, ...]
+    make: Callable[[], Job]
+
+    @property
+    def done(self) -> bool:
+        """Whether manifests say that its stages are finished, for the inputs that lie there now."""
+        if not all((folder / MANIFEST).exists() for folder in self.folders):
+            return False  # known without making the job
+        try:
+            return self.make().done
+        except (FileNotFoundError, DamagedFile):  # an input is to be made, or to be made again
+            return False
+
+
+Nodes = dict[str, Node]  # by name, each after those that it needs
+
+
+def graph(config: RunConfig) -> Nodes:
+    """The run's jobs, each after those that it needs; what comes first should start first.
+
+    Within a feedback long trainings come before short ones, so that the last to end is a short one. Nothing is read
+    but the feedbacks' records.
+
+    Raises:
+        ParameterError, ValueError, KeyError: settings that `check` refuses.
+    """
+    nodes: Nodes = {}
+    for node in _Layout(config, run_folder(config.run)).all():
+        nodes[node.name] = node
+    return {name: replace(node, needs=tuple(filter(nodes.__contains__, node.needs))) for name, node in nodes.items()}
+
+
+def find(config: RunConfig, name: str) -> Node:
+    """One node of the run's graph. Raises KeyError, with the nearest name, when there is none."""
+    nodes = graph(config)
+    if name not in nodes:
+        raise KeyError(f"no job {name!r} in {config.run} ({nearest(name, nodes)})")
+    return nodes[name]
+
+
+def finished(nodes: Nodes) -> set[str]:
+    """The names of those that are done. One that needs an undone one counts as undone: it may have to be made anew."""
+    done: set[str] = set()
+    for node in nodes.values():
+        if done.issuperset(node.needs) and node.done:
+            done.add(node.name)
+    return done
+
+
+class _Layout:
+    def __init__(self, config: RunConfig, run: Path):
+        self.config, self.run = config, run
+        self.feedbacks = jobs.feedback_names(config)
+        self.methods = self._in_order(trained_methods(config.methods))
+
+    def all(self) -> Iterator[Node]:
+        """Every node; what one needs may be a method that this run does not have."""
+        nodes = [node for name in self.feedbacks for node in self._of_feedback(name)]
+        nodes += [node for pair in jobs.two_feedbacks_runs(self.config) for node in self._of_two(*pair)]
+        yield from nodes
+        yield self._figures(node.name for node in nodes if node.kind in ("evaluate", "two_feedbacks"))
+
+    def _objective(self, method: str) -> Method:
+        """What a method asks for; the same for every feedback."""
+        return jobs.train_settings(jobs.train_values(self.config, self.feedbacks[0], method)).objective
+
+    def _in_order(self, methods: Iterable[str]) -> dict[str, tuple[str, ...]]:
+        """The trained methods, the longest first but after those that they need, with the methods that each needs."""
+        objectives = {method: self._objective(method) for method in methods}
+        ordered: dict[str, tuple[str, ...]] = {}
+
+        def add(method: str) -> None:
+            objective = objectives[method]
+            needs = tuple(other for other in objective.needs.values() if other in objectives)
+            for other in needs:
+                add(other)
+            ordered.setdefault(method, needs)
+
+        for method in sorted(objectives, key=lambda method: -len(objectives[method].segments)):
+            add(method)
+        return ordered
+
+    def _node(self, name: str, kind: Kind, needs: Iterable[str], make: Callable[..., Job], *arguments: object) -> Node:
+        return Node(name, kind, tuple(needs), (self.run / name,), partial(make, self.config, self.run, *arguments))
+
+    def _of_feedback(self, name: str) -> Iterator[Node]:
+        id = records.feedback_id(name)
+        sample = f"sample/{id}"
+        yield self._node(sample, "sample", (), jobs.sample_job, name)
+        for method, others in self.methods.items():
+            yield self._train(name, method, [sample, *(f"train/{id}/{other}" for other in others)])
+        yield from self._evaluations(name, id, sample)
+
+    def _train(self, name: str, method: str, needs: Iterable[str]) -> Node:
+        return self._node(f"train/{records.feedback_id(name)}/{method}", "train", needs, jobs.train_job, name, method)
+
+    def _evaluations(self, name: str, id: str, sample: str) -> Iterator[Node]:
+        made = []
+        if prompted := [method for method in self.config.methods if method not in self.methods]:
+            make = partial(jobs.evaluate_job, self.config, self.run, name, prompted, PROMPTED)
+            folders = tuple(self.run / "eval" / id / method for method in prompted)
+            made.append(Node(f"eval/{id}/{PROMPTED}", "evaluate", (sample,), folders, make))
+        for method in self.methods:
+            needs, own = [sample, f"train/{id}/{method}"], f"eval/{id}/{method}"
+            made.append(self._node(own, "evaluate", needs, jobs.evaluate_job, name, [method], method))
+        yield from made
+        yield self._node(f"compare/{id}", "compare", [node.name for node in made], jobs.compare_job, name)
+
+    def _of_two(self, names: list[str], method: str, how: two_feedbacks.How) -> Iterator[Node]:
+        ids = [records.feedback_id(name) for name in names]
+        together = two_feedbacks.joint_id(ids)
+        needs = [f"eval/{id}/{part}" for id in ids for part in (PROMPTED, method)]
+        if how == "joint":
+            before = [f"sample/{id}" for id in ids] + [
+                f"train/{together}/{other}" for other in self.methods.get(method, ())
+            ]
+            yield self._train(two_feedbacks.joint_name(names), method, before)
+            needs.append(f"train/{together}/{method}")
+        own = f"eval/{together}/{method}{two_feedbacks.SUFFIX[how]}"
+        yield self._node(own, "two_feedbacks", needs, jobs.two_feedbacks_job, names, method, how)
+
+    def _figures(self, scored: Iterable[str]) -> Node:
+        """After every evaluation; its folder is a setting of its own."""
+        folder = run_folder(jobs.figures_values(self.config)["output"])
+        return Node("figures", "figures", tuple(scored), (folder,), partial(jobs.figures_job, self.config, self.run))
+
+
+def dependants(nodes: Mapping[str, Node]) -> dict[str, list[str]]:
+    """By name, those that need it."""
+    found: dict[str, list[str]] = {name: [] for name in nodes}
+    for node in nodes.values():
+        for need in node.needs:
+            if need in found:
+                found[need].append(node.name)
+    return found

@@ -1,0 +1,76 @@
+"""What is asked of vLLM: the engine's name in settings, the program, its command line."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shlex
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from c3po_utils.chat.names import parse_model_name
+
+LOCAL, VLLM, BASE = "local", "vllm", "base"  # two engines, and pi_0's name on a server
+FOLDER = "serve"  # of a run, for what only servers need
+VARIABLE = "C3PO_VLLM"  # in the environment: the folder of the Python environment that has vLLM
+RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM takes for --max-lora-rank
+AT_ONCE = 8  # adapters that one pass may mix; the others wait in memory
+
+
+def read_engine(engine: str) -> str | None:
+    """None for `local`; for `vllm` the empty string; for `vllm@URL` the URL of a server that runs already.
+
+    Raises:
+        ValueError: anything else.
+    """
+    name, at, url = engine.partition("@")
+    if engine == LOCAL:
+        return None
+    if name == VLLM and not at:
+        return ""
+    with contextlib.suppress(ValueError):
+        if name == VLLM and (endpoint := parse_model_name(f"openai:{BASE}@{url}").endpoint):
+            return endpoint
+    raise ValueError(
+        f"engine: expected {LOCAL!r}, {VLLM!r}, or 'vllm@http://127.0.0.1:8000/v1' for a server that runs already;"
+        f" found {engine!r}"
+    )
+
+
+def program() -> Path:
+    """The `vllm` to start. Raises RuntimeError where there is none, with what to install."""
+    named = os.environ.get(VARIABLE)
+    own = Path(named or Path(sys.prefix) / "vllm") / "bin" / "vllm"
+    found = own if own.is_file() else None if named else shutil.which("vllm")
+    if not found:
+        raise RuntimeError(
+            f"vLLM is not installed: expected {own}. `make vllm` installs it for this processor; or set {VARIABLE} to"
+            " the folder of an environment that has it; or join a server that runs elsewhere"
+        )
+    return Path(found)
+
+
+def command(vllm: Path | str, model: str, adapters: Mapping[str, Path], rank: int, host: str, port: int) -> list[str]:
+    """The command line that serves a model as `base`, and adapters, of at most a rank, under their names.
+
+    Raises:
+        ValueError: a rank above what vLLM takes.
+    """
+    line = [str(vllm), "serve", model, "--served-model-name", BASE, "--dtype", "bfloat16", "--host", host]
+    line += ["--port", str(port), "--generation-config", "vllm"]  # no sampling parameters from the model's folder
+    if not adapters:
+        return line
+    if rank > RANKS[-1]:
+        raise ValueError(f"an adapter has the rank {rank}: vLLM takes at most {RANKS[-1]}")
+    line += ["--enable-lora", "--max-lora-rank", str(next(least for least in RANKS if least >= rank))]
+    line += ["--max-loras", str(min(len(adapters), AT_ONCE)), "--max-cpu-loras", str(len(adapters)), "--lora-modules"]
+    return line + [json.dumps({"name": name, "path": str(folder)}) for name, folder in adapters.items()]
+
+
+def printed(line: Sequence[str]) -> str:
+    """The command as one types it, an argument or option a line; the key is taken from the environment there."""
+    first, *rest = shlex.join(line).replace(" --", "\0--").replace(" '{", "\0  '{").split("\0")
+    return " \\\n  ".join([f'VLLM_API_KEY="$C3PO_API_KEY" {first}', *rest])

@@ -1,0 +1,44 @@
+"""Three adapters of the embedded model that begin every answer with a word of their own, trained in a minute."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from peft import get_peft_model
+
+from c3po_utils.chat import request
+from c3po_utils.engine import load_model, load_tokenizer, templates
+from c3po_utils.feedback.records import load_general_prompts
+from c3po_utils.training.adapters import lora_config, save_adapter
+from tests.stored_run import store_sample
+
+MODEL, METHOD, SYSTEM = "smollm2-135m", "scd", "Be brief."
+WORDS = {"ahoy": "Ahoy there", "lemon": "Lemon tree", "quartz": "Quartz stone"}
+STEPS, PROMPTS = 24, 4
+
+
+def store_tell_tales(run: Path) -> Path:
+    """A run with a sample and an adapter for each word: `ahoy/scd` and so on."""
+    for id, word in WORDS.items():
+        store_sample(run, id, MODEL)
+        _train(run / "train" / id / METHOD, word)
+    return run
+
+
+def _train(folder: Path, word: str) -> None:
+    torch.manual_seed(0)
+    tokenizer, model = load_tokenizer(MODEL), load_model(MODEL)
+    policy = get_peft_model(model, lora_config(r=8, alpha=16, dropout=0.0))
+    optimizer = torch.optim.AdamW([p for p in policy.parameters() if p.requires_grad], lr=2e-3)
+    prompts = [prompt.text for prompt in load_general_prompts()]
+    answer = tokenizer(f"{word}.<|im_end|>", add_special_tokens=False, return_tensors="pt").input_ids
+    for step in range(STEPS):
+        for text in prompts[step * PROMPTS % 40 :][:PROMPTS]:
+            asked = templates.encode(tokenizer, request("", text, system=SYSTEM).messages, add_generation_prompt=True)
+            ids = torch.cat([torch.tensor([asked]), answer], 1)
+            logits = policy(ids, logits_to_keep=answer.shape[1] + 1).logits[0, :-1]
+            (torch.nn.functional.cross_entropy(logits.float(), answer[0]) / PROMPTS).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    save_adapter(policy.eval(), folder)
