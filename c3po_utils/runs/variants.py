@@ -115,7 +115,7 @@ def _own(values: dict[str, Any], method: str, combination: Combination, names: d
             {group[0]: {**groups.get(group[0], {}), **own.get(group[0], {}), leaf: value}} if group else {leaf: value}
         )
     settings = {**groups["method_settings"], **own.get("method_settings", {})}
-    for key in ("start", "gated"):  # the variant of that method that was trained with the same values
+    for key in known_methods.OTHERS:  # the variant of that method that was trained with the same values
         other = settings.get(key) or getattr(known_methods.METHODS[registered(method)], key)
         if other and (same := _variant(other, combination)) in names.get(other, ()):
             own["method_settings"] = {**settings, **own.get("method_settings", {}), key: same}

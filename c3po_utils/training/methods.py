@@ -10,6 +10,7 @@ from typing import Any, Literal
 from c3po_utils.runs import nearest
 from c3po_utils.training.limits import Count, CountOrNone, NotNegative, Positive, Share, check_fields
 
+OTHERS = {"start": "starts from", "gated": "is a gate for", "distils": "distils"}  # fields that name another method
 SEGMENTS = ("chosen", "rejected", "near_scope", "out_of_scope")
 
 
@@ -88,8 +89,7 @@ class Method:
     @property
     def needs(self) -> dict[str, str]:
         """The other methods without whose adapter or gate it cannot be trained, by what it does with that."""
-        how = {"starts from": self.start, "is a gate for": self.gated, "distils": self.distils}
-        return {does: other for does, other in how.items() if other}
+        return {does: other for name, does in OTHERS.items() if (other := getattr(self, name))}
 
     @property
     def differences(self) -> dict[str, Any]:

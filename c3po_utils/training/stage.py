@@ -20,7 +20,7 @@ from c3po_utils.training.limits import (
     check_fields,
     check_lora,
 )
-from c3po_utils.training.methods import METHODS, Method, get_method, registered
+from c3po_utils.training.methods import METHODS, OTHERS, Method, get_method, registered
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -148,7 +148,7 @@ def train_stage(run: Path | str, feedback_id: str, settings: TrainSettings) -> S
         "rows": rows if joint else rows[feedback_id],
         "sampled_with": sampled_with if joint else sampled_with[feedback_id],
     }
-    for name in ("start", "gated", "distils"):
+    for name in OTHERS:
         if other := getattr(objective, name):
             identity[name] = adapter_hash(adapter_folder(run, feedback_id, other))
     if objective.distils:

@@ -66,6 +66,14 @@ def test_what_builds_on_a_swept_method_builds_on_the_same_variant(tmp_path):
     assert gate["gated"] == "c3po@beta=0.1"
 
 
+def test_a_distilled_method_distils_the_same_variant(tmp_path):
+    path = written(tmp_path, methods=["base_resampled", "scd", "scd_gated", "scd_distilled"])
+    (config,) = load_runs(path, sweep={"learning_rate": [1e-4, 2e-4]})
+    distilled = train_values(config, "boss_signoff", "scd_distilled@lr=2e-4")["method_settings"]
+    assert distilled["distils"] == "scd_gated@lr=2e-4"
+    check(config)
+
+
 def test_a_file_may_sweep_each_method_in_its_own_way(tmp_path):
     sweep = {"c3po": [{"near_weight": 1, "beta": 0.1}, {}], "scd_negatives": {"epochs": [1, 2]}}
     config = load_config(written(tmp_path, methods=["scd_negatives", "c3po", "dpo"], sweep=sweep))
