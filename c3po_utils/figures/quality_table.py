@@ -19,9 +19,9 @@ HEADERS = {
     "excess_elsewhere": "elsewhere ",
     "length_in_scope": "length, in scope",
     "length_elsewhere": "elsewhere  ",
-    "distinct_2": "distinct-2",
-    "distinct_3": "distinct-3",
-    "distinct_2_all": "distinct-2 over answers",
+    "distinct_2": "distinct\N{NON-BREAKING HYPHEN}2",
+    "distinct_3": "distinct\N{NON-BREAKING HYPHEN}3",
+    "distinct_2_all": "distinct\N{NON-BREAKING HYPHEN}2 over answers",
 }
 
 

@@ -88,6 +88,7 @@ def table2(
         table.index, table.columns,
     )  # fmt: skip
     style = styled(table).apply(lambda _: styles, axis=None).hide(axis="index")
+    style = style.set_properties(subset=list(table.columns[1:]), **{"white-space": "nowrap"})  # no interval in two
     return style.set_caption(_note(method_scores, uncertainty))
 
 
