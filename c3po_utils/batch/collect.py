@@ -15,10 +15,8 @@ from typing import Any
 from c3po_utils.runs import exports, files, shown, stage
 from c3po_utils.runs.files import DamagedFile
 from c3po_utils.runs.remote import Remote
-from c3po_utils.runs.stage import MANIFEST
+from c3po_utils.runs.stage import KINDS, MANIFEST
 from c3po_utils.runs.store import STORED
-
-KINDS = ("sample", "train", "eval")  # folders of stages; comparisons and figures are made anew from them
 
 
 class Conflict(ValueError):

@@ -25,7 +25,7 @@ from c3po_utils.runs import files
 from c3po_utils.runs.check import refuse
 from c3po_utils.runs.config import RunConfig
 from c3po_utils.runs.progress import progress_file
-from c3po_utils.runs.stage import run_folder
+from c3po_utils.runs.stage import RUN_FILE, run_folder
 
 LOST_AT_MOST = 3  # times that a task may be lost with its machine before it counts as failed
 TICK_S = 0.5  # between looks at the progress of jobs
@@ -73,7 +73,7 @@ def run_checked(config: RunConfig, nodes: Nodes | None = None, take_over: bool =
         finally:
             executor.stop()
         done = {"config": config.model_dump(), "wall_s": round(time.monotonic() - start, 1)}
-        files.write_json(run_folder(config.run) / "run.json", done)
+        files.write_json(run_folder(config.run) / RUN_FILE, done)
 
 
 def drive(config: RunConfig, nodes: Nodes, executor: Executor, interrupted: threading.Event | None = None) -> None:

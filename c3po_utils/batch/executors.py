@@ -11,8 +11,12 @@ from c3po_utils.batch.tasks import Executor
 from c3po_utils.runs.config import RunConfig
 from c3po_utils.runs.parameters import ParameterError, nearest
 
-EXECUTORS = {"local": "LocalExecutor", "ray": "RayExecutor", "slurm": "SlurmExecutor", "modal": "ModalExecutor"}
-MODULES = {"local": "local", "ray": "ray_executor", "slurm": "slurm_executor", "modal": "modal_executor"}
+EXECUTORS = {  # module in this room, and class
+    "local": ("local", "LocalExecutor"),
+    "ray": ("ray_executor", "RayExecutor"),
+    "slurm": ("slurm_executor", "SlurmExecutor"),
+    "modal": ("modal_executor", "ModalExecutor"),
+}
 
 
 def open_executor(config: RunConfig) -> Executor:
@@ -23,7 +27,8 @@ def open_executor(config: RunConfig) -> Executor:
             executor does not have.
     """
     name, settings = config.executor, config.executor_settings
-    kind = getattr(import_module(f"c3po_utils.batch.{MODULES[name]}"), EXECUTORS[name])
+    module, kind_name = EXECUTORS[name]
+    kind = getattr(import_module(f"c3po_utils.batch.{module}"), kind_name)
     _refuse_unknown(name, settings, inspect.signature(kind).parameters)
     try:
         return kind(config.workers or 0, **settings)

@@ -74,11 +74,10 @@ def graph(config: RunConfig) -> Nodes:
     return {name: replace(node, needs=tuple(filter(nodes.__contains__, node.needs))) for name, node in nodes.items()}
 
 
-def find(config: RunConfig, name: str) -> Node:
-    """One node of the run's graph. Raises KeyError, with the nearest name, when there is none."""
-    nodes = graph(config)
+def find(nodes: Nodes, name: str, run: str) -> Node:
+    """One node of a run's graph. Raises KeyError, with the nearest name, when there is none."""
     if name not in nodes:
-        raise KeyError(f"no job {name!r} in {config.run} ({nearest(name, nodes)})")
+        raise KeyError(f"no job {name!r} in {run} ({nearest(name, nodes)})")
     return nodes[name]
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from c3po_utils.feedback import metrics, records, selection
 from c3po_utils.runs import done_stages, files, run_folder, shown
+from c3po_utils.runs.stage import KINDS, RUN_FILE
 from c3po_utils.training import methods
 
 Row = dict[str, Any]
@@ -20,7 +21,6 @@ PROMPTED = {  # methods without training, in words
     "in_context_cot": "pi_0 that first thinks about whether the sentence applies",
     "revised": "the revised answers themselves: what training aims at",
 }
-RUN_FILE = "run.json"  # a finished run's settings
 
 
 def feedbacks(sets: tuple[str, ...], **conditions: Any) -> list[Row]:
@@ -109,7 +109,7 @@ def runs(root: Path | None = None) -> list[Row]:
 
 
 def _stages(folder: Path) -> Iterator[tuple[Path, dict]]:
-    for kind in ("sample", "train", "eval"):
+    for kind in KINDS:
         yield from done_stages(folder, kind)
 
 

@@ -21,9 +21,10 @@ from typing import Any
 
 import psutil
 
-from c3po_utils.batch.tasks import Outcome, Task
+from c3po_utils.batch.tasks import Outcome, Task, stopped
 from c3po_utils.batch.work import run_task
 from c3po_utils.runs.forked_kernel import ForkedKernel
+from c3po_utils.runs.stage import usable_cores
 
 GATHER_S = 0.05  # tasks that are submitted one after another share the cores between them
 MEMORY_S = 2.0  # how often free memory is looked at while a task waits for it
@@ -62,16 +63,15 @@ class LocalExecutor:
         self._running: dict[int, _Running] = {}  # by slot
         self._changed, self._stopped = threading.Condition(), False
         libraries = ["c3po_utils.batch.preloaded"] if self.warm else []
-        _context.set_forkserver_preload(
-            ["c3po_utils.batch.work", "c3po_utils.batch.notebook", *libraries]
-        )  # holds for this process's first executor
+        # It holds for this process's first executor.
+        _context.set_forkserver_preload(["c3po_utils.batch.work", "c3po_utils.batch.notebook", *libraries])
         threading.Thread(target=self._dispatch, daemon=True).start()
 
     def submit(self, task: Task) -> Future[Outcome]:
         future: Future[Outcome] = Future()
         with self._changed:
             if self._stopped:
-                future.set_result(Outcome(task.name, "lost", "the executor was stopped"))
+                future.set_result(stopped(task))
                 return future
             self._waiting.append((task, future))
             self._changed.notify_all()
@@ -82,7 +82,7 @@ class LocalExecutor:
             self._stopped = True
             running = list(self._running.values())
             for task, future in self._waiting:
-                future.set_result(Outcome(task.name, "lost", "the executor was stopped"))
+                future.set_result(stopped(task))
             self._waiting.clear()
             self._changed.notify_all()
         for one in running:
@@ -190,11 +190,6 @@ def _gpu_count() -> int:
         return 0
     listed = subprocess.run(["nvidia-smi", "--list-gpus"], capture_output=True, text=True, check=False)
     return sum(line.startswith("GPU ") for line in listed.stdout.splitlines())
-
-
-def usable_cores() -> int:
-    """The cores that this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def free_gib() -> float:

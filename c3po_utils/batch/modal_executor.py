@@ -13,7 +13,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any
 
-from c3po_utils.batch.tasks import Outcome, Task
+from c3po_utils.batch.tasks import Outcome, Task, stopped
 from c3po_utils.batch.work import run_task
 from c3po_utils.runs.parameters import ParameterError
 from c3po_utils.runs.stage import ROOT
@@ -85,7 +85,7 @@ class ModalExecutor:
         with self._changed:
             call = None if self._stopped else self._spawn(task)
             if call is None:
-                future.set_result(_stopped(task))
+                future.set_result(stopped(task))
                 return future
             self._running[future] = (task, call)
         threading.Thread(target=self._attend, args=(task, call, future), daemon=True).start()
@@ -96,7 +96,7 @@ class ModalExecutor:
             self._stopped = True
             running, self._running = self._running, {}
         for future, (task, _) in running.items():
-            future.set_result(_stopped(task))
+            future.set_result(stopped(task))
         self._session.close()  # an app that ends takes its containers along
 
     def _spawn(self, task: Task) -> Any:
@@ -129,7 +129,3 @@ def _image(modal: Any) -> Any:
     environment = {"PYTHONPATH": CHECKOUT, "HF_HOME": MODELS, "TOKENIZERS_PARALLELISM": "false"}
     image = modal.Image.debian_slim().pip_install_from_requirements(str(ROOT / LOCK)).env(environment)
     return image.workdir(CHECKOUT).add_local_dir(ROOT, CHECKOUT, ignore=LEFT_OUT)
-
-
-def _stopped(task: Task) -> Outcome:
-    return Outcome(task.name, "lost", "the executor was stopped")

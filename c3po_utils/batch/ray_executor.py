@@ -12,7 +12,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any
 
-from c3po_utils.batch.tasks import Outcome, Resources, Task
+from c3po_utils.batch.tasks import Outcome, Resources, Task, stopped
 from c3po_utils.batch.work import run_task
 from c3po_utils.runs.parameters import ParameterError
 
@@ -61,7 +61,7 @@ class RayExecutor:
         future: Future[Outcome] = Future()
         with self._changed:
             if self._stopped:
-                future.set_result(_stopped(task))
+                future.set_result(stopped(task))
                 return future
             reference = self.remote.options(name=task.name, **self._asked(task)).remote(task)
             self._running[future] = (task, reference)
@@ -77,7 +77,7 @@ class RayExecutor:
         for _, reference in running.values():
             self.ray.cancel(reference, force=True)
         for future, (task, _) in running.items():
-            future.set_result(_stopped(task))
+            future.set_result(stopped(task))
         self.ray.shutdown()
 
     def _end(self, future: Future[Outcome], ended: Future[Any]) -> None:
@@ -90,9 +90,7 @@ class RayExecutor:
         error = ended.exception()
         if error is None:
             return ended.result()
-        if isinstance(
-            error, self.ray.exceptions.RayTaskError
-        ):  # the body raises nothing: a node lacks the package, say
+        if isinstance(error, self.ray.exceptions.RayTaskError):  # of no body's: a node lacks the package, say
             return Outcome(task.name, "failed", f"{type(error.cause).__name__}: {error.cause}")
         return Outcome(task.name, "lost", f"{type(error).__name__}: {error}".strip())
 
@@ -124,10 +122,7 @@ def _joined(address: str, runtime_env: dict[str, Any] | None) -> Any:
         ParameterError: nobody listens at the address.
     """
     host = address.rpartition(":")[0] or HERE
-    if host in (
-        HERE,
-        "localhost",
-    ):  # Ray takes the machine's outer address for it, where a local cluster is not reached
+    if host in (HERE, "localhost"):  # Ray takes the machine's outer address, where a local cluster is not reached
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     import ray
@@ -149,7 +144,3 @@ def _refuse_unreachable(address: str) -> None:
         raise ParameterError(
             f"no Ray cluster at {address!r}: expected host:port of its head, as `ray start --head` prints it ({error})"
         ) from error
-
-
-def _stopped(task: Task) -> Outcome:
-    return Outcome(task.name, "lost", "the executor was stopped")

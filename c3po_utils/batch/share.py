@@ -121,15 +121,15 @@ class Share:
 
 
 @contextlib.contextmanager
-def around_job(url: str, config: RunConfig, node: Node) -> Iterator[Callable[[], None]]:
+def around_job(url: str, run: Path, nodes: Nodes, node: Node) -> Iterator[Callable[[], None]]:
     """Around a job: what it needs is here, and its own stage if that is done; the call publishes what it made.
 
     Raises:
         StoreError, DamagedFile: see `Share`.
     """
-    share = Share(url, run_folder(config.run))
+    share = Share(url, run)
     with share.exchanging():
-        share.bring(ancestors(graph(config), node.name), heavy=node.kind != "figures")
+        share.bring(ancestors(nodes, node.name), heavy=node.kind != "figures")
         share.bring([node], remade=True)
         yield lambda: share.publish(node)
 

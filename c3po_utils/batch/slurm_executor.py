@@ -21,7 +21,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from c3po_utils.batch.tasks import Outcome, Resources, Task
+from c3po_utils.batch.tasks import Outcome, Resources, Task, stopped
 from c3po_utils.batch.work import run_task
 from c3po_utils.runs.parameters import ParameterError, nearest
 from c3po_utils.runs.stage import run_folder
@@ -103,7 +103,7 @@ class SlurmExecutor:
         future: Future[Outcome] = Future()
         with self._changed:
             if self._ended.is_set():
-                future.set_result(_stopped(task))
+                future.set_result(stopped(task))
             else:
                 self._waiting.append((task, future))
         return future
@@ -116,7 +116,7 @@ class SlurmExecutor:
         if jobs:
             _command("scancel", *jobs)
         for task, future in [*waiting, *((task, future) for _, task, future in jobs.values())]:
-            future.set_result(_stopped(task))
+            future.set_result(stopped(task))
 
     def _attend(self) -> None:
         asked = 0.0
@@ -231,7 +231,3 @@ def _refuse_unknown(sbatch: dict[str, Any], known: Iterable[str]) -> None:
             raise ParameterError(f"executor_settings of 'slurm': unknown {key!r} ({nearest(key, [*own, *known])})")
     if not shutil.which("sbatch"):
         raise ParameterError("executor 'slurm': expected a machine that submits jobs, found no `sbatch` on its path")
-
-
-def _stopped(task: Task) -> Outcome:
-    return Outcome(task.name, "lost", "the executor was stopped")

@@ -42,6 +42,11 @@ class Outcome:
     host: str = ""
 
 
+def stopped(task: Task) -> Outcome:
+    """Of a task whose executor was stopped before it ended."""
+    return Outcome(task.name, "lost", "the executor was stopped")
+
+
 class Executor(Protocol):
     """Runs tasks somewhere, each by `work.run_task`, the one body of every job."""
 

@@ -9,7 +9,7 @@ import socket
 import time
 
 from c3po_utils.batch import share
-from c3po_utils.batch.graph import Node, find
+from c3po_utils.batch.graph import Node, find, graph
 from c3po_utils.batch.tasks import Outcome, Task
 from c3po_utils.runs.config import RunConfig
 from c3po_utils.runs.progress import telling
@@ -25,11 +25,12 @@ def run_task(task: Task) -> Outcome:
     """
     try:
         config = RunConfig.model_validate(task.config)
-        node = find(config, task.name)
-        with telling(run_folder(config.run), task.name):
+        run, nodes = run_folder(config.run), graph(config)
+        node = find(nodes, task.name, config.run)
+        with telling(run, task.name):
             if not task.store:
                 return run_node(node)
-            with share.around_job(task.store, config, node) as publish:
+            with share.around_job(task.store, run, nodes, node) as publish:
                 outcome = run_node(node)
                 if outcome.status == "done":
                     publish()

@@ -27,7 +27,6 @@ LEAST = {
     torch.float32: 1e-3,
     torch.float16: 0.05,
 }  # of a logit; else 0.25: bfloat16 numbers near 16 lie 0.125 apart
-DO = "switched off on this machine: a slower way is taken. After an upgrade run `c3po doctor` again"
 
 Answers = dict[str, tuple[list[int], list[int]]]  # prompt and answer as tokens, by the request's id
 
@@ -103,7 +102,9 @@ def greedy_findings(
             try:
                 ours = dict(sorted(answers(model, tokenizer).items()))
             except Exception as error:  # whatever a fast path raises here, it is of no use here
-                found.append(findings.Finding(name, False, f"{type(error).__name__}: {error}", DO, name))
+                found.append(
+                    findings.Finding(name, False, f"{type(error).__name__}: {error}", findings.SWITCHED_OFF, name)
+                )
                 continue
         if name in taken:
             found.append(_finding(name, ours, theirs, regret(answer_logits(reference, ours), ours), most))
@@ -117,4 +118,4 @@ def _finding(name: str, ours: Answers, theirs: Answers, worst: float, most: floa
     )
     if name == PLAIN:
         return findings.Finding(name, worst <= most, what, "do not trust answers of this machine: try --dtype float32")
-    return findings.Finding(name, worst <= most, what, DO, name)
+    return findings.Finding(name, worst <= most, what, findings.SWITCHED_OFF, name)

@@ -88,10 +88,8 @@ class RememberedChat:
 
     def _answers(self, mine: dict[str, Request], sampling: Sampling, owner: str, desc: str) -> Iterator[Outcome]:
         """Answer what this process has claimed, keep it, and keep the claims of a long answering alive."""
-        keys, renewed = (
-            {id: weights_key(self.name, request, sampling) for id, request in mine.items()},
-            time.monotonic(),
-        )
+        keys = {id: weights_key(self.name, request, sampling) for id, request in mine.items()}
+        renewed = time.monotonic()
         for outcome in self.model.complete(list(mine.values()), sampling, desc=desc):
             entry = Entry(
                 outcome.status, outcome.reason, outcome.text, outcome.prompt_tokens, outcome.completion_tokens,

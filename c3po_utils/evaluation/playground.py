@@ -112,12 +112,12 @@ class Playground:
         asked = answers.question(row, tag, prompt, self.settings)
         told = follow and (lambda _, text: follow(method, text))
         base = shared_chat(self.settings.model)
-        let_in = _let_in(weights, base, asked)
+        gates = {folder: training.stage.gated_folder(folder) for folder in weights}
+        let_in = _let_in(weights, gates, base, asked)
         with training.adapters.mixed(base.model, let_in) if let_in else nullcontext(base.model) as model:
             tuned = chat.local.LocalChat(model, base.tokenizer, name=base.name) if let_in else base
             outcome = next(tuned.complete([asked], sampling, follow=told))
-        gated = any(training.stage.gated_folder(folder) for folder in weights)
-        return outcome, bool(let_in) if gated else None
+        return outcome, bool(let_in) if any(gates.values()) else None
 
     def _passes(self, outcome: Outcome, base: Outcome) -> bool | None:
         if self.record.metric is None or not outcome.usable or not base.usable:
@@ -125,12 +125,14 @@ class Playground:
         return self.record.passes(outcome.text, base.text)
 
 
-def _let_in(weights: Weights, pi_0: chat.local.LocalChat, asked: chat.types.Request) -> Weights:
-    """The adapters that answer this request: those without a gate, and those whose gate opens."""
+def _let_in(
+    weights: Weights, gates: Mapping[Path, Path | None], pi_0: chat.local.LocalChat, asked: chat.types.Request
+) -> Weights:
+    """The adapters that answer this request: those without a gate, and those whose gate (`gates`: its own) opens."""
     found: defaultdict[Path, float] = defaultdict(float)
+    ids, reason = pi_0.encode(asked)
     for folder, weight in weights.items():
-        gated = training.stage.gated_folder(folder)
-        ids, reason = pi_0.encode(asked) if gated else ([], "")
+        gated = gates[folder]
         if not gated or (not reason and training.gate.load_gate(folder, pi_0.model).opens(pi_0.model, [ids])[0]):
             found[gated or folder] += weight
     return found

@@ -128,7 +128,7 @@ def packages() -> Finding:
 def devices() -> Finding:
     here = stage.hardware()
     if not torch.cuda.is_available():
-        cores = f"{here['cpu']}, {len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else here['cores']}"
+        cores = f"{here['cpu']}, {stage.usable_cores()}"
         built = "" if torch.version.cuda else f" that torch {torch.__version__} could use"
         return Finding("devices", True, f"{cores} cores; no GPU{built}: nothing here is a GPU's figure")
     found = []

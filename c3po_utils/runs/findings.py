@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+SWITCHED_OFF = "switched off on this machine: a slower way is taken. After an upgrade run `c3po doctor` again"
+
 
 @dataclass(frozen=True)
 class Finding:

@@ -28,6 +28,8 @@ if not (BUNDLED / "pyproject.toml").exists():
     ROOT = CODE = Path(os.environ.setdefault("C3PO_ROOT", os.getcwd()))
 NOTEBOOKS = BUNDLED / "notebooks"
 MANIFEST = "manifest.json"
+KINDS = ("sample", "train", "eval")  # folders of stages in a run's; comparisons and figures are made from these
+RUN_FILE = "run.json"  # in the run's folder, once it was whole: its settings
 LEDGER = "calls.sqlite"  # in the run's folder: every answer that a model gave
 SMALL = 64 * 2**20  # bytes: files up to this size are read whole to see whether a stage is done
 PACKAGES = ("torch", "transformers", "trl", "peft", "datasets")
@@ -48,6 +50,11 @@ def run_folder(run: Path | str) -> Path:
 def shown(path: Path) -> str:
     """A path as people read it: below the checkout where it lies there."""
     return str(path.relative_to(ROOT) if path.is_relative_to(ROOT) else path)
+
+
+def usable_cores() -> int:
+    """The cores that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def hardware() -> dict[str, Any]:

@@ -39,7 +39,6 @@ TIMES = 2.0
 # some thousand roundings of 2^-24, two of 2^-8, and in half precision two of 2^-11.
 LEAST = {torch.float32: 1e-4, torch.bfloat16: 1e-2, torch.float16: 1e-3}
 ALONE = 0.1  # instead, where the reference is in the model's own type: two ways of rounding of a deep model apart
-SWITCHED = "switched off on this machine: a slower way is taken. After an upgrade run `c3po doctor` again"
 
 
 def sample_rows(tokenizer: PreTrainedTokenizerBase, pairs: int, texts_per_answer: int = 1) -> list[dict]:
@@ -175,7 +174,9 @@ def _tried(
 ) -> findings.Finding | None:  # fmt: skip
     """One way's finding; None for a path that this model does not take on this device."""
     fast_path = name if name in TRIED else ""
-    do = SWITCHED if fast_path else "do not trust results of this machine in this type: try --dtype float32"
+    do = (
+        findings.SWITCHED_OFF if fast_path else "do not trust results of this machine in this type: try --dtype float32"
+    )
     with fast_paths.only(*names) as taken:
         try:
             with fused(policy):

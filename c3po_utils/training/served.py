@@ -152,9 +152,8 @@ def write_sum(run: Path, name: str, ids: Sequence[str], model: str) -> Path:
             policy: Any = load_model(model)
             for id, folder in parts.items():
                 policy = load_adapter(policy, folder, name=id)
-            own.notes["difference_from_sum"] = add_adapters(
-                policy, list(ids), "default"
-            )  # peft's name for the only one
+            only = "default"  # as peft names the only one
+            own.notes["difference_from_sum"] = add_adapters(policy, list(ids), only)
             for id in ids:
                 policy.delete_adapter(id)
             save_adapter(policy, own.folder)

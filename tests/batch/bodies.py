@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from c3po_utils.batch import Outcome, Task
@@ -37,3 +38,11 @@ def noted(folder: Path, what: str) -> list[list[str]]:
 def _note(path: Path, line: str) -> None:
     with path.open("a") as file:
         file.write(line + "\n")
+
+
+def until(condition: Callable[[], object], seconds: float = 60) -> None:
+    """Wait for what an executor does elsewhere."""
+    limit = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < limit, f"not within {seconds} s"
+        time.sleep(0.1)

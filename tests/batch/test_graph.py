@@ -49,7 +49,7 @@ def test_long_trainings_start_first(tmp_path):
 
 def test_an_unknown_job_is_told_with_the_nearest(tmp_path):
     with pytest.raises(KeyError, match="train/boss_signoff/c3po"):
-        find(config(tmp_path), "train/boss_signoff/c3p0")
+        find(graph(chosen := config(tmp_path)), "train/boss_signoff/c3p0", chosen.run)
 
 
 def test_a_wide_run_is_laid_out_in_a_moment(tmp_path):

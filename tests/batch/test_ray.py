@@ -6,7 +6,7 @@ import time
 import psutil
 import pytest
 
-from c3po_utils.batch import Resources, Task, driver
+from c3po_utils.batch import Resources, Task
 from c3po_utils.runs.parameters import ParameterError
 from tests.batch import bodies, toy
 from tests.ray_cluster import ray_cluster
@@ -40,21 +40,8 @@ def task(folder, name="one", resources=None, **config):
     return Task({"run": str(folder), **config}, name, resources=resources or Resources())
 
 
-def until(condition, seconds=60):
-    limit = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < limit, f"not within {seconds} s"
-        time.sleep(0.1)
-
-
 def test_a_graph_goes_through_the_driver_and_a_failure_leaves_the_others_alone(executor, tmp_path):
-    jobs = {"a": ("", "pass"), "bad": ("a", "1 / 0"), "after": ("bad", "pass"), "good": ("a", "pass")}
-    nodes = toy.toy(tmp_path / "run", jobs)
-    with pytest.raises(driver.RunFailed) as failure:
-        driver.drive(toy.config(tmp_path / "run"), nodes, executor(body=toy.run_toy))
-    assert failure.value.failed == {"bad": "ZeroDivisionError: division by zero"}
-    assert failure.value.refused == {"after": "bad"}
-    assert [name for name, node in nodes.items() if node.done] == ["a", "good"]
+    toy.check_that_a_failure_leaves_the_others_alone(tmp_path / "run", executor(body=toy.run_toy))
 
 
 def test_slots_are_what_fits_on_the_nodes(executor):
@@ -73,7 +60,7 @@ def test_an_estimate_of_memory_above_every_node_does_not_wait_for_ever(executor,
 
 def test_a_killed_worker_is_lost(executor, tmp_path):
     future = executor().submit(task(tmp_path, seconds=300))
-    until(lambda: bodies.noted(tmp_path, "started"))
+    bodies.until(lambda: bodies.noted(tmp_path, "started"))
     os.kill(int(bodies.noted(tmp_path, "started")[0][1]), 9)
     outcome = future.result(60)
     assert (outcome.status, outcome.error.split(":")[0]) == ("lost", "WorkerCrashedError")
@@ -87,13 +74,13 @@ def test_a_body_that_raises_fails(executor, tmp_path):
 def test_stop_ends_what_runs_and_what_waits_within_five_seconds_and_leaves_the_cluster(executor, tmp_path):
     ray = executor()
     futures = [ray.submit(task(tmp_path, f"job{number}", seconds=300)) for number in range(8)]
-    until(lambda: len(bodies.noted(tmp_path, "started")) > 1)
+    bodies.until(lambda: len(bodies.noted(tmp_path, "started")) > 1)
     start = time.monotonic()
     ray.stop()
     assert time.monotonic() - start < 5
     assert [future.result(0).status for future in futures] == ["lost"] * 8
     workers = [int(process) for _, process in bodies.noted(tmp_path, "started")]
-    until(lambda: not any(psutil.pid_exists(worker) for worker in workers), 5)
+    bodies.until(lambda: not any(psutil.pid_exists(worker) for worker in workers), 5)
     assert executor().submit(task(tmp_path, "again")).result(60).status == "done"
 
 
@@ -106,7 +93,7 @@ def test_a_cluster_that_is_started_here_ends_with_the_run(cluster, tmp_path):
     started = set(psutil.Process().children(recursive=True)) - before
     assert {one.laddr.ip for process in started for one in _listening(process)} <= HERE
     ray.stop()
-    until(lambda: not any(process.is_running() for process in started), 20)
+    bodies.until(lambda: not any(process.is_running() for process in started), 20)
 
 
 def test_servers_listen_on_this_machine_only(cluster):

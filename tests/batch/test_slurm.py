@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from c3po_utils.batch import Task, driver
+from c3po_utils.batch import Task
 from c3po_utils.runs.parameters import ParameterError
 from tests.batch import bodies, toy
 from tests.slurm_cluster import lacking, slurm_cluster, without_slow_imports
@@ -38,7 +38,7 @@ def executor():
     yield make
     for one in made:
         one.stop()
-    until(lambda: not queue())
+    bodies.until(lambda: not queue())
 
 
 def task(folder, name="one", **config):
@@ -52,16 +52,9 @@ def queue(columns="%i %T"):
 
 def requeue(folder):
     """Of the one job that runs; waits until it does not run any more."""
-    until(lambda: bodies.noted(folder, "started"))
+    bodies.until(lambda: bodies.noted(folder, "started"))
     subprocess.run(["scontrol", "requeue", queue()[0][0]], check=True)
-    until(lambda: queue()[0][1] == "PENDING")
-
-
-def until(condition, seconds=60):
-    limit = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < limit, f"not within {seconds} s"
-        time.sleep(0.1)
+    bodies.until(lambda: queue()[0][1] == "PENDING")
 
 
 def test_tasks_that_come_together_are_one_array(executor, tmp_path):
@@ -73,13 +66,7 @@ def test_tasks_that_come_together_are_one_array(executor, tmp_path):
 
 
 def test_a_graph_goes_through_the_driver_and_a_failure_leaves_the_others_alone(executor, tmp_path):
-    jobs = {"a": ("", "pass"), "bad": ("a", "1 / 0"), "after": ("bad", "pass"), "good": ("a", "pass")}
-    nodes = toy.toy(tmp_path / "run", jobs)
-    with pytest.raises(driver.RunFailed) as failure:
-        driver.drive(toy.config(tmp_path / "run"), nodes, executor(body=toy.run_toy))
-    assert failure.value.failed == {"bad": "ZeroDivisionError: division by zero"}
-    assert failure.value.refused == {"after": "bad"}
-    assert [name for name, node in nodes.items() if node.done] == ["a", "good"]
+    toy.check_that_a_failure_leaves_the_others_alone(tmp_path / "run", executor(body=toy.run_toy))
 
 
 def test_a_requeued_job_starts_again_and_counts_once(executor, tmp_path):
@@ -100,7 +87,7 @@ def test_a_job_that_is_requeued_too_often_fails(executor, tmp_path):
 
 def test_a_cancelled_job_is_lost(executor, tmp_path):
     future = executor().submit(task(tmp_path, seconds=300))
-    until(lambda: bodies.noted(tmp_path, "started"))
+    bodies.until(lambda: bodies.noted(tmp_path, "started"))
     subprocess.run(["scancel", queue()[0][0]], check=True)
     outcome = future.result(120)
     assert (outcome.status, "CANCELLED" in outcome.error) == ("lost", True)
@@ -108,7 +95,7 @@ def test_a_cancelled_job_is_lost(executor, tmp_path):
 
 def test_a_killed_process_is_lost(executor, tmp_path):
     future = executor().submit(task(tmp_path, seconds=300))
-    until(lambda: bodies.noted(tmp_path, "started"))
+    bodies.until(lambda: bodies.noted(tmp_path, "started"))
     os.kill(int(bodies.noted(tmp_path, "started")[0][1]), 9)
     outcome = future.result(120)
     assert (outcome.status, "FAILED" in outcome.error) == ("lost", True)
@@ -116,7 +103,7 @@ def test_a_killed_process_is_lost(executor, tmp_path):
 
 def test_an_urgent_job_preempts_ours_which_ends_later(executor, tmp_path):
     future = executor(cpus=4).submit(task(tmp_path, seconds=300, until="go"))
-    until(lambda: bodies.noted(tmp_path, "started"))
+    bodies.until(lambda: bodies.noted(tmp_path, "started"))
     urgent = ["srun", "--partition=urgent", "--time=1", "--cpus-per-task=4", "sleep", "1"]
     subprocess.run(urgent, check=True, timeout=120)
     (tmp_path / "go").touch()
@@ -128,12 +115,12 @@ def test_an_urgent_job_preempts_ours_which_ends_later(executor, tmp_path):
 def test_stop_cancels_what_runs_and_what_waits_within_five_seconds(executor, tmp_path):
     slurm = executor(cpus=3)
     futures = [slurm.submit(task(tmp_path, f"job{number}", seconds=300)) for number in range(2)]
-    until(lambda: bodies.noted(tmp_path, "started"))
+    bodies.until(lambda: bodies.noted(tmp_path, "started"))
     start = time.monotonic()
     slurm.stop()
     assert time.monotonic() - start < 5
     assert [future.result(0).status for future in futures] == ["lost", "lost"]
-    until(lambda: not queue(), 15)
+    bodies.until(lambda: not queue(), 15)
     assert slurm.submit(task(tmp_path)).result(0).status == "lost"
 
 

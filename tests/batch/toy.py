@@ -8,8 +8,10 @@ from functools import partial
 from pathlib import Path
 
 import nbformat
+import pytest
 
-from c3po_utils.batch import Outcome, Task
+from c3po_utils.batch import Executor, Outcome, Task
+from c3po_utils.batch.driver import RunFailed, drive
 from c3po_utils.batch.graph import Node, Nodes
 from c3po_utils.batch.work import run_node
 from c3po_utils.runs.config import RunConfig
@@ -60,6 +62,17 @@ def run_toy(task: Task) -> Outcome:
     folder = Path(task.config["run"])
     with telling(folder, task.name):
         return run_node(nodes(folder)[task.name])
+
+
+def check_that_a_failure_leaves_the_others_alone(folder: Path, executor: Executor) -> None:
+    """A graph through the driver and an executor, whose body is `run_toy`."""
+    jobs = {"a": ("", "pass"), "bad": ("a", "1 / 0"), "after": ("bad", "pass"), "good": ("a", "pass")}
+    made = toy(folder, jobs)
+    with pytest.raises(RunFailed) as failure:
+        drive(config(folder), made, executor)
+    assert failure.value.failed == {"bad": "ZeroDivisionError: division by zero"}
+    assert failure.value.refused == {"after": "bad"}
+    assert [name for name, node in made.items() if node.done] == ["a", "good"]
 
 
 def config(folder: Path) -> RunConfig:
