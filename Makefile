@@ -90,7 +90,7 @@ ray-installed: setup
 	@[ -d $(RAY)/ray ] || { $(BESIDE) $(RAY) --no-deps "ray>=2.60" && $(BESIDE) $(RAY) --no-deps msgpack protobuf; }
 
 test-ray: ray-installed
-	@PYTHONPATH=$(RAY)$${PYTHONPATH:+:$$PYTHONPATH} $(BIN)/python -m pytest -m ray -rP tests/batch
+	@PYTHONPATH=$(RAY)$${PYTHONPATH:+:$$PYTHONPATH} $(BIN)/python -m pytest -m ray tests/batch
 
 bench-ray: ray-installed
 	@PYTHONPATH=$(RAY)$${PYTHONPATH:+:$$PYTHONPATH} $(BIN)/python -m tests.benchmarks.bench_ray

@@ -21,7 +21,7 @@ from c3po_utils.batch.driver import drive
 from c3po_utils.batch.graph import finished, graph
 from c3po_utils.batch.local import LocalExecutor
 from c3po_utils.runs.config import RunConfig
-from c3po_utils.runs.files import write_json
+from c3po_utils.runs.files import remembered, write_json
 from c3po_utils.runs.stage import MANIFEST, ROOT, fingerprint, git_commit, hardware
 from tests.batch.toy import config, nodes, run_toy, started, toy
 
@@ -159,7 +159,8 @@ def main() -> bool:
             print(f"{what:36} {found}", flush=True)
             rows.append({"what": what, **found})
     beside = f"load average {before:.1f} before, {os.getloadavg()[1]:.1f} after, on {os.cpu_count()} cores"
-    write_json(OUTPUT, {"machine": hardware(), "commit": git_commit(), "beside": beside, "rows": rows})
+    own = {"machine": hardware(), "commit": git_commit(), "beside": beside, "rows": rows}
+    write_json(OUTPUT, (remembered(OUTPUT) or {}) | own)  # bench_ray writes there, too
     return all(row.get("held", True) for row in rows)
 
 
