@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from c3po_utils.chat.vllm import Engine, command, printed, program, read_engine
 from c3po_utils.chat.vllm.child import Child, environment, free_port
@@ -63,6 +64,14 @@ def test_a_rank_above_all_of_vllms_is_refused():
 
 def test_a_model_without_adapters_is_served_without_them():
     assert not [part for part in command("vllm", "m", {}, 0, "127.0.0.1", 8000) if "lora" in part]
+
+
+def test_a_server_on_a_cpu_reads_no_prompt_in_parts(vllm, tiny_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    own = Engine(str(tiny_folder), tmp_path)
+    assert own.command("127.0.0.1", 8000)[-1] == "--no-enable-chunked-prefill"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert "--no-enable-chunked-prefill" not in own.command("127.0.0.1", 8000)
 
 
 def test_the_printed_command_is_what_a_shell_reads_as_the_same(tmp_path):

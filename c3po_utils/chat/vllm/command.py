@@ -17,6 +17,8 @@ LOCAL, VLLM, BASE = "local", "vllm", "base"  # two engines, and pi_0's name on a
 FOLDER = "serve"  # of a run, for what only servers need
 VARIABLE = "C3PO_VLLM"  # in the environment: the folder of the Python environment that has vLLM
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM takes for --max-lora-rank
+# On a CPU, vLLM 0.32 ends when a prompt is read in parts whose request has a seed: a generator has no offset there.
+ON_CPU = ("--no-enable-chunked-prefill",)
 AT_ONCE = 8  # adapters that one pass may mix; the others wait in memory
 
 

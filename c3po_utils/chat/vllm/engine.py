@@ -12,7 +12,7 @@ from c3po_utils.chat.keys import api_key
 from c3po_utils.chat.ledger import Ledger
 from c3po_utils.chat.openai import ServedChat
 from c3po_utils.chat.vllm.child import HERE, Child, free_port
-from c3po_utils.chat.vllm.command import BASE, FOLDER, command, program
+from c3po_utils.chat.vllm.command import BASE, FOLDER, ON_CPU, command, program
 from c3po_utils.runs import nearest
 
 LOG = "vllm.log"
@@ -94,7 +94,10 @@ class Engine:
 
     def command(self, host: str, port: int) -> list[str]:
         """The child's command line. Raises RuntimeError where there is no vLLM."""
-        return command(program(), engine.models.resolve(self.model), self.adapters, self.rank, host, port)
+        import torch  # takes seconds, which joining a server need not wait
+
+        line = command(program(), engine.models.resolve(self.model), self.adapters, self.rank, host, port)
+        return line if torch.cuda.is_available() else [*line, *ON_CPU]
 
     def _check(self, endpoint: str) -> None:
         try:
