@@ -51,13 +51,13 @@ def serve(run: str, feedbacks: list[str], methods: list[str], host: str, port: i
 
 
 def _printed(found: Any, folder: Path, host: str, port: int) -> str:
-    """The command, with its paths as they are in the run's folder."""
+    """The command for a GPU, with its paths as they are in the run's folder."""
     from c3po_utils import engine
     from c3po_utils.chat import vllm
 
     base = engine.models.resolve(found.model)
     adapters = {name: path.relative_to(folder) for name, path in found.adapters.items()}
-    note = f"# in a copy of {folder}" + f", with a copy of {base}" * Path(base).is_dir()
+    note = f"# in a copy of {folder}" + f", with a copy of {base}" * Path(base).is_dir() + "; for a GPU"
     return f"{note}\n" + vllm.printed(vllm.command("vllm", base, adapters, found.rank, host, port))
 
 

@@ -66,12 +66,18 @@ def test_a_model_without_adapters_is_served_without_them():
     assert not [part for part in command("vllm", "m", {}, 0, "127.0.0.1", 8000) if "lora" in part]
 
 
-def test_a_server_on_a_cpu_reads_no_prompt_in_parts(vllm, tiny_folder, tmp_path, monkeypatch):
+@pytest.mark.parametrize("count", [2, 20])
+def test_on_a_cpu_a_slot_stays_empty_and_no_prompt_is_read_in_parts(vllm, tiny_folder, tmp_path, monkeypatch, count):
+    adapters = {f"a{n}/scd": tmp_path / str(n) for n in range(count)}
+    own = Engine(str(tiny_folder), tmp_path, adapters=adapters, rank=8)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    own = Engine(str(tiny_folder), tmp_path)
-    assert own.command("127.0.0.1", 8000)[-1] == "--no-enable-chunked-prefill"
+    line = own.command("127.0.0.1", 8000)
+    assert "--no-enable-chunked-prefill" in line
+    assert (option(line, "--max-loras"), option(line, "--max-cpu-loras")) == (str(count + 1), str(count + 1))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert "--no-enable-chunked-prefill" not in own.command("127.0.0.1", 8000)
+    line = own.command("127.0.0.1", 8000)
+    assert "--no-enable-chunked-prefill" not in line
+    assert (option(line, "--max-loras"), option(line, "--max-cpu-loras")) == (str(min(count, 8)), str(count))
 
 
 def test_the_printed_command_is_what_a_shell_reads_as_the_same(tmp_path):

@@ -19,7 +19,7 @@ VARIABLE = "C3PO_VLLM"  # in the environment: the folder of the Python environme
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM takes for --max-lora-rank
 # On a CPU, vLLM 0.32 ends when a prompt is read in parts whose request has a seed: a generator has no offset there.
 ON_CPU = ("--no-enable-chunked-prefill",)
-AT_ONCE = 8  # adapters that one pass may mix; the others wait in memory
+AT_ONCE = 8  # adapters that one pass of a GPU may mix; the others wait in memory
 
 
 def read_engine(engine: str) -> str | None:
@@ -55,20 +55,27 @@ def program() -> Path:
     return Path(found)
 
 
-def command(vllm: Path | str, model: str, adapters: Mapping[str, Path], rank: int, host: str, port: int) -> list[str]:
+def command(
+    vllm: Path | str, model: str, adapters: Mapping[str, Path], rank: int, host: str, port: int, gpu: bool = True
+) -> list[str]:
     """The command line that serves a model as `base`, and adapters, of at most a rank, under their names.
+
+    On a CPU every adapter has a slot, and the last slot stays empty: vLLM 0.32 gives its adapter to requests for
+    `base` that share a pass with others (vllm-project/vllm, pull request 48421).
 
     Raises:
         ValueError: a rank above what vLLM takes.
     """
     line = [str(vllm), "serve", model, "--served-model-name", BASE, "--dtype", "bfloat16", "--host", host]
     line += ["--port", str(port), "--generation-config", "vllm"]  # no sampling parameters from the model's folder
+    line += [] if gpu else ON_CPU
     if not adapters:
         return line
     if rank > RANKS[-1]:
         raise ValueError(f"an adapter has the rank {rank}: vLLM takes at most {RANKS[-1]}")
     line += ["--enable-lora", "--max-lora-rank", str(next(least for least in RANKS if least >= rank))]
-    line += ["--max-loras", str(min(len(adapters), AT_ONCE)), "--max-cpu-loras", str(len(adapters)), "--lora-modules"]
+    slots = min(len(adapters), AT_ONCE) if gpu else len(adapters) + 1
+    line += ["--max-loras", str(slots), "--max-cpu-loras", str(max(slots, len(adapters))), "--lora-modules"]
     return line + [json.dumps({"name": name, "path": str(folder)}) for name, folder in adapters.items()]
 
 

@@ -12,7 +12,7 @@ from c3po_utils.chat.keys import api_key
 from c3po_utils.chat.ledger import Ledger
 from c3po_utils.chat.openai import ServedChat
 from c3po_utils.chat.vllm.child import HERE, Child, free_port
-from c3po_utils.chat.vllm.command import BASE, FOLDER, ON_CPU, command, program
+from c3po_utils.chat.vllm.command import BASE, FOLDER, command, program
 from c3po_utils.runs import nearest
 
 LOG = "vllm.log"
@@ -96,8 +96,8 @@ class Engine:
         """The child's command line. Raises RuntimeError where there is no vLLM."""
         import torch  # takes seconds, which joining a server need not wait
 
-        line = command(program(), engine.models.resolve(self.model), self.adapters, self.rank, host, port)
-        return line if torch.cuda.is_available() else [*line, *ON_CPU]
+        model, gpu = engine.models.resolve(self.model), torch.cuda.is_available()
+        return command(program(), model, self.adapters, self.rank, host, port, gpu)
 
     def _check(self, endpoint: str) -> None:
         try:
