@@ -24,7 +24,7 @@ import psutil
 from c3po_utils.batch.tasks import Outcome, Task, stopped
 from c3po_utils.batch.work import run_task
 from c3po_utils.runs.forked_kernel import ForkedKernel
-from c3po_utils.runs.stage import usable_cores
+from c3po_utils.runs.limits import free_bytes, usable_cores
 
 GATHER_S = 0.05  # tasks that are submitted one after another share the cores between them
 MEMORY_S = 2.0  # how often free memory is looked at while a task waits for it
@@ -109,7 +109,7 @@ class LocalExecutor:
 
     def _fits(self, task: Task) -> bool:
         """Whether memory is free for it beside what those that run may still take; alone, every task is tried."""
-        free = free_gib() - sum(one.unused_gib() for one in self._running.values())
+        free = free_bytes() / 2**30 - sum(one.unused_gib() for one in self._running.values())
         return not self._running or task.resources.memory_gib <= free
 
     def _start(self) -> None:
@@ -190,11 +190,6 @@ def _gpu_count() -> int:
         return 0
     listed = subprocess.run(["nvidia-smi", "--list-gpus"], capture_output=True, text=True, check=False)
     return sum(line.startswith("GPU ") for line in listed.stdout.splitlines())
-
-
-def free_gib() -> float:
-    """Memory that could be taken now without swapping."""
-    return psutil.virtual_memory().available / 2**30
 
 
 def _resident_gib(pid: int) -> float:

@@ -22,7 +22,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
@@ -31,7 +30,7 @@ from transformers.utils import logging
 
 from c3po_utils.chat import greedy
 from c3po_utils.engine import fast_paths, fused, load_model, load_tokenizer, models, names
-from c3po_utils.runs import stage
+from c3po_utils.runs import limits, stage
 from c3po_utils.runs.findings import Finding
 from c3po_utils.training import checks, finetune
 
@@ -79,9 +78,8 @@ def machine() -> Iterator[Finding]:
     yield python()
     yield packages()
     yield devices()
-    memory = psutil.virtual_memory()
-    free = memory.available / GIB
-    yield Finding("memory", free >= LEAST_MEMORY_GIB, f"{free:.1f} of {memory.total / GIB:.1f} GiB are free",
+    free = limits.free_bytes() / GIB
+    yield Finding("memory", free >= LEAST_MEMORY_GIB, f"{free:.1f} of {limits.total_bytes() / GIB:.1f} GiB are free",
                   f"end other programs: training the embedded model takes {LEAST_MEMORY_GIB:g} GiB")  # fmt: skip
     for what, folder in (("results", stage.ROOT), ("cache", models.cache_folder())):
         free = shutil.disk_usage(_existing(folder)).free / GIB
@@ -128,7 +126,7 @@ def packages() -> Finding:
 def devices() -> Finding:
     here = stage.hardware()
     if not torch.cuda.is_available():
-        cores = f"{here['cpu']}, {stage.usable_cores()}"
+        cores = f"{here['cpu']}, {limits.usable_cores()}"
         built = "" if torch.version.cuda else f" that torch {torch.__version__} could use"
         return Finding("devices", True, f"{cores} cores; no GPU{built}: nothing here is a GPU's figure")
     found = []
@@ -158,7 +156,7 @@ def model_there(name: str) -> Finding:
 
 def free_bytes(device: torch.device) -> int:
     """What the device can still hold."""
-    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else limits.free_bytes()
 
 
 def _numbers(name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Iterator[Finding]:

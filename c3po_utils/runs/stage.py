@@ -52,11 +52,6 @@ def shown(path: Path) -> str:
     return str(path.relative_to(ROOT) if path.is_relative_to(ROOT) else path)
 
 
-def usable_cores() -> int:
-    """The cores that this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def hardware() -> dict[str, Any]:
     """What this ran on: processor or GPU, cores, GiB of memory."""
     import torch  # takes seconds, which clients of an API need not wait

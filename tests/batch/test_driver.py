@@ -17,7 +17,8 @@ from c3po_utils.batch.driver import LOST_AT_MOST, RunFailed, drive
 from c3po_utils.batch.graph import finished
 from c3po_utils.batch.local import LocalExecutor
 from c3po_utils.runs.jobs import NOTEBOOKS
-from c3po_utils.runs.stage import ROOT, usable_cores
+from c3po_utils.runs.limits import usable_cores
+from c3po_utils.runs.stage import ROOT
 from tests.batch.toy import config, nodes, run_toy, started, toy
 
 # Ends when the other one has started, so two of them end only if they run at the same time.

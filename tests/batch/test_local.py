@@ -47,7 +47,7 @@ def _spans(executor: LocalExecutor, gib: float) -> list[list[str]]:
 
 
 def test_a_task_that_memory_has_no_room_for_waits_for_the_others(opened, monkeypatch):
-    monkeypatch.setattr(local, "free_gib", lambda: 5.0)
+    monkeypatch.setattr(local, "free_bytes", lambda: 5 * 2**30)
     first, second = _spans(opened(2, body=times), gib=4.0)
     assert float(first[1]) <= float(second[0])
     first, second = _spans(opened(2, body=times), gib=2.0)
