@@ -5,6 +5,7 @@ from __future__ import annotations
 from c3po_utils.batch import forecast
 from c3po_utils.batch.forecast import Line, Rates
 from c3po_utils.batch.graph import Nodes, finished
+from c3po_utils.batch.share import stored
 from c3po_utils.engine import names
 from c3po_utils.runs import jobs, run_folder, shown, tables
 from c3po_utils.runs.config import RunConfig
@@ -23,11 +24,21 @@ def told(config: RunConfig, nodes: Nodes, tokens_per_s: tuple[float, float] | No
         [
             f"{shown(run_folder(config.run))}: {len(nodes):,} jobs, {len(done):,} done",
             tables.aligned([_row(line) for line in lines]),
+            *_in_store(config, nodes, done),
             *([f"next: {', '.join(coming[:NEXT])}" + (", ..." if len(coming) > NEXT else "")] if coming else []),
             *_in_all(config, lines),
             *_how(lines, model, rates),
         ]
     )
+
+
+def _in_store(config: RunConfig, nodes: Nodes, done: set[str]) -> list[str]:
+    if not config.store:
+        return []
+    there = len(stored(config, nodes) - done)
+    return [
+        f"in {config.store}: {there:,} of those left; they come here first, and what is not up to date is made anew"
+    ]
 
 
 def _row(line: Line) -> dict[str, str]:

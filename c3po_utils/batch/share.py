@@ -134,6 +134,20 @@ def around_job(url: str, run: Path, nodes: Nodes, node: Node) -> Iterator[Callab
         yield lambda: share.publish(node)
 
 
+def stored(config: RunConfig, nodes: Nodes) -> set[str]:
+    """The names of the nodes all of whose stages lie in the run's store, whatever their settings; none without one.
+
+    Raises:
+        StoreError: see `Share`.
+    """
+    if not config.store:
+        return set()
+    known = Store(config.store, run_folder(config.run)).manifests(
+        folder for node in nodes.values() for folder in node.folders
+    )
+    return {name for name, node in nodes.items() if known.keys() >= set(node.folders)}
+
+
 @contextlib.contextmanager
 def around_run(config: RunConfig) -> Iterator[None]:
     """Around a driver: at both ends the run's folder here and its store, if it has one, have the same stages.

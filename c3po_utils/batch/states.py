@@ -1,4 +1,4 @@
-"""Where each job of a run is: done, running and how far, failed and why, waiting and for what."""
+"""Where each job of a run is: done, in its store, running and how far, failed and why, waiting and for what."""
 
 from __future__ import annotations
 
@@ -9,34 +9,38 @@ from pathlib import Path
 from typing import Any
 
 from c3po_utils.batch.graph import Node, Nodes, finished
+from c3po_utils.batch.share import stored
 from c3po_utils.runs import progress, run_folder, shown
 from c3po_utils.runs.config import RunConfig
 
 
 @dataclass
 class States:
-    """Jobs by name: those done; with the last line of its bar, the failing cell's error, or what it needs first."""
+    """Jobs by name: those done here, and else those in the run's store; the others with the last line of its bar, the
+    failing cell's error, or what it needs first."""
 
     done: list[str] = field(default_factory=list)
+    stored: list[str] = field(default_factory=list)  # a run brings them here, and makes anew what is not up to date
     running: dict[str, str] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
     waiting: dict[str, list[str]] = field(default_factory=dict)  # an empty list: it could start
 
 
 def states(config: RunConfig, nodes: Nodes) -> States:
-    """As manifests, progress files and executed notebooks say; nothing is written."""
+    """As manifests, progress files and executed notebooks say; nothing is written. Raises StoreError as `stored`."""
     run, done = run_folder(config.run), finished(nodes)
+    there = stored(config, nodes) - done
     at_work = progress.at_work(run)
-    found = States(done=[name for name in nodes if name in done])
+    found = States(done=[name for name in nodes if name in done], stored=[name for name in nodes if name in there])
     for name, node in nodes.items():
-        if name in done:
+        if name in done | there:
             continue
         if name in at_work:
             found.running[name] = progress.in_words(at_work[name]).removeprefix(f"{name}: ").removeprefix(name)
         elif error := failing_cell(_folder(run, node)):
             found.failed[name] = error
         else:
-            found.waiting[name] = [need for need in node.needs if need not in done]
+            found.waiting[name] = [need for need in node.needs if need not in done | there]
     return found
 
 
@@ -63,9 +67,8 @@ def _in_words(cell: dict[str, Any], output: dict[str, Any]) -> str:
 
 def told(config: RunConfig, found: States, most: int | None) -> str:
     """A line for each job that is not done, at most so many of each state; those that wait by what they wait for."""
-    counts = {
-        "done": found.done, "running": found.running, "failed": found.failed, "waiting": found.waiting
-    }  # fmt: skip
+    counts = {"done": found.done} | ({"in the store": found.stored} if config.store else {})
+    counts |= {"running": found.running, "failed": found.failed, "waiting": found.waiting}
     total = sum(map(len, counts.values()))
     counted = ", ".join(f"{len(jobs):,} {state}" for state, jobs in counts.items())
     lines = [f"{shown(run_folder(config.run))}: {total:,} jobs: {counted}"]

@@ -11,6 +11,7 @@ import zlib
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 from c3po_utils.batch import Outcome, Task, run_task
 from c3po_utils.batch.driver import run_checked
@@ -18,11 +19,13 @@ from c3po_utils.batch.graph import finished, graph
 from c3po_utils.batch.local import LocalExecutor
 from c3po_utils.batch.share import CALLS, Share, ancestors
 from c3po_utils.chat.ledger import Entry, Ledger
+from c3po_utils.cli import c3po
 from c3po_utils.runs.config import RunConfig
 from c3po_utils.runs.files import DamagedFile
 from c3po_utils.runs.remote import Remote
 from c3po_utils.runs.stage import LEDGER, MANIFEST, Stage
 from tests.batch.toy import nodes, toy
+from tests.stored_run import store_sample
 
 OK = Entry("ok", "", "an answer", 10, 5, price=0.5, at_most=0.5)
 
@@ -224,3 +227,17 @@ def test_a_run_on_two_machines_that_share_only_a_store(url, tmp_path, tiny_folde
     assert not submitted
     assert finished(graph(config)) == set(nodes)
     assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+def test_plan_and_status_say_what_lies_in_the_store_and_bring_nothing(url, tmp_path):
+    store_sample(tmp_path / "there", "plant_tip", "tiny")
+    Share(url, tmp_path / "there").store.publish(tmp_path / "there" / "sample" / "plant_tip", None)
+    command = ["smoke", f"run={tmp_path}/here", f"store={url}"]
+    told = CliRunner().invoke(c3po, ["plan", *command]).output
+    assert f"in {url}: 1 of those left" in told
+    told = CliRunner().invoke(c3po, ["status", *command, "--all"]).output
+    assert "0 done, 1 in the store, 0 running" in told
+    assert "waiting  train/plant_tip/scd  to start" in told
+    known = json.loads(CliRunner().invoke(c3po, ["status", *command, "--json"]).output)
+    assert known["stored"] == ["sample/plant_tip"]
+    assert not (tmp_path / "here").exists()
