@@ -141,6 +141,12 @@ def test_the_ends_of_the_unit_interval_pick_kept_tokens():
     assert picked.tolist() == [0, 1]
 
 
+def test_greedy_takes_the_first_of_equal_logits_as_generate_does():
+    logits = torch.randint(0, 4, (200, 50), generator=torch.Generator().manual_seed(0)).bfloat16()
+    picked = pick(logits, Sampling(temperature=0), torch.zeros(200))
+    assert picked.equal(logits.float().argmax(-1))
+
+
 def test_rows_that_cannot_be_answered_fail_alone(tiny):
     asked = [request("empty", "  "), request("long", "word " * 400), *requests(3)]
     ours = answers(LocalChat(*tiny), asked, Sampling(max_new_tokens=4))
@@ -168,6 +174,20 @@ def test_logits_that_are_no_numbers_fail_their_row_alone(tiny, slots):
     assert ours["bad"].status == "failed"
     assert "finite" in ours["bad"].reason
     assert all(ours[f"r{i}"].text == generated(model, tokenizer, one, 6) for i, one in enumerate(requests(3)))
+
+
+@pytest.mark.parametrize("wrong", [torch.nan, torch.inf])
+def test_a_single_logit_that_is_no_number_fails_its_row(tiny, wrong):
+    model, _ = tiny
+    handle = model.lm_head.register_forward_hook(
+        lambda _m, _x, out: out.index_fill(-1, torch.tensor([7]), wrong) if out.shape[0] == 1 else out
+    )
+    try:
+        (outcome,) = LocalChat(*tiny).complete([request("bad", "a b")], Sampling(temperature=0, max_new_tokens=6))
+    finally:
+        handle.remove()
+    assert outcome.status == "failed"
+    assert "finite" in outcome.reason
 
 
 def test_stop_strings_end_an_answer(tiny):

@@ -188,7 +188,7 @@ def test_a_run_may_span_sets(tmp_path):
 
 
 def test_feedbacks_are_selected_by_what_is_known_of_them(tmp_path):
-    select = ["feedback_set=[human, style, content]", "select={kind: style, source: model, first: 3}"]
+    select = ["select={kind: style, source: model, first: 3}"]
     assert len(feedback_names(load_config("paper", select))) == 3
     prefix = ["feedback_set=embedded", "select.content_prefix=e-mails to my boss"]
     (name,) = feedback_names(load_config("demo", ["feedbacks=null", *prefix]))
@@ -206,7 +206,7 @@ def test_a_second_feedback_is_put_into_one_model_with_each_other():
 
 
 def test_the_library_is_checked_within_seconds():
-    judged = ["evaluate.judge_model=openai:gpt-4.1", "feedback_set=[human, style, content]"]
+    judged = ["evaluate.judge_model=openai:gpt-4.1", "select={}"]
     config, start = load_config("paper", judged), time.process_time()
     check(config)
     assert len(feedback_names(config)) == 100
