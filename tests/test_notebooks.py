@@ -20,18 +20,7 @@ from c3po_utils.runs.config import RunConfig
 from c3po_utils.runs.files import read_json, read_jsonl, write_json, write_jsonl
 from c3po_utils.runs.jobs import feedback_names, train_job
 from c3po_utils.runs.stage import MANIFEST, fingerprint
-
-SMALL = {"categories": 3, "prompts_per_category": 3}
-BRIEF = {"best_of": 2, "max_new_tokens": 12, "system_prompt": ""}
-
-
-def config_for(run, own_feedback: str, model: str, methods: list[str], **sample) -> RunConfig:
-    path, _, id = own_feedback.rpartition("#")
-    return RunConfig(
-        run=str(run), feedback_set=path, feedbacks=[id], methods=methods,
-        sample={"model": model, **SMALL, "options": BRIEF, **sample},
-        train={"epochs": 1, "batch_size": 3, "lora": {"r": 4}, "training_arguments": {"bf16": False}},
-    )  # fmt: skip
+from tests.whole_run import SMALL, config_for
 
 
 @pytest.fixture(scope="module")

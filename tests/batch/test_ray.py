@@ -10,6 +10,7 @@ from c3po_utils.batch import Resources, Task
 from c3po_utils.runs.parameters import ParameterError
 from tests.batch import bodies, toy
 from tests.ray_cluster import ray_cluster
+from tests.whole_run import check_that_the_command_line_makes_a_run
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 HERE = {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
@@ -42,6 +43,10 @@ def task(folder, name="one", resources=None, **config):
 
 def test_a_graph_goes_through_the_driver_and_a_failure_leaves_the_others_alone(executor, tmp_path):
     toy.check_that_a_failure_leaves_the_others_alone(tmp_path / "run", executor(body=toy.run_toy))
+
+
+def test_the_command_line_makes_a_run_on_a_cluster(cluster, tmp_path, own_feedback, tiny_folder):
+    check_that_the_command_line_makes_a_run(tmp_path, own_feedback, str(tiny_folder), "ray", address=cluster.address)
 
 
 def test_slots_are_what_fits_on_the_nodes(executor):

@@ -10,6 +10,7 @@ from c3po_utils.batch import Task
 from c3po_utils.runs.parameters import ParameterError
 from tests.batch import bodies, toy
 from tests.slurm_cluster import lacking, slurm_cluster, without_slow_imports
+from tests.whole_run import check_that_the_command_line_makes_a_run
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(600)]
 
@@ -67,6 +68,10 @@ def test_tasks_that_come_together_are_one_array(executor, tmp_path):
 
 def test_a_graph_goes_through_the_driver_and_a_failure_leaves_the_others_alone(executor, tmp_path):
     toy.check_that_a_failure_leaves_the_others_alone(tmp_path / "run", executor(body=toy.run_toy))
+
+
+def test_the_command_line_makes_a_run_on_a_cluster(tmp_path, own_feedback, tiny_folder):
+    check_that_the_command_line_makes_a_run(tmp_path, own_feedback, str(tiny_folder), "slurm", time_min=10)
 
 
 def test_a_requeued_job_starts_again_and_counts_once(executor, tmp_path):
