@@ -1,8 +1,8 @@
 """C3PO: learning from one sentence of feedback without overgeneralizing (arXiv 2402.10893).
 
-Eight rooms in the order in which a sentence passes them: `feedback` (what is to be learned), `chat` (who answers),
+Nine rooms. In the order in which a sentence passes them: `feedback` (what is to be learned), `chat` (who answers),
 `sampling` (rows), `training` (an adapter), `evaluation` (scores), `figures`; below them `engine` (fast forward passes)
-and `runs` (stage folders; its `jobs` and `batch` stand above all). A room's docstring says what comes in and goes out.
+and `runs` (stage folders), and above all `batch` (a run's jobs). A room's docstring says what comes in and goes out.
 """
 
 import os
