@@ -45,8 +45,13 @@ def conversations(count: int, name: str) -> list[Request]:
 
 @contextmanager
 def busy(count: int) -> Iterator[None]:
-    """So many processes that never rest; they end with the block."""
-    others = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(count)]
+    """So many processes that never rest; they end with the block.
+
+    Each is a session of its own: Linux shares cores between sessions first (autogroup, man 7 sched), and one that is
+    shared with ours alone would halve ours and leave vLLM, which is another session, as it is.
+    """
+    never = [sys.executable, "-c", "while True: pass"]
+    others = [subprocess.Popen(never, start_new_session=True) for _ in range(count)]
     try:
         yield
     finally:
