@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -86,7 +86,18 @@ def read_config(name: Path | str) -> dict[str, Any]:
 
 
 def _merged(layers: Iterable[_Layer]) -> dict[str, Any]:
-    return {key: value for layer in layers for key, value in layer.values.items()}
+    values: dict[str, Any] = {}
+    for layer in layers:
+        values = {**_moved(values, layer.values), **layer.values}
+    return values
+
+
+def _moved(values: dict[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """What is known, where another `run` is given, without the folder of figures that was said for the one before."""
+    figures = values.get("figures")
+    if "run" not in given or given["run"] == values.get("run") or not isinstance(figures, dict):
+        return values
+    return {**values, "figures": {key: value for key, value in figures.items() if key != "output"}}
 
 
 def _layers(name: Path | str, above: tuple[Path, ...] = ()) -> list[_Layer]:
@@ -137,9 +148,10 @@ def load_config(path: Path | str, overrides: Sequence[str] = ()) -> RunConfig:
 def load_runs(path: Path | str, overrides: Sequence[str] = (), sweep: Any = None) -> list[RunConfig]:
     """As `load_config`; a sweep, this one or the file's, becomes variants of methods, and runs (`variants.expand`)."""
     layers = _layers(path)
-    values = _merged(layers)
+    given = parameters.read_overrides(overrides)
+    values = _moved(_merged(layers), given)
     origins = {key: layer.place(key) for layer in layers for key in layer.values}
-    for key, value in sorted(parameters.read_overrides(overrides).items()):  # `train` before `train_methods`
+    for key, value in sorted(given.items()):  # `train` before `train_methods`
         _override(values, key, value)
         group, _, name = key.partition(".")
         origins[group] = f"{origins[group]}, with override {key}" if name and group in origins else f"override {key}"

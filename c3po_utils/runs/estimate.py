@@ -57,16 +57,24 @@ class Sampled:
 
     @property
     def tests(self) -> list[dict]:
-        return [dict(row) for row in self.rows if row["fold"] == "test"]
+        return [dict(row) for row in self.with_revisions() if row["fold"] == "test"]
+
+    def with_revisions(self) -> list[dict]:
+        """The rows; before sampling, each with a revision as long as may be: made-up ones fail the metric."""
+        if self.sample.stage.done:
+            return self.rows
+        longest = "word " * self.sample.settings.max_new_tokens
+        inside = [row | {"revised": row.get("revised") or longest} for row in self.rows if row["split"] == "in_scope"]
+        return inside + [row for row in self.rows if row["split"] != "in_scope"]
 
     @cached_property
     def trained_tokens(self) -> dict[str, int]:
-        """About how many tokens each kind of sequence has over the training fold."""
+        """About how many tokens each kind of sequence has over the training fold, at most where rows are made up."""
         columns = {
             "chosen": ("in_scope", "revised"), "rejected": ("in_scope", "baseline"),
             "near_scope": ("near_scope", "baseline"), "out_of_scope": ("out_of_scope", "baseline"),
         }  # fmt: skip
-        rows = [row for row in self.rows if row["fold"] == "train"]
+        rows = [row for row in self.with_revisions() if row["fold"] == "train"]
         return {
             segment: sum(
                 likely_tokens(len((row["prompt"] + row[column]).encode()), 2) for row in rows if row["split"] == split
@@ -139,9 +147,6 @@ def evaluating(config: RunConfig, name: str, sampled: Sampled, methods: Sequence
         if not _finished(evaluate.eval_stage, sample.run, sampled.id, method, judge):
             tests = sampled.tests
             yield from _answers(config, sample.settings, method, tests, values["limits"])
-            if not sample.stage.done:  # a made-up revision fails the metric; a real one may pass, and be judged
-                longest = "word " * sample.settings.max_new_tokens
-                tests = [row | {method: row[method] or longest} for row in tests]
             yield from _judging([sample.record], judge, method, tests)
 
 

@@ -43,7 +43,7 @@ NOT_APPLICABLE = {
     **dict.fromkeys((f"eval_args.num_{kind}prompts" for kind in ("", "negative_", "general_")), EVERY),
 }
 FIXED = {  # what the reference does whatever the file says
-    "strategy": "revise", "best_of": 1, "system_prompt": "", "max_new_tokens": MAX_NEW_TOKENS, "allow_short": True,
+    "strategy": "revise", "best_of": 0, "system_prompt": "", "max_new_tokens": MAX_NEW_TOKENS, "allow_short": True,
 }  # fmt: skip
 
 

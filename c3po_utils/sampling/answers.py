@@ -115,8 +115,9 @@ def add_revisions(model: ChatModel, rows: Sequence[dict], feedback: Feedback, se
     """Revised answers y+ of in-scope rows, columns `revised` and `revised_tries`: best of n.
 
     The first of up to `best_of` samples that ended by itself and passes the feedback's metric is kept; without a
-    metric, the first that ended. A row that none passes has an empty `revised` and the status `rejected`, or the
-    last try's if that was not answered at all; where the baseline was not, there is nothing to revise.
+    metric, the first that ended. `best_of` 0: a single one, if it ended, whatever the metric says. A row that none
+    passes has an empty `revised` and the status `rejected`, or the last try's if that was not answered at all; where
+    the baseline was not, there is nothing to revise.
 
     Raises:
         ValueError: the strategy needs demonstrations and the record has none.
@@ -126,16 +127,16 @@ def add_revisions(model: ChatModel, rows: Sequence[dict], feedback: Feedback, se
     for row in rows:
         row.update(revised="", revised_status=row["baseline_status"], revised_tries=0)
     answered = [row for row in rows if row["baseline_status"] in ("ok", "truncated")]
-    done, waves = 0, iter(BEST_OF_WAVES)
-    while done < settings.best_of and (missing := [row for row in answered if not row["revised"]]):
-        tries = range(done, min(done + next(waves, BEST_OF_WAVES[-1]), settings.best_of))
+    done, waves, most = 0, iter(BEST_OF_WAVES), max(settings.best_of, 1)
+    while done < most and (missing := [row for row in answered if not row["revised"]]):
+        tries = range(done, min(done + next(waves, BEST_OF_WAVES[-1]), most))
         outcomes = _revise(model, missing, feedback, settings, tries)
         for row, k in product(missing, tries):
             outcome = outcomes[f"{row['id']}#revised{k}"]
             if row["revised"]:
                 continue
             row["revised_status"] = "rejected" if outcome.usable else outcome.status
-            if _passes(feedback, outcome, row["baseline"]):
+            if _passes(feedback if settings.best_of else None, outcome, row["baseline"]):
                 row.update(revised=outcome.text, revised_status=outcome.status, revised_tries=k + 1)
         done = tries.stop
 
@@ -155,7 +156,8 @@ def _revise(
     return outcomes
 
 
-def _passes(feedback: Feedback, outcome: Outcome, baseline: str) -> bool:
+def _passes(feedback: Feedback | None, outcome: Outcome, baseline: str) -> bool:
+    """Whether it ended by itself, and passes the metric of the feedback, if there is one to pass."""
     if outcome.status != "ok" or not outcome.text:
         return False
-    return feedback.metric is None or feedback.passes(outcome.text, baseline)
+    return feedback is None or feedback.metric is None or feedback.passes(outcome.text, baseline)

@@ -225,7 +225,7 @@ def next_command(path: Path, feedback: Feedback, prompts: bool, program: str = "
     """
     inside = path.resolve().parent == records.FEEDBACK_FOLDER.resolve()
     run, name = f"results/{feedback.id}", path.stem if inside else str(path)
-    command = f"{program} run demo run={run} figures.output={run}/figures feedback_set={name}"
+    command = f"{program} run demo run={run} feedback_set={name}"
     command += f" feedbacks='[{feedback.id}]'"
     if not feedback.demonstrations:
         command += " sample.options='{strategy: revise}'"

@@ -81,7 +81,7 @@ def import_sample(folder: Path, run: Path, feedback: Feedback, given: Given, rep
     report.settle(problems)
     number, prompts = max(2, len(categories)), sum(row["split"] == "in_scope" for row in rows)
     settings = SampleSettings(
-        model=given.model, strategy="revise", best_of=1, system_prompt="", max_new_tokens=given.max_new_tokens,
+        model=given.model, strategy="revise", best_of=0, system_prompt="", max_new_tokens=given.max_new_tokens,
         categories=number, prompts_per_category=max(1, math.ceil(prompts / number)),
     )  # fmt: skip
     source = {name: files.content_hash(folder / name) for name in (*SPLIT_OF, CATEGORIES) if (folder / name).is_file()}

@@ -22,7 +22,7 @@ class SampleSettings:
 
     model: str  # pi_0
     strategy: str = "demonstrate"  # how y+ is made: `demonstrate` (few-shot) or `revise` (the paper's)
-    best_of: int = 8  # tries per y+; the first that passes the feedback's metric is kept
+    best_of: int = 8  # tries per y+; the first that passes the metric is kept. 0: one, kept whether or not it passes
     categories: int = 10
     prompts_per_category: int = 6
     system_prompt: str = "You are a helpful assistant. Reply in one or two short sentences."  # in every conversation
@@ -43,7 +43,7 @@ class SampleSettings:
         if self.strategy not in STRATEGIES:
             found = self.strategy
             raise ValueError(f"strategy: expected one of {STRATEGIES}, found {found!r} ({nearest(found, STRATEGIES)})")
-        least = {"best_of": 1, "categories": 2, "prompts_per_category": 1, "max_new_tokens": 1, "seed": 0}
+        least = {"best_of": 0, "categories": 2, "prompts_per_category": 1, "max_new_tokens": 1, "seed": 0}
         parameters.at_least(vars(self), least)
         if not 0 < self.test_share < 1:
             raise ValueError(f"test_share: expected a share between 0 and 1, found {self.test_share!r}")

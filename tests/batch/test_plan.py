@@ -73,6 +73,18 @@ def test_a_plan_counts_what_an_estimate_counts(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def test_revised_answers_count_as_trained_on_whether_a_metric_or_a_judge_chooses_them(tmp_path):
+    """Those that stand in for them in an estimate fail every metric; the real ones may pass."""
+    path = many(tmp_path, 2)
+    checked, judged = json.loads(path.read_text())["feedbacks"]
+    path.write_text(json.dumps({"feedbacks": [checked, {**judged, "metric": None, "examples": None}]}))
+    values = {"run": str(tmp_path / "run"), "feedback_set": str(path), "methods": ["scd"]}
+    values["evaluate"] = {"judge_model": "openai:m@http://127.0.0.1:9/v1", "limits": {"prices": {"m": [1.0, 1.0]}}}
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(values))
+    tokens = estimates(load_config(tmp_path / "run.yaml")).loc[:, "prompt tokens"]
+    assert tokens["boss_0", "training"] == pytest.approx(tokens["boss_1", "training"], rel=0.1)
+
+
 def test_times_are_those_of_finished_jobs_where_there_are_any(tmp_path):
     (tmp_path / "run.yaml").write_text(
         yaml.safe_dump(

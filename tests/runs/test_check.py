@@ -17,9 +17,9 @@ from c3po_utils.batch import notebook, run_notebooks
 from c3po_utils.batch.local import LocalExecutor
 from c3po_utils.cli import c3po
 from c3po_utils.runs.check import check, lacking
-from c3po_utils.runs.config import RunConfig, load_config
+from c3po_utils.runs.config import RUNS, RunConfig, load_config
 from c3po_utils.runs.estimate import estimates
-from c3po_utils.runs.jobs import NOTEBOOKS, feedback_names, train_values, two_feedbacks_runs
+from c3po_utils.runs.jobs import NOTEBOOKS, feedback_names, figures_values, train_values, two_feedbacks_runs
 from c3po_utils.runs.parameters import ParameterError
 
 UNSCORED = """
@@ -43,7 +43,7 @@ def wrong_run(folder: Path, changes: dict) -> dict:
 
 WRONG_RUNS = [
     ({"sample": {"options": {"best_off": 2}}}, "best_of"),
-    ({"sample": {"options": {"best_of": 0}}}, "best_of.*expected 1 or more, found 0"),
+    ({"sample": {"options": {"best_of": -1}}}, "best_of.*expected 0 or more, found -1"),
     ({"sample": {"options": {"max_new_tokens": 0}}}, "max_new_tokens.*expected 1 or more, found 0"),
     ({"sample": {"options": {"strategy": "revize"}}}, "did you mean 'revise'"),
     ({"sample": {"options": {"effort": {"at_once": 0}}}}, "at_once.*expected 1 or more, found 0"),
@@ -301,6 +301,18 @@ def test_an_override_of_train_holds_for_every_method(tmp_path):
     assert (c3po_values["epochs"], c3po_values["method_settings"]) == (1, {"beta": 0.25, "kl": 0.5})
     config = load_config(tmp_path / "mine.yaml", ["train_methods.scd={epochs: 4}", "train={epochs: 1}"])
     assert train_values(config, "boss_signoff", "scd")["epochs"] == 4
+
+
+def test_a_run_elsewhere_does_not_draw_over_the_figures_of_the_one_it_is_made_from(tmp_path):
+    def output(*overrides: str) -> str:
+        return figures_values(load_config("embedded", overrides))["output"]
+
+    assert output() == "results/embedded"
+    assert output("run=results/mine") == "results/mine/figures"
+    assert output("run=results/mine", "figures.output=results/there") == "results/there"
+    assert figures_values(load_config("embedded", ["run=results/mine"]))["methods"]
+    (tmp_path / "mine.yaml").write_text(f"base: {RUNS / 'embedded.yaml'}\nrun: results/based\n")
+    assert figures_values(load_config(tmp_path / "mine.yaml"))["output"] == "results/based/figures"
 
 
 def test_an_override_reaches_inside_a_group(tmp_path):

@@ -59,7 +59,7 @@ def test_a_config_becomes_a_run_with_every_key_accounted_for():
             "completion_model": "openai:owner/base@https://api.together.xyz/v1", "model": "owner/base@4bit",
             "categories": 30, "prompts_per_category": 32,
             "options": {
-                "strategy": "revise", "best_of": 1, "system_prompt": "", "max_new_tokens": 512, "allow_short": True
+                "strategy": "revise", "best_of": 0, "system_prompt": "", "max_new_tokens": 512, "allow_short": True
             },
         },
         "methods": ["c3po"],

@@ -157,6 +157,14 @@ def test_truncated_answers_are_no_revisions(feedback, prompts):
     assert {row["revised_status"] for row in rows} == {"rejected"}
 
 
+def test_the_papers_single_revision_is_kept_whatever_the_metric_says(feedback, prompts):
+    rows = in_scope(feedback, prompts)
+    model = Scripted(lambda one: "Bye." if one.id.startswith(rows[0]["id"]) else "Onward and upward, Sam")
+    answers.add_revisions(model, rows, feedback, replace(SETTINGS, best_of=0))
+    assert (rows[0]["revised"], rows[0]["revised_status"], rows[0]["revised_tries"]) == ("Bye.", "ok", 1)
+    assert len(model.asked) == len(rows)
+
+
 def test_demonstrations_are_shown_as_turns(feedback, prompts):
     model = Scripted(lambda one: "Onward and upward, Sam")
     answers.add_revisions(model, in_scope(feedback, prompts), feedback, SETTINGS)
@@ -197,8 +205,8 @@ def test_a_model_that_leaves_requests_out_is_an_error(feedback, prompts):
 def test_settings_name_what_is_wrong():
     with pytest.raises(ValueError, match="strategy: expected one of"):
         SampleSettings("m", "teach", 1, 5, 4, "", 32, 0)
-    with pytest.raises(ValueError, match=r"best_of.*expected 1 or more"):
-        SampleSettings("m", "revise", 0, 5, 4, "", 32, 0)
+    with pytest.raises(ValueError, match=r"best_of.*expected 0 or more"):
+        SampleSettings("m", "revise", -1, 5, 4, "", 32, 0)
 
 
 def test_feedbacks_of_ones_own_come_from_any_file(tmp_path, own_feedback):
