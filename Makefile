@@ -23,7 +23,7 @@ help:
 	@echo "make test-browser  notebook 08 in JupyterLab and Chromium"
 	@echo "make vllm      vLLM for this CPU, in an environment of its own;  make test-vllm: c3po serve with it"
 	@echo "make test-ray, test-slurm, test-modal  executors: three raylets, a Slurm of one node, Modal's objects"
-	@echo "make embedded  the embedded benchmark: all feedbacks, every method (an hour)"
+	@echo "make embedded  the embedded benchmark: eight feedbacks, ten methods (an hour)"
 	@echo "make tuning    the trials behind the embedded benchmark's settings (an hour)"
 	@echo "make figures   rebuild tables and figures in results/ from stored scores"
 	@echo "make lab       JupyterLab, at the root of the repository"
