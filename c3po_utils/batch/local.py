@@ -119,9 +119,15 @@ class LocalExecutor:
         environment = {"OMP_NUM_THREADS": str(cores), **os.environ}  # that of now: the fork server's is older
         if self.gpus:
             environment["CUDA_VISIBLE_DEVICES"] = self.gpus[slot % len(self.gpus)]
-        ours, theirs = _context.Pipe()
-        process = _context.Process(target=_work, args=(theirs, environment, self.body, task, self.warm), name=task.name)
-        process.start()
+        try:
+            ours, theirs = _context.Pipe()
+            arguments = (theirs, environment, self.body, task, self.warm)
+            process = _context.Process(target=_work, args=arguments, name=task.name)
+            process.start()
+        except (OSError, EOFError) as error:  # too many open files, or no fork server any more: others wait for us
+            why = f"its process could not be started: {error or type(error).__name__}"
+            future.set_result(Outcome(task.name, "lost", why, host=socket.gethostname()))
+            return
         theirs.close()
         self._running[slot] = _Running(process, ours, task, cores)
         threading.Thread(target=self._attend, args=(slot, future), daemon=True).start()

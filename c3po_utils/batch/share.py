@@ -16,6 +16,7 @@ from c3po_utils.runs.stage import LEDGER, MANIFEST, run_folder
 from c3po_utils.runs.store import Manifest, Store
 
 CALLS = "calls"  # in the store: the ledgers' letters
+LETTERS = 100  # of them that are in memory at one time
 EXCHANGE_S = 30.0  # a machine that is gone for ever takes the answers of at most so many seconds with it
 
 
@@ -90,12 +91,13 @@ class Share:
             for name, content in ledger.unsent().items():
                 remote.write(f"{CALLS}/{name}", content)
                 ledger.sent(name)
-            for name in sorted(there - ledger.known()):
-                content = remote.read(f"{CALLS}/{name}") or b""
-                if letter_name(content) == name:
-                    ledger.take(content)
-                else:
-                    warnings.warn(f"{remote.url}/{CALLS}/{name}: damaged in the store; it is left out", stacklevel=2)
+            news = [f"{CALLS}/{name}" for name in sorted(there - ledger.known())]
+            for start in range(0, len(news), LETTERS):
+                for place, content in sorted(remote.read_all(news[start : start + LETTERS]).items()):
+                    if letter_name(content) == Path(place).name:
+                        ledger.take(content)
+                    else:
+                        warnings.warn(f"{remote.url}/{place}: damaged in the store; it is left out", stacklevel=2)
 
     @contextlib.contextmanager
     def exchanging(self, every_s: float = EXCHANGE_S) -> Iterator[None]:

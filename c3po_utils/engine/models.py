@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import functools
 import hashlib
 import os
@@ -11,11 +9,11 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
 import torch
+from filelock import FileLock
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -39,15 +37,6 @@ def cache_folder() -> Path:
     """Where this kit keeps what it fetched: $C3PO_CACHE, else $XDG_CACHE_HOME/c3po, else ~/.cache/c3po."""
     default = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "c3po"
     return Path(os.environ.get("C3PO_CACHE", default))
-
-
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Hold an exclusive lock between processes; the kernel drops it when the holder dies."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def _sha256(path: Path) -> str:
@@ -76,7 +65,7 @@ def embedded_gguf() -> Path:
     target = folder / GGUF
     if target.exists():
         return target
-    with _locked(folder.with_suffix(".lock")):
+    with FileLock(folder.with_suffix(".lock")):
         if not target.exists():
             folder.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
@@ -123,7 +112,7 @@ def embedded_model() -> Path:
     if folder.exists():
         return folder
     gguf = embedded_gguf()
-    with _locked(cache_folder() / f"{EMBEDDED}-convert.lock"):
+    with FileLock(cache_folder() / f"{EMBEDDED}-convert.lock"):
         if not folder.exists():
             with tempfile.TemporaryDirectory(dir=gguf.parent, prefix=".convert-") as scratch:
                 made = Path(scratch) / "hf"

@@ -94,8 +94,6 @@ def telling(run: Path, job: str) -> Iterator[None]:
         if before is not None:
             os.environ[VARIABLE] = before
         path.unlink(missing_ok=True)
-        with contextlib.suppress(OSError):
-            path.parent.rmdir()  # where no other job is at work
 
 
 def _beat(path: Path, ended: threading.Event) -> None:

@@ -120,9 +120,15 @@ class Remote:
         try:
             with self._explained(name):
                 if self.local:
-                    (self.local / name).parent.mkdir(parents=True, exist_ok=True)
-                    with open(self.local / name, "xb") as file:
-                        file.write(content)
+                    path = self.local / name
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    with open(path, "xb") as file:
+                        try:
+                            file.write(content)
+                            file.flush()
+                        except OSError:  # a full disk: an empty file would stand for one that somebody made
+                            path.unlink()
+                            raise
                 else:
                     self.fs.pipe_file(self.path(name), content, mode="create")
         except FileExistsError:

@@ -54,6 +54,20 @@ def test_a_task_that_memory_has_no_room_for_waits_for_the_others(opened, monkeyp
     assert float(second[0]) < float(first[1])
 
 
+def test_a_task_whose_process_cannot_be_started_is_lost_and_the_next_one_runs(opened, monkeypatch):
+    executor, started = opened(1, body=times), local._context.Process
+
+    def no_process(*_, **__):
+        monkeypatch.setattr(local._context, "Process", started)
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr(local._context, "Process", no_process)
+    first, second = (executor.submit(Task({}, name)) for name in "ab")
+    assert first.result(60).status == "lost"
+    assert "could not be started: [Errno 24] Too many open files" in first.result().error
+    assert second.result(60).status == "done"
+
+
 def test_each_task_has_a_gpu_of_its_own(opened, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,GPU-5")
     executor = opened(body=times)

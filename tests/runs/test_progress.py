@@ -21,7 +21,7 @@ def test_a_headless_bar_tells_its_file_and_shows_nothing(tmp_path, capfd):
             (state,) = progress.at_work(tmp_path).values()
             assert (state["stage"], state["n"], state["total"], state["unit"]) == ("training c3po", 12, 40, "step")
             assert progress.in_words(state).startswith(f"{name}: training c3po 12/40, 00:0")
-    assert not (tmp_path / progress.FOLDER).exists()
+    assert not list((tmp_path / progress.FOLDER).iterdir())
     assert capfd.readouterr() == ("", "")
     assert progress.VARIABLE not in os.environ
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import subprocess
 import sys
 import urllib.request
@@ -248,6 +249,17 @@ def test_a_store_in_the_runs_own_folder_is_refused(tmp_path):
     for place in (tmp_path / "run", tmp_path / "run" / "store", tmp_path):
         with pytest.raises(ValueError, match="expected a place outside of the run's own folder"):
             Store(str(place), tmp_path / "run")
+
+
+def test_a_file_that_could_not_be_written_whole_is_not_there(tmp_path):
+    remote, (soft, hard) = Remote(str(tmp_path)), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
+    try:
+        with pytest.raises(StoreError):
+            remote.create("driver/1.json", b"{}")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert remote.create("driver/1.json", b"{}")
 
 
 def test_of_many_that_create_a_file_one_succeeds(url, tmp_path):
