@@ -46,7 +46,7 @@ def serve(run: str, feedbacks: list[str], methods: list[str], host: str, port: i
         with contextlib.suppress(KeyboardInterrupt), found.engine(folder) as engine:
             click.echo(f"starting vLLM, which takes minutes; its log: {engine.log}", err=True)
             engine.start(host, port)
-            click.echo(_ready(engine, folder))
+            click.echo(_ready(engine))
             engine.child.watch()
 
 
@@ -61,7 +61,7 @@ def _printed(found: Any, folder: Path, host: str, port: int) -> str:
     return f"{note}\n" + vllm.printed(vllm.command("vllm", base, adapters, found.rank, host, port))
 
 
-def _ready(engine: Any, folder: Path) -> str:
+def _ready(engine: Any) -> str:
     """Names, URL, and a line to copy."""
     from c3po_utils.chat import keys
 

@@ -115,7 +115,7 @@ def _takes(config: RunConfig, left: Sequence[Node]) -> dict[tuple[str, bool], Es
         for id in counted:
             for kind, times, parts in _of_feedback(config, names[id], missing):
                 _add(sums, kind, parts, times * len(ids) / len(counted))
-    for times, parts in _of_pairs(config, names, {node.name for node in left if node.kind == "two_feedbacks"}):
+    for times, parts in _of_pairs(config, {node.name for node in left if node.kind == "two_feedbacks"}):
         _add(sums, "two_feedbacks", parts, times)
     return sums
 
@@ -140,9 +140,7 @@ def _of_feedback(
         yield "evaluate", len(adapters), estimate.evaluating(config, name, sampled, adapters[:1])
 
 
-def _of_pairs(
-    config: RunConfig, names: dict[str, str], missing: set[str]
-) -> Iterator[tuple[float, Iterable[estimate.Part]]]:
+def _of_pairs(config: RunConfig, missing: set[str]) -> Iterator[tuple[float, Iterable[estimate.Part]]]:
     """How many times, and what missing pairs of feedbacks take; the first few of each method and way are counted."""
     alike: dict[tuple[str, str], list[list[str]]] = defaultdict(list)
     for pair, method, how in jobs.two_feedbacks_runs(config) if missing else ():

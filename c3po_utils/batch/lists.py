@@ -51,12 +51,12 @@ def known_methods() -> list[Row]:
     """Those without training, then the registered ones with the settings in which each differs from C3PO."""
     asked = [{"name": name, "trained": False, "differs": {}, "words": words} for name, words in PROMPTED.items()]
     return asked + [
-        {"name": name, "trained": True, "differs": one.differences, "words": _in_words(name, one)}
+        {"name": name, "trained": True, "differs": one.differences, "words": _in_words(one)}
         for name, one in methods.METHODS.items()
     ]
 
 
-def _in_words(name: str, one: methods.Method) -> str:
+def _in_words(one: methods.Method) -> str:
     if one.gated:
         return f"the adapter of {one.gated}, added where a gate lets it"
     parts = []

@@ -24,7 +24,6 @@ VOCABULARY = (
     "mountain", "standing", "whispers", "thousand", "painting", "quietly", "carefully", "yesterday", "beautiful",
     "important", "lighthouse", "understand", "everything", "particular", "electricity", "imagination", "conversation",
 )  # fmt: skip
-LETTERS = "abcdefghijklmnopqrstuvwxyz"
 TRIES = 400
 
 

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import pandas as pd
 
 from c3po_utils.evaluation import collect, evaluate, scores
+from c3po_utils.figures import plain_text
 from c3po_utils.figures.tables import table2_markdown
 from c3po_utils.runs import done_stages, exports
 from c3po_utils.training import BASE_RESAMPLED
@@ -20,7 +21,6 @@ COLUMNS = (
     "metric_score", "helpful", "two_feedbacks", "setting", "prompts_of",
 )  # fmt: skip
 TEXTS = ("prompt", "baseline", "answer")
-FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
 def export_scores(
@@ -52,7 +52,7 @@ def export_scores(
         if by == "answer":
             return _write_answers(opened, kept, (*COLUMNS, *(TEXTS if texts else ())))
         table = _table(run, ids, names, by)
-        table.map(_cell).to_csv(opened, index=False, float_format="%.6g")
+        opened.write(plain_text.csv(table, "%.6g"))
         return len(table)
 
 
@@ -66,7 +66,7 @@ def _write_answers(opened: Any, stages: Sequence[Path], columns: Sequence[str]) 
     writer.writerow(columns)
     written = 0
     for row in _rows(stages):
-        writer.writerow([_cell(row.get(column)) for column in columns])
+        writer.writerow([plain_text.no_formula(row.get(column)) for column in columns])
         written += 1
     return written
 
@@ -74,10 +74,6 @@ def _write_answers(opened: Any, stages: Sequence[Path], columns: Sequence[str]) 
 def _rows(stages: Sequence[Path]) -> Iterator[dict]:
     for folder in stages:
         yield from evaluate.read_scores(folder)
-
-
-def _cell(value: Any) -> Any:
-    return f"'{value}" if isinstance(value, str) and value.startswith(FORMULA) else value
 
 
 def _table(run: Path, ids: Sequence[str], methods: Sequence[str], by: By) -> pd.DataFrame:

@@ -53,5 +53,9 @@ def markdown(text: str) -> str:
 
 def csv(table: pd.DataFrame, float_format: str) -> str:
     """A table without its index as CSV; an apostrophe stands before a text that a spreadsheet would compute."""
-    guarded = table.map(lambda value: f"'{value}" if isinstance(value, str) and _FORMULA.match(value) else value)
-    return guarded.to_csv(index=False, float_format=float_format)
+    return table.map(no_formula).to_csv(index=False, float_format=float_format)
+
+
+def no_formula(value: Any) -> Any:
+    """A cell of a CSV, with an apostrophe before a text that a spreadsheet would compute."""
+    return f"'{value}" if isinstance(value, str) and _FORMULA.match(value) else value

@@ -67,7 +67,7 @@ def trained_settings(*runs: Path | str) -> pd.DataFrame:
     """
     found: dict[str, dict[str, Any]] = {}
     for folder, manifest in (stage for run in runs for stage in done_stages(run, "train")):
-        if "+" in folder.parent.name:  # two feedbacks in one adapter: see pairs.py
+        if "+" in folder.parent.name:  # two feedbacks in one adapter: see evaluation.two_feedbacks
             continue
         settings = training_settings(manifest)
         known = found.setdefault(folder.name, settings)

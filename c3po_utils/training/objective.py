@@ -65,7 +65,7 @@ def collate(
         rows: token rows (see data.py), all with the same segments.
         tokens_per_pass: about how many tokens may be in the model at one time; None for any number.
         at_once: passes that run at one time, and share these tokens.
-        share: let sequences share their common prefixes (see packing.py).
+        share: let sequences share their common prefixes (see attention.Packing).
         reference: also lay out the kept segments alone.
     """
     names = [name for name in SEGMENTS if f"{name}_ids" in rows[0]]
