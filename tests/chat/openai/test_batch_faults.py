@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from c3po_utils.chat.openai.batch_api import BatchFailed
+from c3po_utils.chat.openai.batch_api import BatchFailed, BatchRun
 from tests.asking import SAMPLING, asks, by_id, echo, fast_client, tally
 from tests.servers import Batches, Reply, error, redirect, scripted
 
@@ -108,6 +108,29 @@ def test_a_result_file_that_is_gone_is_said(batching):
         assert tally(outcomes.values()) == {"failed": 2}
         assert "HTTP 404: expired" in outcomes["r0"].reason
         ends_well(batching, server, 2)
+
+
+@pytest.mark.parametrize("gone", [False, True], ids=["answers", "failures"])
+def test_two_runs_that_collect_one_batch_at_a_time_both_go_on_and_count_it_once(batching, monkeypatch, gone):
+    """The second begins and ends while the first records its first outcome."""
+    with scripted(echo, Batches(echo)) as server:
+        server.batches.fault = at(r"GET /batches/\S+", error(404, "no such batch")) if gone else lambda call: None
+        model, found, end = batching(server), {}, BatchRun._end
+
+        def second_first(run, call, reply) -> None:
+            monkeypatch.setattr(BatchRun, "_end", end)
+            other = batching(server, max_attempts=2)
+            found.update(by_id(other.complete(asks(5)[:4] if gone else asks(5), SAMPLING)))
+            found["spent"] = other.ledger.spent()
+            end(run, call, reply)
+
+        monkeypatch.setattr(BatchRun, "_end", second_first)
+        outcomes = by_id(model.complete(asks(4), SAMPLING))
+        spent, status = found.pop("spent"), "failed" if gone else "ok"
+        assert tally(outcomes.values()) == {status: 4}
+        assert set(tally(found.values())) == {status}
+        assert model.ledger.spent() == pytest.approx(spent)
+        assert len(server.batches.jobs) == (1 if gone else 2)
 
 
 def swap(content: bytes, **changes) -> bytes:
