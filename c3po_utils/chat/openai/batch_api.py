@@ -22,6 +22,7 @@ DAY_S = 26 * 3600.0  # the server's window, and some
 CLAIM_S = 3600.0  # until a claimed call is in a batch: uploads take their time
 MOST_CALLS, MOST_BYTES = 50_000, 150 << 20  # in one batch
 ENDPOINT = "/v1/chat/completions"
+GONE = (404, 410)
 ENDED = ("completed", "failed", "expired", "cancelled")
 GIVE_UP_S = 48 * 3600.0  # a batch that has not ended by then never will
 KEY = re.compile(rb'"custom_id":\s*"([0-9a-f]{64})"')
@@ -142,7 +143,7 @@ class BatchRun(Run):
         try:
             job = await self._patiently(lambda: self._retrieve(batch.job))
         except BatchFailed as error:
-            if error.status != 404:
+            if error.status not in GONE:
                 raise
             self._close(batch, Reply("failed", reason=str(error), billed=True))
             return
@@ -155,18 +156,22 @@ class BatchRun(Run):
         return job
 
     async def _settle(self, batch: Batch, job: Any) -> None:
-        """Record what a job's files hold; what they lack has failed, and is asked again by the next run."""
+        """Record what a job's files hold; what they lack has failed, and is asked again by the next run.
+
+        Raises BatchFailed for a file that cannot be read now: its answers are paid for, and the batch stays open.
+        """
         why = " ".join([f"batch {batch.job} {job.status} without this answer.", *_messages(job)])
         failed: dict[str, Reply] = {}
+        billed = False
         for file in (job.output_file_id, job.error_file_id):
             if isinstance(file, str) and file:
                 try:
                     await self._patiently(lambda file=file: self._collect(file, batch, failed))
                 except BatchFailed as error:
-                    if error.passing:
+                    if error.status not in GONE:
                         raise
-                    why = f"{why} Its file {file}: {error}"
-        self._close(batch, Reply("failed", reason=why), failed)
+                    why, billed = f"{why} Its file {file}: {error}", True
+        self._close(batch, Reply("failed", reason=why, billed=billed), failed)
 
     async def _collect(self, file: str, batch: Batch, failed: dict[str, Reply]) -> None:
         """Record a result file's answers, one transaction each; `failed` is for the calls that have none."""

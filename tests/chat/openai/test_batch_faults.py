@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from c3po_utils.chat.openai.batch_api import BatchFailed, BatchRun
-from tests.asking import SAMPLING, asks, by_id, echo, fast_client, tally
+from tests.asking import ANSWER_USD, SAMPLING, asks, by_id, echo, fast_client, tally
 from tests.servers import Batches, Reply, error, redirect, scripted
 
 
@@ -83,7 +83,7 @@ def test_a_batch_that_the_server_forgot_is_asked_again_and_may_have_been_paid_fo
         outcomes = by_id(model.complete(asks(2), SAMPLING))
         assert tally(outcomes.values()) == {"failed": 2}
         assert "HTTP 404: no such batch" in outcomes["r0"].reason
-        assert model.ledger.spent() > 0
+        assert model.ledger.spent() > 2 * ANSWER_USD / 2
         ends_well(batching, server, 2)
 
 
@@ -101,13 +101,36 @@ def test_a_redirect_of_the_batch_api_is_told_and_not_followed(batching, call):
         ends_well(batching, server, 2)
 
 
-def test_a_result_file_that_is_gone_is_said(batching):
+@pytest.mark.parametrize("status", [404, 410])
+def test_a_result_file_that_is_gone_is_said_and_may_have_been_paid_for(batching, status):
     with scripted(echo, Batches(echo)) as server:
-        server.batches.fault = at(r"GET /files/\S+", error(404, "expired"))
-        outcomes = by_id(batching(server).complete(asks(2), SAMPLING))
+        server.batches.fault = at(r"GET /files/\S+", error(status, "expired"))
+        model = batching(server)
+        outcomes = by_id(model.complete(asks(2), SAMPLING))
         assert tally(outcomes.values()) == {"failed": 2}
-        assert "HTTP 404: expired" in outcomes["r0"].reason
+        assert f"HTTP {status}: expired" in outcomes["r0"].reason
+        assert model.ledger.spent() > 2 * ANSWER_USD / 2
         ends_well(batching, server, 2)
+
+
+@pytest.mark.parametrize("status", [400, 401, 403, 307, 500])
+def test_a_result_file_that_cannot_be_read_now_is_read_by_the_next_run(batching, status):
+    with scripted(echo, Batches(echo)) as server:
+        server.batches.fault = at(r"GET /files/\S+", error(status, "not now"))
+        with pytest.raises(BatchFailed, match=f"HTTP {status}: "):
+            list(batching(server).complete(asks(2), SAMPLING))
+        ends_well(batching, server, 2)
+        assert len(server.batches.requests) == 2
+
+
+def test_an_error_of_ours_while_a_result_file_is_read_loses_no_answer(batching, monkeypatch):
+    with scripted(echo, Batches(echo)) as server:
+        monkeypatch.setattr(BatchRun, "_result", lambda run, line: 1 / 0)
+        with pytest.raises(BatchFailed, match="ZeroDivisionError"):
+            list(batching(server).complete(asks(2), SAMPLING))
+        monkeypatch.undo()
+        ends_well(batching, server, 2)
+        assert len(server.batches.requests) == 2
 
 
 @pytest.mark.parametrize("gone", [False, True], ids=["answers", "failures"])
