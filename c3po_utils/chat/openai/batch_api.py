@@ -131,9 +131,14 @@ class BatchRun(Run):
         return None
 
     async def _look_after(self, batch: Batch) -> None:
-        """Record the outcomes of a batch that has ended; adopt or forget one whose sender is gone."""
+        """Record the outcomes of a batch that has ended; adopt or forget one whose sender is gone.
+
+        A sender on another machine, or one that was interrupted in a process that goes on, looks alive for ever: it
+        has CLAIM_S to send.
+        """
         if batch.job is None:
-            if batch.owner and batch.owner != self.owner and alive(batch.owner):
+            sending = batch.owner not in ("", self.owner) and self.ledger.now() - batch.at < CLAIM_S
+            if sending and alive(batch.owner):
                 return
             if found := await self._patiently(lambda: self._find(batch.token)):
                 self.ledger.set_batch_job(batch.token, found)

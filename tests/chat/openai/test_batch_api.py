@@ -127,6 +127,22 @@ def test_a_batch_that_never_started_is_sent_again(batching, monkeypatch):
         assert tally(model.complete(asks(1), SAMPLING)) == {"ok": 1}
 
 
+def test_a_sender_on_another_machine_has_an_hour_to_start_its_batch(batching):
+    with scripted(echo, Batches(echo)) as server:
+        model, outcomes = batching(server), []
+        (call,) = model.calls(asks(1), SAMPLING)
+        other = json.dumps(["another machine", 1, "", ""])
+        model.ledger.claim(call.key, other, 60)
+        model.ledger.add_batch("token", model.scope, other, [call.key], "", 1000)
+        thread = threading.Thread(target=lambda: outcomes.extend(model.complete(asks(1), SAMPLING)), daemon=True)
+        thread.start()
+        thread.join(0.5)
+        assert (thread.is_alive(), len(server.batches.jobs)) == (True, 0)
+        model.ledger._db.execute("UPDATE batches SET at = at - 3601")
+        thread.join(10)
+        assert tally(outcomes) == {"ok": 1}
+
+
 def test_the_batch_apis_own_calls_are_retried(batching):
     batches = Batches(echo)
     batches.faults = [error(500), error(429, "wait", retry_after="0.01"), error(503)]
