@@ -202,6 +202,8 @@ class BatchRun(Run):
         self.ledger.end_batch(batch.token)
 
     def _end(self, call: Call, reply: Reply) -> None:
+        if reply.unsupported:
+            self.chat.supports_schema = False
         self._record(call, self.chat.entry(call, self.transport.cleaned(reply)))
 
     def _calls_of(self, batch: Batch) -> dict[str, Call]:

@@ -6,7 +6,7 @@ import time
 import pytest
 
 from c3po_utils.chat.budget import BudgetReached
-from c3po_utils.chat.types import request
+from c3po_utils.chat.types import Request, request
 from tests.asking import ANSWER_USD, SAMPLING, asks, by_id, echo, fast_client, tally
 from tests.servers import Batches, Reply, error, scripted
 
@@ -55,6 +55,16 @@ def test_answers_in_a_batch_are_typed_like_any_other(batching):
         outcomes = by_id(batching(server).complete(asks(6), SAMPLING))
     expected = ["ok", "truncated", "refused", "failed", "malformed", "failed"]
     assert [outcomes[f"r{n}"].status for n in range(6)] == expected
+
+
+def test_a_server_without_schemas_is_found_out_by_a_batch(batching):
+    refused = error(400, "Invalid parameter: 'response_format' of type 'json_schema' is not supported with this model")
+    with scripted(echo, Batches(lambda asked: refused if "response_format" in asked.body else Reply("fine"))) as server:
+        model = batching(server)
+        list(model.complete(asks(1), SAMPLING))
+        assert model.supports_schema
+        list(model.complete([Request("r", ({"role": "user", "content": "x"},), schema={"title": "A"})], SAMPLING))
+    assert not model.supports_schema
 
 
 @pytest.mark.parametrize("end", ["expired", "cancelled", "failed"])
