@@ -31,11 +31,14 @@ T = TypeVar("T")
 
 
 class BatchFailed(RuntimeError):
-    """The API did not do what was asked; `passing` if it may do so another time. What was sent is collected then."""
+    """The API did not do what was asked, in the last attempt; `unseen` if an attempt may have done it all the same.
 
-    def __init__(self, message: str, passing: bool, status: int):
+    What was sent is collected by the next run.
+    """
+
+    def __init__(self, message: str, unseen: bool, status: int):
         super().__init__(message)
-        self.passing, self.status = passing, status
+        self.unseen, self.status = unseen, status
 
 
 class BatchRun(Run):
@@ -99,7 +102,7 @@ class BatchRun(Run):
             started = True
             job = await self._patiently(lambda: self._start(token, file))
         except BatchFailed as error:
-            if started and error.passing:  # it may run all the same: the next run looks for it
+            if started and error.unseen:  # it may run all the same: the next run looks for it
                 self.ledger.disown_batch(token)
             else:
                 self.ledger.end_batch(token)
@@ -230,7 +233,7 @@ class BatchRun(Run):
 
     async def _patiently(self, act: Callable[[], Awaitable[T]]) -> T:
         """The retry layer for the API's own calls. Raises BatchFailed for what does not heal."""
-        attempt = 0
+        attempt, unseen = 0, False
         while True:
             attempt += 1
             try:
@@ -239,8 +242,9 @@ class BatchRun(Run):
                 raise
             except Exception as error:
                 reply, status = self.transport.failure(error), getattr(error, "status_code", 0)
+            unseen |= reply.heals or status < 300  # only a refusal says that nothing was done
             if not reply.heals or attempt >= self.limits.max_attempts:
-                raise BatchFailed(f"batch API of {self.chat.endpoint}: {reply.reason}", reply.heals, status)
+                raise BatchFailed(f"batch API of {self.chat.endpoint}: {reply.reason}", unseen, status)
             await asyncio.sleep(min(backoff(attempt, self.limits, reply.asked_s), self.limits.max_wait_s))
 
 

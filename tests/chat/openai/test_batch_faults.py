@@ -76,6 +76,19 @@ def test_a_batch_that_started_although_every_answer_said_no_is_collected_by_the_
         assert len(server.batches.jobs) == 1
 
 
+@pytest.mark.parametrize("lost", [error(500, "lost"), Reply(body=b'{"id": "bat')], ids=["500", "cut JSON"])
+def test_a_batch_whose_start_was_lost_and_then_refused_is_collected_by_the_next_run(batching, monkeypatch, lost):
+    with scripted(echo, Batches(echo)) as server:
+        start = server.batches._start
+        monkeypatch.setattr(server.batches, "_start", lambda asked: start(asked) and lost)
+        server.batches.fault = lambda call: error(401, "who?") if server.batches.jobs else None
+        with pytest.raises(BatchFailed, match="401: who" if lost.status == 500 else "JSON"):
+            list(batching(server).complete(asks(4), SAMPLING))
+        monkeypatch.undo()
+        ends_well(batching, server, 4)
+        assert len(server.batches.jobs) == 1
+
+
 def test_a_batch_that_the_server_forgot_is_asked_again_and_may_have_been_paid_for(batching):
     with scripted(echo, Batches(echo)) as server:
         server.batches.fault = at(r"GET /batches/\S+", error(404, "no such batch"))
