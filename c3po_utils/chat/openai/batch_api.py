@@ -63,10 +63,14 @@ class BatchRun(Run):
         """Sleep until the next look; False if there is nothing to look for."""
         if self.halt and not self.ledger.batches(self.chat.scope):
             return False
-        end = time.monotonic() + self.limits.poll_s
-        while time.monotonic() < end and not self.stop.is_set():
-            await asyncio.sleep(min(0.1, self.limits.poll_s))
+        await self._sleep(self.limits.poll_s)
         return True
+
+    async def _sleep(self, seconds: float) -> None:
+        """Sleep, but not once the caller has stopped listening."""
+        end = time.monotonic() + seconds
+        while (left := end - time.monotonic()) > 0 and not self.stop.is_set():
+            await asyncio.sleep(min(0.1, left))
 
     def _claim(self) -> list[Call]:
         """Emit what is answered by now; claim what nobody is asking, as far as the budget goes."""
@@ -232,7 +236,7 @@ class BatchRun(Run):
             return key, Reply("failed", reason=f"batch: broken line ({error})", billed=True)
 
     async def _patiently(self, act: Callable[[], Awaitable[T]]) -> T:
-        """The retry layer for the API's own calls. Raises BatchFailed for what does not heal."""
+        """The retry layer for the API's own calls. Raises BatchFailed for what does not heal before we are stopped."""
         attempt, unseen = 0, False
         while True:
             attempt += 1
@@ -243,9 +247,11 @@ class BatchRun(Run):
             except Exception as error:
                 reply, status = self.transport.failure(error), getattr(error, "status_code", 0)
             unseen |= reply.heals or status < 300  # only a refusal says that nothing was done
-            if not reply.heals or attempt >= self.limits.max_attempts:
+            last = not reply.heals or attempt >= self.limits.max_attempts
+            if not last:
+                await self._sleep(min(backoff(attempt, self.limits, reply.asked_s), self.limits.max_wait_s))
+            if last or self.stop.is_set():
                 raise BatchFailed(f"batch API of {self.chat.endpoint}: {reply.reason}", unseen, status)
-            await asyncio.sleep(min(backoff(attempt, self.limits, reply.asked_s), self.limits.max_wait_s))
 
 
 def _field(thing: object, name: str) -> str:

@@ -1,5 +1,6 @@
 """What can go wrong with a batch: paid answers are kept, each request ends by type or is asked again, none twice."""
 
+import asyncio
 import functools
 import json
 import re
@@ -7,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -298,6 +300,23 @@ def test_a_run_killed_at_any_step_of_a_batch_pays_for_nothing_twice(tmp_path, ba
         server.batches.lost_starts = 0
         ends_well(batching, server, 4)
         assert sorted(asked(server)) == [f"prompt {n}" for n in range(4)]
+
+
+@pytest.mark.parametrize(("call", "left"), [("POST /files", 0), ("POST /batches", 1)])
+def test_a_run_that_is_stopped_waits_through_no_backoff(batching, call, left):
+    with scripted(echo, Batches(echo)) as server:
+        server.batches.fault = at(call, error(503, "later", retry_after="600"))
+        model, stop = batching(server), threading.Event()
+        run = BatchRun(model, model.calls(asks(2), SAMPLING), lambda *_: None, stop)
+        with ThreadPoolExecutor(1) as pool:
+            ended = pool.submit(lambda: asyncio.run(asyncio.wait_for(run.go(), 10)))
+            while call not in server.batches.calls:
+                time.sleep(0.01)
+            stop.set()
+            with pytest.raises(BatchFailed, match="HTTP 503: later"):
+                ended.result()
+        assert len(model.ledger.batches(model.scope)) == left, "one that may have been started is looked for"
+        ends_well(batching, server, 2)
 
 
 def test_live_calls_do_not_wait_for_a_batch_that_nobody_collects(tmp_path, batching):
