@@ -122,6 +122,8 @@ class BatchRun(Run):
         """The job of the token, started if it is not there: an attempt before may have started it unseen."""
         if found := await self._find(token):
             return found
+        if all(batch.token != token for batch in self.ledger.batches(self.chat.scope)):
+            raise RuntimeError("sending the batch took so long that another run has taken over its calls")
         job = await self.transport.client.batches.create(
             input_file_id=file, endpoint=ENDPOINT, completion_window="24h", metadata={"c3po": token}
         )

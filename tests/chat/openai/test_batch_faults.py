@@ -302,6 +302,23 @@ def test_a_run_killed_at_any_step_of_a_batch_pays_for_nothing_twice(tmp_path, ba
         assert sorted(asked(server)) == [f"prompt {n}" for n in range(4)]
 
 
+def test_a_batch_that_another_run_forgot_while_it_was_sent_is_not_started(batching, monkeypatch):
+    with scripted(echo, Batches(echo)) as server:
+        model, upload = batching(server), BatchRun._upload
+
+        async def slow_upload(run, content) -> str:
+            monkeypatch.undo()
+            (batch,) = model.ledger.batches(model.scope)
+            model.ledger.end_batch(batch.token)
+            return await upload(run, content)
+
+        monkeypatch.setattr(BatchRun, "_upload", slow_upload)
+        with pytest.raises(BatchFailed, match="another run has taken over its calls"):
+            list(model.complete(asks(2), SAMPLING))
+        assert server.batches.jobs == {}
+        ends_well(batching, server, 2)
+
+
 @pytest.mark.parametrize(("call", "left"), [("POST /files", 0), ("POST /batches", 1)])
 def test_a_run_that_is_stopped_waits_through_no_backoff(batching, call, left):
     with scripted(echo, Batches(echo)) as server:
