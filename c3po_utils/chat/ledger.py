@@ -22,6 +22,11 @@ STORE = (
     f" SET {NEWEST}, price = price + excluded.price, at_most = at_most + excluded.at_most"
     " WHERE calls.status = 'failed'"
 )
+# A failure whose lease has ended: what fails again since without a lease is the same failure, told twice.
+FAILED_BEFORE = (
+    "SELECT 1 FROM calls WHERE key = ? AND status = 'failed'"
+    " AND NOT EXISTS (SELECT 1 FROM leases WHERE leases.key = calls.key)"
+)
 
 
 def weights_key(name: str, request: Request, sampling: Sampling) -> str:
@@ -153,16 +158,21 @@ class Ledger(LedgerFile):
     ) -> None:
         """Store an outcome and end its lease, in one transaction.
 
-        A call that failed before keeps that cost: prices add up. `owner` None ends anyone's lease.
+        A call that failed before keeps that cost: prices add up. `owner` is who made the call now, and what that
+        cost counts whatever is stored. None ends anyone's lease, for the outcome of a batch: two processes may collect
+        one, and it costs once.
         """
         used = (entry.prompt_tokens or 0) + (entry.completion_tokens or 0)
         values = (*(getattr(entry, name) for name in COLUMNS.split(", ")), self.now())
         with self._write() as db:
             lost = db.execute("SELECT TOTAL(lost) FROM leases WHERE key = ?", (key,)).fetchone()[0]
-            db.execute(STORE, (key, scope, request, *values))
+            if owner is None and entry.status == "failed" and db.execute(FAILED_BEFORE, (key,)).fetchone():
+                return
+            stored = db.execute(STORE, (key, scope, request, *values)).rowcount
+            cost = (entry.at_most or 0.0) * bool(stored or owner)
             if lost:
                 db.execute("UPDATE calls SET at_most = at_most + ? WHERE key = ?", (lost, key))
-            db.execute("UPDATE totals SET settled = settled + ?", (lost + (entry.at_most or 0.0),))
+            db.execute("UPDATE totals SET settled = settled + ?", (lost + cost,))
             db.execute("DELETE FROM leases WHERE key = ? AND (owner = ? OR ? IS NULL)", (key, owner, owner))
             if ticket and used:
                 db.execute("UPDATE sent SET tokens = ? WHERE ticket = ?", (used, ticket))
@@ -210,5 +220,5 @@ class Ledger(LedgerFile):
         return [Batch(token, owner, job, json.loads(keys), at) for token, owner, job, keys, at in rows]
 
     def batch_content(self, token: str) -> str:
-        """The requests of a batch as they were sent, one JSON object a line."""
-        return self._read("SELECT content FROM batches WHERE token = ?", token)[0][0]
+        """The requests of a batch as they were sent, one JSON object a line; none if it was forgotten meanwhile."""
+        return "".join(text for (text,) in self._read("SELECT content FROM batches WHERE token = ?", token))

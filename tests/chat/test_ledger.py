@@ -178,6 +178,28 @@ def test_a_claim_given_back_unsent_costs_nothing(ledger):
     assert ledger.spent() == 0
 
 
+@pytest.mark.parametrize("entry", [OK, Entry("failed", "forgotten", at_most=0.5)], ids=["an answer", "a failure"])
+def test_the_outcome_of_a_batch_that_two_collect_costs_once(ledger, entry):
+    ledger.claim("k", new_owner(), 60, reserved=0.7)
+    ledger.add_batch("token", "m", new_owner(), ["k"], "", 60)
+    for _ in range(2):
+        ledger.record("k", "m", "{}", entry)
+    assert ledger.spent() == 0.5
+    ledger.claim("k", new_owner(), 60)
+    ledger.record("k", "m", "{}", entry)
+    assert ledger.spent() == 0.5 + 0.5 * (entry.status == "failed"), "what is asked anew adds up"
+
+
+def test_a_second_answer_that_was_asked_for_costs_too(ledger):
+    owners = [new_owner(), new_owner()]
+    for owner in owners:  # the lease of the first ends before its answer comes
+        assert ledger.claim("k", owner, 0.0) is True
+        time.sleep(0.01)
+    for owner in owners:
+        ledger.record("k", "m", "{}", OK, owner=owner)
+    assert ledger.spent() == 1.0
+
+
 # The rate limits
 
 

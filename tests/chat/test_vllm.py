@@ -21,6 +21,17 @@ from tests.fake_vllm import vllm_environment
 ADAPTERS = {"boss/c3po": Path("train/boss/c3po"), "boss/scd@lr=2e-4": Path("train/boss/scd@lr=2e-4")}
 
 
+def has_ipv6() -> bool:
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError:
+        return False
+    return socket.has_dualstack_ipv6()
+
+
+IPV6 = pytest.mark.skipif(not has_ipv6(), reason="this machine has no IPv6")
+
+
 @pytest.fixture
 def vllm(tmp_path, monkeypatch):
     monkeypatch.setenv("C3PO_VLLM", str(vllm_environment(tmp_path / "vllm")))
@@ -190,9 +201,40 @@ def test_a_port_that_is_taken_is_refused_before_anything_starts(vllm, tmp_path):
             Child(["true"], "127.0.0.1", port, tmp_path / "log")
 
 
-def test_all_the_world_needs_a_key(vllm, tmp_path):
-    with pytest.raises(RuntimeError, match=r"at 0.0.0.0 others can ask it: set C3PO_API_KEY"):
-        Child(["true"], "0.0.0.0", free_port(), tmp_path / "log")
+@pytest.mark.parametrize("host", ["0.0.0.0", pytest.param("::", marks=IPV6)])
+def test_all_the_world_needs_a_key(vllm, tmp_path, host):
+    with pytest.raises(RuntimeError, match=rf"at {host} others can ask it: set C3PO_API_KEY"):
+        Child(["true"], host, free_port(), tmp_path / "log")
+
+
+@IPV6
+@pytest.mark.parametrize(("host", "asked"), [("::", "127.0.0.1"), ("::1", "[::1]")])
+def test_a_child_that_listens_at_an_address_of_ipv6_is_asked_there(vllm, tmp_path, monkeypatch, host, asked):
+    monkeypatch.setenv("C3PO_API_KEY", "key")
+    answer = "self.send_response(200); self.send_header('content-length', '0'); self.end_headers()"
+    code = (
+        "import socket, sys; from http.server import *\n"
+        f"class Answer(BaseHTTPRequestHandler):\n def do_GET(self): {answer}\n"
+        "class Server(HTTPServer): address_family = socket.AF_INET6\n"
+        "Server((sys.argv[1], int(sys.argv[2])), Answer).serve_forever()"
+    )
+    port = free_port()
+    child = Child([sys.executable, "-c", code, host, str(port)], host, port, tmp_path / "log")
+    try:
+        assert child.endpoint == f"http://{asked}:{port}/v1"
+        child.wait(30)
+        with pytest.raises(RuntimeError, match=rf"cannot listen at \[{host}\]:{port} "):
+            Child(["true"], host, port, tmp_path / "log")
+    finally:
+        child.stop()
+
+
+@IPV6
+def test_a_port_that_is_taken_in_ipv4_is_not_free_for_every_address(vllm, tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        with pytest.raises(RuntimeError, match=rf"cannot listen at \[::\]:{port} .Address already in use"):
+            Child(["true"], "::", port, tmp_path / "log")
 
 
 def test_a_quantized_model_is_refused(tmp_path):

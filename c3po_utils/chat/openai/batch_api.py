@@ -22,6 +22,7 @@ DAY_S = 26 * 3600.0  # the server's window, and some
 CLAIM_S = 3600.0  # until a claimed call is in a batch: uploads take their time
 MOST_CALLS, MOST_BYTES = 50_000, 150 << 20  # in one batch
 ENDPOINT = "/v1/chat/completions"
+GONE = (404, 410)
 ENDED = ("completed", "failed", "expired", "cancelled")
 GIVE_UP_S = 48 * 3600.0  # a batch that has not ended by then never will
 KEY = re.compile(rb'"custom_id":\s*"([0-9a-f]{64})"')
@@ -30,11 +31,14 @@ T = TypeVar("T")
 
 
 class BatchFailed(RuntimeError):
-    """The API did not do what was asked; `passing` if it may do so another time. What was sent is collected then."""
+    """The API did not do what was asked, in the last attempt; `unseen` if an attempt may have done it all the same.
 
-    def __init__(self, message: str, passing: bool, status: int):
+    What was sent is collected by the next run.
+    """
+
+    def __init__(self, message: str, unseen: bool, status: int):
         super().__init__(message)
-        self.passing, self.status = passing, status
+        self.unseen, self.status = unseen, status
 
 
 class BatchRun(Run):
@@ -59,10 +63,14 @@ class BatchRun(Run):
         """Sleep until the next look; False if there is nothing to look for."""
         if self.halt and not self.ledger.batches(self.chat.scope):
             return False
-        end = time.monotonic() + self.limits.poll_s
-        while time.monotonic() < end and not self.stop.is_set():
-            await asyncio.sleep(min(0.1, self.limits.poll_s))
+        await self._sleep(self.limits.poll_s)
         return True
+
+    async def _sleep(self, seconds: float) -> None:
+        """Sleep, but not once the caller has stopped listening."""
+        end = time.monotonic() + seconds
+        while (left := end - time.monotonic()) > 0 and not self.stop.is_set():
+            await asyncio.sleep(min(0.1, left))
 
     def _claim(self) -> list[Call]:
         """Emit what is answered by now; claim what nobody is asking, as far as the budget goes."""
@@ -98,7 +106,7 @@ class BatchRun(Run):
             started = True
             job = await self._patiently(lambda: self._start(token, file))
         except BatchFailed as error:
-            if started and error.passing:  # it may run all the same: the next run looks for it
+            if started and error.unseen:  # it may run all the same: the next run looks for it
                 self.ledger.disown_batch(token)
             else:
                 self.ledger.end_batch(token)
@@ -114,6 +122,8 @@ class BatchRun(Run):
         """The job of the token, started if it is not there: an attempt before may have started it unseen."""
         if found := await self._find(token):
             return found
+        if all(batch.token != token for batch in self.ledger.batches(self.chat.scope)):
+            raise RuntimeError("sending the batch took so long that another run has taken over its calls")
         job = await self.transport.client.batches.create(
             input_file_id=file, endpoint=ENDPOINT, completion_window="24h", metadata={"c3po": token}
         )
@@ -130,9 +140,14 @@ class BatchRun(Run):
         return None
 
     async def _look_after(self, batch: Batch) -> None:
-        """Record the outcomes of a batch that has ended; adopt or forget one whose sender is gone."""
+        """Record the outcomes of a batch that has ended; adopt or forget one whose sender is gone.
+
+        A sender on another machine, or one that was interrupted in a process that goes on, looks alive for ever: it
+        has CLAIM_S to send.
+        """
         if batch.job is None:
-            if batch.owner and batch.owner != self.owner and alive(batch.owner):
+            sending = batch.owner not in ("", self.owner) and self.ledger.now() - batch.at < CLAIM_S
+            if sending and alive(batch.owner):
                 return
             if found := await self._patiently(lambda: self._find(batch.token)):
                 self.ledger.set_batch_job(batch.token, found)
@@ -142,7 +157,7 @@ class BatchRun(Run):
         try:
             job = await self._patiently(lambda: self._retrieve(batch.job))
         except BatchFailed as error:
-            if error.status != 404:
+            if error.status not in GONE:
                 raise
             self._close(batch, Reply("failed", reason=str(error), billed=True))
             return
@@ -155,18 +170,22 @@ class BatchRun(Run):
         return job
 
     async def _settle(self, batch: Batch, job: Any) -> None:
-        """Record what a job's files hold; what they lack has failed, and is asked again by the next run."""
+        """Record what a job's files hold; what they lack has failed, and is asked again by the next run.
+
+        Raises BatchFailed for a file that cannot be read now: its answers are paid for, and the batch stays open.
+        """
         why = " ".join([f"batch {batch.job} {job.status} without this answer.", *_messages(job)])
         failed: dict[str, Reply] = {}
+        billed = False
         for file in (job.output_file_id, job.error_file_id):
             if isinstance(file, str) and file:
                 try:
                     await self._patiently(lambda file=file: self._collect(file, batch, failed))
                 except BatchFailed as error:
-                    if error.passing:
+                    if error.status not in GONE:
                         raise
-                    why = f"{why} Its file {file}: {error}"
-        self._close(batch, Reply("failed", reason=why), failed)
+                    why, billed = f"{why} Its file {file}: {error}", True
+        self._close(batch, Reply("failed", reason=why, billed=billed), failed)
 
     async def _collect(self, file: str, batch: Batch, failed: dict[str, Reply]) -> None:
         """Record a result file's answers, one transaction each; `failed` is for the calls that have none."""
@@ -192,6 +211,8 @@ class BatchRun(Run):
         self.ledger.end_batch(batch.token)
 
     def _end(self, call: Call, reply: Reply) -> None:
+        if reply.unsupported:
+            self.chat.supports_schema = False
         self._record(call, self.chat.entry(call, self.transport.cleaned(reply)))
 
     def _calls_of(self, batch: Batch) -> dict[str, Call]:
@@ -217,8 +238,8 @@ class BatchRun(Run):
             return key, Reply("failed", reason=f"batch: broken line ({error})", billed=True)
 
     async def _patiently(self, act: Callable[[], Awaitable[T]]) -> T:
-        """The retry layer for the API's own calls. Raises BatchFailed for what does not heal."""
-        attempt = 0
+        """The retry layer for the API's own calls. Raises BatchFailed for what does not heal before we are stopped."""
+        attempt, unseen = 0, False
         while True:
             attempt += 1
             try:
@@ -227,9 +248,12 @@ class BatchRun(Run):
                 raise
             except Exception as error:
                 reply, status = self.transport.failure(error), getattr(error, "status_code", 0)
-            if not reply.heals or attempt >= self.limits.max_attempts:
-                raise BatchFailed(f"batch API of {self.chat.endpoint}: {reply.reason}", reply.heals, status)
-            await asyncio.sleep(min(backoff(attempt, self.limits, reply.asked_s), self.limits.max_wait_s))
+            unseen |= reply.heals or status < 300  # only a refusal says that nothing was done
+            last = not reply.heals or attempt >= self.limits.max_attempts
+            if not last:
+                await self._sleep(min(backoff(attempt, self.limits, reply.asked_s), self.limits.max_wait_s))
+            if last or self.stop.is_set():
+                raise BatchFailed(f"batch API of {self.chat.endpoint}: {reply.reason}", unseen, status)
 
 
 def _field(thing: object, name: str) -> str:

@@ -40,13 +40,20 @@ def free_port() -> int:
         return listening.getsockname()[1]
 
 
+def _at(host: str, port: int) -> str:
+    """Host and port as in a URL."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
 def _refuse_taken(host: str, port: int) -> None:
     """Raise RuntimeError for a port that somebody listens at, or a host that is not this machine's."""
+    six = ":" in host  # IPv6; `::` is every address of IPv4, too
+    family, both = (socket.AF_INET6, socket.has_dualstack_ipv6()) if six else (socket.AF_INET, False)
     try:
-        with socket.create_server((host, port)):
+        with socket.create_server((host, port), family=family, dualstack_ipv6=both):
             pass
     except OSError as error:
-        raise RuntimeError(f"cannot listen at {host}:{port} ({error.strerror}): choose another by --port") from None
+        raise RuntimeError(f"cannot listen at {_at(host, port)} ({error.strerror}): choose another by --port") from None
 
 
 class Child:
@@ -63,7 +70,7 @@ class Child:
     """
 
     def __init__(self, line: Sequence[str], host: str, port: int, log: Path):
-        self.endpoint, self.log = f"http://{HERE if host in EVERYWHERE else host}:{port}/v1", log
+        self.endpoint, self.log = f"http://{_at(HERE if host in EVERYWHERE else host, port)}/v1", log
         _refuse_taken(host, port)
         if host not in (HERE, "localhost") and api_key(self.endpoint) == "none":
             raise RuntimeError(f"at {host} others can ask it: set C3PO_API_KEY to a key that they need")

@@ -6,7 +6,7 @@ import time
 import pytest
 
 from c3po_utils.chat.budget import BudgetReached
-from c3po_utils.chat.types import request
+from c3po_utils.chat.types import Request, request
 from tests.asking import ANSWER_USD, SAMPLING, asks, by_id, echo, fast_client, tally
 from tests.servers import Batches, Reply, error, scripted
 
@@ -55,6 +55,16 @@ def test_answers_in_a_batch_are_typed_like_any_other(batching):
         outcomes = by_id(batching(server).complete(asks(6), SAMPLING))
     expected = ["ok", "truncated", "refused", "failed", "malformed", "failed"]
     assert [outcomes[f"r{n}"].status for n in range(6)] == expected
+
+
+def test_a_server_without_schemas_is_found_out_by_a_batch(batching):
+    refused = error(400, "Invalid parameter: 'response_format' of type 'json_schema' is not supported with this model")
+    with scripted(echo, Batches(lambda asked: refused if "response_format" in asked.body else Reply("fine"))) as server:
+        model = batching(server)
+        list(model.complete(asks(1), SAMPLING))
+        assert model.supports_schema
+        list(model.complete([Request("r", ({"role": "user", "content": "x"},), schema={"title": "A"})], SAMPLING))
+    assert not model.supports_schema
 
 
 @pytest.mark.parametrize("end", ["expired", "cancelled", "failed"])
@@ -125,6 +135,22 @@ def test_a_batch_that_never_started_is_sent_again(batching, monkeypatch):
         model.ledger.add_batch("token", model.scope, json.dumps(["x", 1, "", ""]), [call.key], "", 1000)
         monkeypatch.setattr("c3po_utils.chat.openai.batch_api.alive", lambda owner: False)
         assert tally(model.complete(asks(1), SAMPLING)) == {"ok": 1}
+
+
+def test_a_sender_on_another_machine_has_an_hour_to_start_its_batch(batching):
+    with scripted(echo, Batches(echo)) as server:
+        model, outcomes = batching(server), []
+        (call,) = model.calls(asks(1), SAMPLING)
+        other = json.dumps(["another machine", 1, "", ""])
+        model.ledger.claim(call.key, other, 60)
+        model.ledger.add_batch("token", model.scope, other, [call.key], "", 1000)
+        thread = threading.Thread(target=lambda: outcomes.extend(model.complete(asks(1), SAMPLING)), daemon=True)
+        thread.start()
+        thread.join(0.5)
+        assert (thread.is_alive(), len(server.batches.jobs)) == (True, 0)
+        model.ledger._db.execute("UPDATE batches SET at = at - 3601")
+        thread.join(10)
+        assert tally(outcomes) == {"ok": 1}
 
 
 def test_the_batch_apis_own_calls_are_retried(batching):

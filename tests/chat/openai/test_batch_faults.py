@@ -1,5 +1,6 @@
 """What can go wrong with a batch: paid answers are kept, each request ends by type or is asked again, none twice."""
 
+import asyncio
 import functools
 import json
 import re
@@ -7,13 +8,14 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from c3po_utils.chat.openai.batch_api import BatchFailed
-from tests.asking import SAMPLING, asks, by_id, echo, fast_client, tally
+from c3po_utils.chat.openai.batch_api import BatchFailed, BatchRun
+from tests.asking import ANSWER_USD, SAMPLING, asks, by_id, echo, fast_client, tally
 from tests.servers import Batches, Reply, error, redirect, scripted
 
 
@@ -76,6 +78,19 @@ def test_a_batch_that_started_although_every_answer_said_no_is_collected_by_the_
         assert len(server.batches.jobs) == 1
 
 
+@pytest.mark.parametrize("lost", [error(500, "lost"), Reply(body=b'{"id": "bat')], ids=["500", "cut JSON"])
+def test_a_batch_whose_start_was_lost_and_then_refused_is_collected_by_the_next_run(batching, monkeypatch, lost):
+    with scripted(echo, Batches(echo)) as server:
+        start = server.batches._start
+        monkeypatch.setattr(server.batches, "_start", lambda asked: start(asked) and lost)
+        server.batches.fault = lambda call: error(401, "who?") if server.batches.jobs else None
+        with pytest.raises(BatchFailed, match="401: who" if lost.status == 500 else "JSON"):
+            list(batching(server).complete(asks(4), SAMPLING))
+        monkeypatch.undo()
+        ends_well(batching, server, 4)
+        assert len(server.batches.jobs) == 1
+
+
 def test_a_batch_that_the_server_forgot_is_asked_again_and_may_have_been_paid_for(batching):
     with scripted(echo, Batches(echo)) as server:
         server.batches.fault = at(r"GET /batches/\S+", error(404, "no such batch"))
@@ -83,7 +98,7 @@ def test_a_batch_that_the_server_forgot_is_asked_again_and_may_have_been_paid_fo
         outcomes = by_id(model.complete(asks(2), SAMPLING))
         assert tally(outcomes.values()) == {"failed": 2}
         assert "HTTP 404: no such batch" in outcomes["r0"].reason
-        assert model.ledger.spent() > 0
+        assert model.ledger.spent() > 2 * ANSWER_USD / 2
         ends_well(batching, server, 2)
 
 
@@ -101,13 +116,59 @@ def test_a_redirect_of_the_batch_api_is_told_and_not_followed(batching, call):
         ends_well(batching, server, 2)
 
 
-def test_a_result_file_that_is_gone_is_said(batching):
+@pytest.mark.parametrize("status", [404, 410])
+def test_a_result_file_that_is_gone_is_said_and_may_have_been_paid_for(batching, status):
     with scripted(echo, Batches(echo)) as server:
-        server.batches.fault = at(r"GET /files/\S+", error(404, "expired"))
-        outcomes = by_id(batching(server).complete(asks(2), SAMPLING))
+        server.batches.fault = at(r"GET /files/\S+", error(status, "expired"))
+        model = batching(server)
+        outcomes = by_id(model.complete(asks(2), SAMPLING))
         assert tally(outcomes.values()) == {"failed": 2}
-        assert "HTTP 404: expired" in outcomes["r0"].reason
+        assert f"HTTP {status}: expired" in outcomes["r0"].reason
+        assert model.ledger.spent() > 2 * ANSWER_USD / 2
         ends_well(batching, server, 2)
+
+
+@pytest.mark.parametrize("status", [400, 401, 403, 307, 500])
+def test_a_result_file_that_cannot_be_read_now_is_read_by_the_next_run(batching, status):
+    with scripted(echo, Batches(echo)) as server:
+        server.batches.fault = at(r"GET /files/\S+", error(status, "not now"))
+        with pytest.raises(BatchFailed, match=f"HTTP {status}: "):
+            list(batching(server).complete(asks(2), SAMPLING))
+        ends_well(batching, server, 2)
+        assert len(server.batches.requests) == 2
+
+
+def test_an_error_of_ours_while_a_result_file_is_read_loses_no_answer(batching, monkeypatch):
+    with scripted(echo, Batches(echo)) as server:
+        monkeypatch.setattr(BatchRun, "_result", lambda run, line: 1 / 0)
+        with pytest.raises(BatchFailed, match="ZeroDivisionError"):
+            list(batching(server).complete(asks(2), SAMPLING))
+        monkeypatch.undo()
+        ends_well(batching, server, 2)
+        assert len(server.batches.requests) == 2
+
+
+@pytest.mark.parametrize("gone", [False, True], ids=["answers", "failures"])
+def test_two_runs_that_collect_one_batch_at_a_time_both_go_on_and_count_it_once(batching, monkeypatch, gone):
+    """The second begins and ends while the first records its first outcome."""
+    with scripted(echo, Batches(echo)) as server:
+        server.batches.fault = at(r"GET /batches/\S+", error(404, "no such batch")) if gone else lambda call: None
+        model, found, end = batching(server), {}, BatchRun._end
+
+        def second_first(run, call, reply) -> None:
+            monkeypatch.setattr(BatchRun, "_end", end)
+            other = batching(server, max_attempts=2)
+            found.update(by_id(other.complete(asks(5)[:4] if gone else asks(5), SAMPLING)))
+            found["spent"] = other.ledger.spent()
+            end(run, call, reply)
+
+        monkeypatch.setattr(BatchRun, "_end", second_first)
+        outcomes = by_id(model.complete(asks(4), SAMPLING))
+        spent, status = found.pop("spent"), "failed" if gone else "ok"
+        assert tally(outcomes.values()) == {status: 4}
+        assert set(tally(found.values())) == {status}
+        assert model.ledger.spent() == pytest.approx(spent)
+        assert len(server.batches.jobs) == (1 if gone else 2)
 
 
 def swap(content: bytes, **changes) -> bytes:
@@ -239,6 +300,40 @@ def test_a_run_killed_at_any_step_of_a_batch_pays_for_nothing_twice(tmp_path, ba
         server.batches.lost_starts = 0
         ends_well(batching, server, 4)
         assert sorted(asked(server)) == [f"prompt {n}" for n in range(4)]
+
+
+def test_a_batch_that_another_run_forgot_while_it_was_sent_is_not_started(batching, monkeypatch):
+    with scripted(echo, Batches(echo)) as server:
+        model, upload = batching(server), BatchRun._upload
+
+        async def slow_upload(run, content) -> str:
+            monkeypatch.undo()
+            (batch,) = model.ledger.batches(model.scope)
+            model.ledger.end_batch(batch.token)
+            return await upload(run, content)
+
+        monkeypatch.setattr(BatchRun, "_upload", slow_upload)
+        with pytest.raises(BatchFailed, match="another run has taken over its calls"):
+            list(model.complete(asks(2), SAMPLING))
+        assert server.batches.jobs == {}
+        ends_well(batching, server, 2)
+
+
+@pytest.mark.parametrize(("call", "left"), [("POST /files", 0), ("POST /batches", 1)])
+def test_a_run_that_is_stopped_waits_through_no_backoff(batching, call, left):
+    with scripted(echo, Batches(echo)) as server:
+        server.batches.fault = at(call, error(503, "later", retry_after="600"))
+        model, stop = batching(server), threading.Event()
+        run = BatchRun(model, model.calls(asks(2), SAMPLING), lambda *_: None, stop)
+        with ThreadPoolExecutor(1) as pool:
+            ended = pool.submit(lambda: asyncio.run(asyncio.wait_for(run.go(), 10)))
+            while call not in server.batches.calls:
+                time.sleep(0.01)
+            stop.set()
+            with pytest.raises(BatchFailed, match="HTTP 503: later"):
+                ended.result()
+        assert len(model.ledger.batches(model.scope)) == left, "one that may have been started is looked for"
+        ends_well(batching, server, 2)
 
 
 def test_live_calls_do_not_wait_for_a_batch_that_nobody_collects(tmp_path, batching):
