@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import sqlite3
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,10 +15,13 @@ import click
 
 @contextlib.contextmanager
 def told() -> Iterator[None]:
-    """Errors of the user's files, settings and budget are told on standard error, without a traceback; status 1."""
+    """Errors of the user's files, settings and budget are told on standard error, without a traceback; status 1.
+
+    The call ledger's are SQLite's.
+    """
     try:
         yield
-    except (ValueError, OSError, RuntimeError) as error:
+    except (ValueError, OSError, RuntimeError, sqlite3.Error) as error:
         raise click.ClickException(str(error)) from error
 
 

@@ -48,6 +48,15 @@ def test_feedback_check_tells_what_is_wrong_without_a_traceback(tmp_path):
     assert len(done.output.splitlines()) == 1
 
 
+def test_a_damaged_ledger_is_told_without_a_traceback(tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "calls.sqlite").write_text("no ledger, but long enough to be taken for a file of SQLite's" * 20)
+    done = CliRunner().invoke(c3po, ["plan", "demo", f"run={tmp_path}/run"])
+    assert done.exit_code == 1
+    assert done.output.startswith(f"Error: {tmp_path}/run/calls.sqlite: expected a call ledger; ")
+    assert len(done.output.splitlines()) == 1
+
+
 def test_export_writes_what_a_run_has_and_names_what_it_lacks(tmp_path, tiny_folder):
     run, runner = tmp_path / "run", CliRunner()
     store_sample(run, "tea", str(tiny_folder))

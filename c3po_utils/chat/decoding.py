@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from c3po_utils.chat.types import Outcome, Request, Sampling
-from c3po_utils.engine import attention
+from c3po_utils.engine import attention, models
 from c3po_utils.runs import files
 
 if TYPE_CHECKING:
@@ -225,10 +225,11 @@ class BatchLoop:
                 "do_sample": True, "temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": sampling.top_k
             }  # fmt: skip
         torch.manual_seed(int(batch[0].uniform[0] * 2**31))
-        out = chat.model.generate(
-            ids.to(chat.model.device), attention_mask=mask.to(chat.model.device), pad_token_id=pad,
-            max_new_tokens=min(sampling.max_new_tokens, chat.context - width), use_cache=True, **settings,
-        )  # fmt: skip
+        with models.plain_generation(chat.model):
+            out = chat.model.generate(
+                ids.to(chat.model.device), attention_mask=mask.to(chat.model.device), pad_token_id=pad,
+                max_new_tokens=min(sampling.max_new_tokens, chat.context - width), use_cache=True, **settings,
+            )  # fmt: skip
         return out[:, width:].tolist()
 
     def _replay(self, row: Row, answer: list[int]) -> Outcome:

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from c3po_utils.chat.decoding import Row
 from c3po_utils.chat.local import LocalChat
 from c3po_utils.chat.types import Outcome, Sampling, request
-from c3po_utils.engine import fast_paths
+from c3po_utils.engine import fast_paths, models
 from c3po_utils.feedback import records
 from c3po_utils.runs import findings
 
@@ -57,7 +57,8 @@ def generated(model: PreTrainedModel, known: Answers, tokens: int = 12) -> Answe
     found = {}
     for id, (prompt, _) in known.items():
         ids = torch.tensor([prompt], device=model.device)
-        out = model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=tokens)
+        with models.plain_generation(model):
+            out = model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=tokens)
         found[id] = (prompt, out[0, len(prompt) :].tolist())
     return found
 

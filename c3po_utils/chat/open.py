@@ -126,6 +126,7 @@ def check_model(name: str, **limits: Any) -> None:
         price_of(parsed, read_limits(limits))
     else:
         LocalLimits(**parameters.checked(limits, get_type_hints(LocalLimits), "limit"))
+        engine.names.check_name(name)
 
 
 def open_chat(name: str, ledger: Path | str, **limits: Any) -> ChatModel:
@@ -140,9 +141,20 @@ def open_chat(name: str, ledger: Path | str, **limits: Any) -> ChatModel:
     return RememberedChat(_Waiting(name, **limits), Ledger(ledger))
 
 
+def within(name: str, limits: dict[str, Any] | None) -> dict[str, Any]:
+    """What an API's limits come to for this model: a local one is opened with its own.
+
+    Raises ValueError for limits that no API has, whoever answers.
+    """
+    if parse_model_name(name).endpoint:
+        return limits or {}
+    read_limits(limits or {})
+    return {}
+
+
 def open_within(name: str, ledger: Path | str, limits: dict[str, Any] | None) -> ChatModel:
-    """`open_chat` where limits are an API's: a local model is opened with its own."""
-    return open_chat(name, ledger, **(limits or {}) if parse_model_name(name).endpoint else {})
+    """`open_chat` where limits are an API's; see `within`."""
+    return open_chat(name, ledger, **within(name, limits))
 
 
 def remembered(model: Any, tokenizer: Any, name: str, ledger: Path | str) -> RememberedChat:

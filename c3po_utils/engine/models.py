@@ -190,6 +190,22 @@ def eos_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> set[i
     return _ends(model.generation_config, tokenizer)
 
 
+@contextlib.contextmanager
+def plain_generation(model: PreTrainedModel) -> Iterator[None]:
+    """Let `generate` do what it is told and no more: it would add what the model's folder recommends, as penalties.
+
+    Tokens that end and pad an answer stay as they are.
+    """
+    own = model.generation_config
+    model.generation_config = GenerationConfig(
+        bos_token_id=own.bos_token_id, eos_token_id=own.eos_token_id, pad_token_id=own.pad_token_id
+    )
+    try:
+        yield
+    finally:
+        model.generation_config = own
+
+
 def eos_ids_of(name: str, tokenizer: PreTrainedTokenizerBase) -> set[int]:
     """`eos_ids` of a model that need not be loaded."""
     try:

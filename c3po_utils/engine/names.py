@@ -47,6 +47,6 @@ def lacking(name: str) -> str | None:
         if file_exists(bare, "config.json"):
             return None
     except Exception as error:  # of the hub's client, of its transport, or of a proxy between
-        reason = str(error).strip().splitlines()[0]
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         return f"model {bare!r} is not in this machine's cache, and the Hugging Face hub cannot be asked ({reason})"
     return f"model {bare!r}: neither a folder here nor a model on the Hugging Face hub"

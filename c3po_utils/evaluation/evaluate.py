@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -130,6 +131,8 @@ def stored_scores(
 ) -> list[dict]:
     """Every answer scored by every feedback, stored with counts in the manifest; read back if that was done.
 
+    What lay there before goes when all are scored: a judge who stops half-way, at a budget, costs no answers.
+
     Args:
         own: the evaluation's stage.
 
@@ -141,17 +144,19 @@ def stored_scores(
         refuse_unscored(feedback, judge)
     if own.done:
         return read_scores(own.folder)
+    start = time.monotonic()
+    scored = [
+        row | place
+        for rows, place in answered()
+        for feedback in feedbacks
+        for row in score_rows(rows, feedback, method, judge)
+    ]
     with own:
-        scored = [
-            row | place
-            for rows, place in answered()
-            for feedback in feedbacks
-            for row in score_rows(rows, feedback, method, judge)
-        ]
         if judge:
             own.notes["verdicts"] = verdict_counts(scored)
         files.write_jsonl(own.path(ANSWERS), scored)
         own.notes["missing"] = sum(row["score"] is None for row in scored)
+        own.notes["wall_s"] = round(time.monotonic() - start, 1)  # with answering and scoring, which came before
     return scored
 
 

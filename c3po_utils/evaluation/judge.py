@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -80,13 +80,20 @@ Answer = structured_output.Answer[Verdict]
 class Judge:
     """A judging model by name, as in `open_chat`, which also says what `limits` are and what is raised for wrong ones.
 
+    The ledger is opened, and made, when the model is first asked for: who the judge is can be said without.
+
     With `helpfulness` it is also asked, apart from the effect, which answer helps more: columns `helpful...` beside
     `score...`. Limits, such as an API's `budget_usd` and `max_in_flight`, change no verdict.
     """
 
     def __init__(self, name: str, ledger: Path | str, *, helpfulness: bool = False, **limits: Any):
-        self.name, self.model = name, chat.open_chat(name, ledger, **limits)
+        chat.open.check_model(name, **limits)
+        self.name, self._ledger, self._limits = name, ledger, limits
         self.columns = tuple(QUESTIONS) if helpfulness else ("score",)
+
+    @cached_property
+    def model(self) -> ChatModel:
+        return chat.open_chat(self.name, self._ledger, **self._limits)
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -98,8 +105,13 @@ class Judge:
 def open_judge(
     run: Path | str, name: str, helpfulness: bool = False, limits: dict[str, Any] | None = None
 ) -> Judge | None:
-    """The judge of a run, its verdicts in the run's ledger; None, for the metric's scores, without a name."""
-    return Judge(name, Path(run) / LEDGER, helpfulness=helpfulness, **(limits or {})) if name else None
+    """The judge of a run, its verdicts in the run's ledger; None, for the metric's scores, without a name.
+
+    `limits` are an API's, as they are given for a whole run: a local judge has its own (`chat.open.within`).
+    """
+    if not name:
+        return None
+    return Judge(name, Path(run) / LEDGER, helpfulness=helpfulness, **chat.open.within(name, limits))
 
 
 def judge_rows(judge: Judge, rows: Sequence[dict], feedback: Feedback) -> list[dict]:

@@ -62,6 +62,8 @@ def only(what: str, wanted: str | None, known: Iterable[str], where: Path | str)
 def placed(target: Path | str, replace: bool = False) -> Iterator[Path]:
     """A path beside `target` to write a file or a folder to, which takes its place when the work ended well.
 
+    Where it cannot, the earlier export is left as it was.
+
     Raises:
         FileExistsError: `target` is there and is not to be replaced, or is a folder that was not exported: replacing
             it would delete what somebody else keeps there.
@@ -75,9 +77,15 @@ def placed(target: Path | str, replace: bool = False) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as scratch:
         made = Path(scratch) / f"made{target.suffix}"
         yield made
+        earlier = Path(scratch) / "old"
         if target.is_dir():  # a folder cannot be replaced in one step
-            os.replace(target, Path(scratch) / "old")
-        os.replace(made, target)
+            os.replace(target, earlier)
+        try:
+            os.replace(made, target)
+        except BaseException:
+            if earlier.exists():
+                os.replace(earlier, target)
+            raise
 
 
 def _text(path: Path) -> str:

@@ -14,6 +14,7 @@ from click.testing import CliRunner
 from c3po_utils.batch import driver, forecast, graph
 from c3po_utils.chat.ledger import Ledger
 from c3po_utils.cli import c3po
+from c3po_utils.evaluation.evaluate import evaluate_method
 from c3po_utils.feedback.records import FEEDBACK_FOLDER, find_feedback
 from c3po_utils.runs.config import load_config, load_runs
 from c3po_utils.runs.estimate import estimates
@@ -126,6 +127,16 @@ def test_a_plan_of_a_run_that_is_on_its_way_changes_nothing_in_it(tmp_path, tiny
     before = contents(tmp_path)
     done = CliRunner().invoke(c3po, command)
     assert done.exit_code == 0
+    assert contents(tmp_path) == before
+
+
+def test_whether_a_judged_job_is_done_is_said_without_its_ledger(tmp_path, tiny_folder):
+    store_sample(tmp_path / "run", "boss_signoff", str(tiny_folder))
+    evaluate_method(tmp_path / "run", find_feedback("boss_signoff"), "revised")  # by the metric, and now by a judge
+    judge = "evaluate.judge_model=openai:m@http://127.0.0.1:9/v1"
+    config = load_config("demo", [f"run={tmp_path}/run", "feedbacks=[boss_signoff]", "methods=[revised]", judge])
+    before = contents(tmp_path)
+    assert not graph.graph(config)["eval/boss_signoff/prompted"].done
     assert contents(tmp_path) == before
 
 

@@ -10,16 +10,18 @@ import torch
 from scipy.stats import chisquare
 from transformers import (
     FalconConfig,
+    GenerationConfig,
     LogitsProcessorList,
     TemperatureLogitsWarper,
     TopKLogitsWarper,
     TopPLogitsWarper,
 )
 
-from c3po_utils.chat import decoding, local
+from c3po_utils.chat import decoding, greedy, local
 from c3po_utils.chat.decoding import filter_logits, pick
 from c3po_utils.chat.local import LocalChat
 from c3po_utils.chat.types import Request, Sampling, request
+from c3po_utils.engine import fast_paths
 from c3po_utils.engine.models import load_model, load_tokenizer
 from c3po_utils.feedback.records import load_general_prompts
 from tests.asking import tally
@@ -70,6 +72,30 @@ def test_greedy_of_an_architecture_without_slots_equals_generate(tmp_path, devic
     asked = requests(4)
     ours = answers(LocalChat(model, tokenizer), asked, Sampling(temperature=0, max_new_tokens=8))
     assert {one.id: generated(model, tokenizer, one, 8) for one in asked} == {id: o.text for id, o in ours.items()}
+
+
+def test_what_a_models_folder_recommends_changes_no_answer(tiny):
+    """Neither those of `generate`, for architectures without slots, nor those that the slots are checked against."""
+    model, tokenizer = tiny
+    asked, greedy_12 = requests(4), Sampling(temperature=0, max_new_tokens=12)
+    own = model.generation_config
+
+    def by_generate() -> tuple:
+        with fast_paths.only():
+            known = greedy.answers(model, tokenizer)
+            return answers(LocalChat(model, tokenizer), asked, greedy_12), known, greedy.generated(model, known)
+
+    plain = by_generate()
+    assert max(max(map(tokens.count, tokens)) for _, tokens in plain[1].values()) > 1, "a penalty would tell"
+    model.generation_config = penalized = GenerationConfig(
+        **own.to_dict() | {"repetition_penalty": 5.0, "min_new_tokens": 12, "suppress_tokens": [5]}
+    )
+    try:
+        assert generated(model, tokenizer, asked[0], 12) != plain[0]["r0"].text
+        assert by_generate() == plain
+        assert model.generation_config is penalized
+    finally:
+        model.generation_config = own
 
 
 def test_samples_do_not_depend_on_neighbours_or_slots(tiny):

@@ -65,6 +65,7 @@ def test_a_key_in_a_name_is_refused_and_not_repeated(base):
         ("openai:m@http://h/v1", {"budget_usd": 1.0}, r"budget_usd needs prices=\{'m'"),
         ("gpt2", {"memory_gib": 0}, "limit 'memory_gib': found 0.0, expected a finite number >= 1e-06"),
         ("gpt2", {"budget_usd": 1.0}, "unknown limit 'budget_usd'"),
+        ("not/a/model", {}, "no model 'not/a/model': expected a folder that exists"),
     ],
 )
 def test_opening_a_model_checks_its_limits(tmp_path, name, limits, told):

@@ -20,7 +20,7 @@ from c3po_utils.runs.files import DamagedFile, content_hash, read_json, read_jso
 from c3po_utils.runs.stage import ROOT, Stage, done_stages, fingerprint
 from c3po_utils.sampling import load_rows
 from c3po_utils.training.methods import trained_methods
-from tests.servers import Reply, scripted
+from tests.servers import Reply, error, scripted
 from tests.stored_run import store_sample
 
 SIGNED, PLAIN = "Done. Onward and upward, Sam", "Done. Best, Sam"
@@ -228,6 +228,29 @@ def test_a_finished_evaluation_is_judged_without_the_model_that_answered(run, fe
     ]  # fmt: skip
     again = evaluate_method(run, feedback, "revised")
     assert "metric_score" not in again[0], "and back to the metric"
+
+
+def test_stored_answers_outlive_a_judge_that_stops(run, feedback, monkeypatch):
+    """Nothing else may hold them: a run is carried on without its ledger, and they would be paid for again."""
+    evaluate_method(run, feedback, "revised")
+    folder = eval_stage(run, "boss_signoff", "revised").folder
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    with scripted(lambda asked: error(400, "too busy for this")) as server, pytest.raises(RuntimeError, match="busy"):
+        evaluate_method(run, feedback, "revised", open_judge(run, f"openai:m@{server.url}"))
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    monkeypatch.setattr(evaluate, "fill_answers", lambda *_: pytest.fail("answered again"))
+    with scripted(signed_wins) as server:
+        judged = evaluate_method(run, feedback, "revised", open_judge(run, f"openai:m@{server.url}"))
+    assert [row["answer"] for row in judged] == [SIGNED, PLAIN, PLAIN]
+
+
+def test_an_evaluation_lasts_as_long_as_answering_and_judging(run, feedback):
+    with scripted(lambda asked: time.sleep(0.5) or signed_wins(asked)) as server:
+        judge = open_judge(run, f"openai:m@{server.url}")
+        start = time.monotonic()
+        evaluate_method(run, feedback, "revised", judge)
+        most = time.monotonic() - start
+    assert 0.5 <= eval_stage(run, "boss_signoff", "revised", judge).manifest["wall_s"] <= most + 0.1
 
 
 def test_the_notebook_judges_what_has_no_metric(run, tmp_path, feedback):

@@ -22,7 +22,7 @@ from c3po_utils.evaluation import calibration, scores
 from c3po_utils.evaluation import judge as judge_module
 from c3po_utils.evaluation.calibration import CHECKS, asked, confusion_table, disagreements, equal_lengths, flips
 from c3po_utils.evaluation.evaluate import score_rows
-from c3po_utils.evaluation.judge import ORDERS, Judge, Verdict, judge_rows, verdict_counts
+from c3po_utils.evaluation.judge import ORDERS, Judge, Verdict, judge_rows, open_judge, verdict_counts
 from c3po_utils.feedback import find_feedback
 from c3po_utils.feedback.metrics import check
 from tests.asking import FAST
@@ -226,6 +226,27 @@ def test_a_judge_is_who_it_is_whatever_its_limits_and_wrong_ones_are_told_at_onc
         open_(max_in_fligth=2)
     with pytest.raises(ValueError, match="budget_usd needs prices"):
         open_(budget_usd=1.0)
+
+
+def test_a_judge_writes_nothing_until_it_is_asked(tmp_path):
+    with scripted(oracle) as server:
+        judge = judge_on(server, tmp_path / "run")
+        assert judge.identity["model"] == judge.name
+        assert not (tmp_path / "run").exists()
+        judge_rows(judge, rows(1)[:1], FEEDBACK)
+    assert (tmp_path / "run" / "calls.sqlite").exists()
+
+
+def test_a_local_judge_takes_no_notice_of_a_runs_limits_for_an_api(tmp_path):
+    """A run's limits of sampling hold for its judge, too, and either may be a local model."""
+    config = tiny_config(len(tiny_tokenizer()), max_position_embeddings=2048)
+    model = save_tiny(tmp_path / "tiny", config, steps=30)
+    judge = open_judge(tmp_path, str(model), limits={"budget_usd": 1.0, "max_in_flight": 2})
+    assert sum(verdict_counts(judge_rows(judge, rows(1)[:1], FEEDBACK)).values()) == 2
+    with pytest.raises(ValueError, match=r"unknown limit 'max_in_fligth'.*'max_in_flight'"):
+        open_judge(tmp_path, str(model), limits={"max_in_fligth": 2})
+    with pytest.raises(ValueError, match="no model 'not/a/model'"):
+        open_judge(tmp_path, "not/a/model")
 
 
 # Calibration

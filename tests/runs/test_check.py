@@ -179,6 +179,16 @@ def test_weights_that_cannot_be_had_are_said_before_anything_runs(tmp_path, monk
     assert reason.startswith("model 'nobody/no-such-model' is not in this machine's cache, and the Hugging Face hub")
 
 
+def test_a_hub_that_fails_without_a_word_is_still_one_line(tmp_path, monkeypatch):
+    def fail(*_) -> None:
+        raise TimeoutError
+
+    monkeypatch.setattr("huggingface_hub.file_exists", fail)
+    config = RunConfig(run=str(tmp_path / "run"), methods=["c3po"], sample={"model": "nobody/no-such-model"})
+    (reason,) = lacking(config)
+    assert reason.endswith("the Hugging Face hub cannot be asked (TimeoutError)")
+
+
 def test_a_run_may_span_sets(tmp_path):
     (tmp_path / "own.yaml").write_text(UNSCORED)
     config = RunConfig(run="x", methods=["c3po"], feedback_set=["style", str(tmp_path / "own.yaml")])

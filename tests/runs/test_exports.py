@@ -1,5 +1,8 @@
 """What every export needs: finding a run, choosing parts of it, replacing what was exported and nothing else."""
 
+import os
+from pathlib import Path
+
 import pytest
 
 from c3po_utils.runs import exports, stage
@@ -47,3 +50,19 @@ def test_an_export_is_replaced_only_when_asked_and_nothing_else_ever(tmp_path):
     with pytest.raises(FileExistsError, match="is no earlier export"), exports.placed(tmp_path / "home", replace=True):
         pass
     assert (tmp_path / "home" / "letter").exists()
+
+
+def test_an_earlier_export_stays_where_the_new_one_cannot_take_its_place(tmp_path, monkeypatch):
+    replace = os.replace
+
+    def refuse(source, target) -> None:
+        if Path(source).name == "made":
+            raise PermissionError("another program has it open")
+        replace(source, target)
+
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "README.md").write_text(exports.MARK)
+    monkeypatch.setattr(os, "replace", refuse)
+    with pytest.raises(PermissionError), exports.placed(tmp_path / "out", replace=True) as folder:
+        folder.mkdir()
+    assert [str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")] == ["out", "out/README.md"]
