@@ -47,14 +47,20 @@ def leads(answers: pd.DataFrame, method: str, references: Sequence[str], score: 
 
 
 def leads_of_first(answers: pd.DataFrame, methods: Sequence[str]) -> pd.DataFrame | None:
-    """`leads` of the first method over the others; None, and a line that says why, unless all have answers."""
-    lacking = [method for method in methods if method not in set(answers["method"])]
-    if lacking or not methods:
-        print(
-            f"No leads: no evaluation of {', '.join(lacking)}." if lacking else "No leads: `compare` names no methods."
-        )
+    """`leads` of the first method over the others; None, and a line that says why, unless all have answers enough."""
+    if not methods:
+        print("No leads: `compare` names no methods.")
         return None
-    return leads(answers, methods[0], methods[1:])
+    method, *references = methods
+    scored = answers[answers["score"].notna()]
+    feedbacks = {one: set(scored.loc[scored["method"] == one, "feedback"]) for one in methods}
+    if lacking := [one for one in methods if not feedbacks[one]]:
+        print(f"No leads: no evaluation of {', '.join(lacking)}.")
+        return None
+    if few := [one for one in references if len(feedbacks[one] & feedbacks[method]) < scores.FEW]:
+        print(f"No leads: {method} and {', '.join(few)} have less than {scores.FEW} feedbacks in common.")
+        return None
+    return leads(answers, method, references)
 
 
 def feedback_differences(answers: pd.DataFrame, method: str, reference: str, score: str = "S_overall") -> pd.Series:

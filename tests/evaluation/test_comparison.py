@@ -63,3 +63,12 @@ def test_what_can_be_told():
     reached = scipy.stats.nct.sf(scipy.stats.t.ppf(0.975, 11), 11, found / 0.1 * np.sqrt(12))
     assert reached == pytest.approx(0.8, abs=1e-3)
     assert comparison.detectable(0.1, 12, tests=6) > found
+
+
+def test_a_run_on_its_way_has_no_leads_yet_and_says_why(capsys):
+    table = answers({**HITS, "young": [4, 4, 4]})
+    assert comparison.leads_of_first(table, ["new", "old", "young"]) is None
+    assert "new and young have less than 4 feedbacks in common" in capsys.readouterr().out
+    assert comparison.leads_of_first(table, ["new", "absent"]) is None
+    assert "no evaluation of absent" in capsys.readouterr().out
+    assert list(comparison.leads_of_first(table, ["new", "old"])["reference"]) == ["old"]
