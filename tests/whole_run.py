@@ -17,7 +17,7 @@ SMALL = {"categories": 3, "prompts_per_category": 3}
 BRIEF = {"best_of": 2, "max_new_tokens": 12, "system_prompt": ""}
 
 
-def config_for(run: Path, own_feedback: str, model: str, methods: list[str], **sample: Any) -> RunConfig:
+def config_for(run: Path | str, own_feedback: str, model: str, methods: list[str], **sample: Any) -> RunConfig:
     path, _, id = own_feedback.rpartition("#")
     return RunConfig(
         run=str(run), feedback_set=path, feedbacks=[id], methods=methods,

@@ -55,11 +55,11 @@ def answers(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, count: i
 def generated(model: PreTrainedModel, known: Answers, tokens: int = 12) -> Answers:
     """What transformers' `generate` answers to the same prompts, one at a time."""
     found = {}
-    for id, (prompt, _) in known.items():
-        ids = torch.tensor([prompt], device=model.device)
-        with models.plain_generation(model):
+    with models.plain_generation(model):
+        for id, (prompt, _) in known.items():
+            ids = torch.tensor([prompt], device=model.device)
             out = model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=tokens)
-        found[id] = (prompt, out[0, len(prompt) :].tolist())
+            found[id] = (prompt, out[0, len(prompt) :].tolist())
     return found
 
 

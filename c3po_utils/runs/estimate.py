@@ -57,15 +57,17 @@ class Sampled:
 
     @property
     def tests(self) -> list[dict]:
-        return [dict(row) for row in self.with_revisions() if row["fold"] == "test"]
+        return [dict(row) for row in self.with_revisions if row["fold"] == "test"]
 
+    @cached_property
     def with_revisions(self) -> list[dict]:
         """The rows; before sampling, each with a revision as long as may be: made-up ones fail the metric."""
         if self.sample.stage.done:
             return self.rows
         longest = "word " * self.sample.settings.max_new_tokens
-        inside = [row | {"revised": row.get("revised") or longest} for row in self.rows if row["split"] == "in_scope"]
-        return inside + [row for row in self.rows if row["split"] != "in_scope"]
+        return [
+            row | {"revised": row.get("revised") or longest} if row["split"] == "in_scope" else row for row in self.rows
+        ]
 
     @cached_property
     def trained_tokens(self) -> dict[str, int]:
@@ -74,7 +76,7 @@ class Sampled:
             "chosen": ("in_scope", "revised"), "rejected": ("in_scope", "baseline"),
             "near_scope": ("near_scope", "baseline"), "out_of_scope": ("out_of_scope", "baseline"),
         }  # fmt: skip
-        rows = [row for row in self.with_revisions() if row["fold"] == "train"]
+        rows = [row for row in self.with_revisions if row["fold"] == "train"]
         return {
             segment: sum(
                 likely_tokens(len((row["prompt"] + row[column]).encode()), 2) for row in rows if row["split"] == split

@@ -26,6 +26,7 @@ from c3po_utils.runs.remote import Remote
 from c3po_utils.runs.stage import LEDGER, MANIFEST, Stage
 from tests.batch.toy import nodes, toy
 from tests.stored_run import store_sample
+from tests.whole_run import config_for
 
 OK = Entry("ok", "", "an answer", 10, 5, price=0.5, at_most=0.5)
 
@@ -200,13 +201,8 @@ def run_elsewhere(task: Task) -> Outcome:
 def test_a_run_on_two_machines_that_share_only_a_store(url, tmp_path, tiny_folder, own_feedback, monkeypatch):
     monkeypatch.setenv("C3PO_TEST_MACHINES", str(tmp_path))
     monkeypatch.setattr("c3po_utils.runs.stage.ROOT", tmp_path / "driver")
-    path, _, id = own_feedback.rpartition("#")
-    config = RunConfig(
-        run="results/shared", store=url, feedback_set=path, feedbacks=[id], methods=["in_context", "c3po"],
-        sample={"model": str(tiny_folder), "categories": 3, "prompts_per_category": 3,
-                "options": {"best_of": 2, "max_new_tokens": 12, "system_prompt": ""}},
-        train={"epochs": 1, "batch_size": 3, "lora": {"r": 4}, "training_arguments": {"bf16": False}},
-    )  # fmt: skip
+    config = config_for("results/shared", own_feedback, str(tiny_folder), ["in_context", "c3po"])
+    config = config.model_copy(update={"store": url})
     executors = []
 
     def two_machines(config):
