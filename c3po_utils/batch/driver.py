@@ -16,7 +16,7 @@ from itertools import islice
 
 from c3po_utils.batch import share
 from c3po_utils.batch.executors import open_executor
-from c3po_utils.batch.graph import Nodes, dependants, graph
+from c3po_utils.batch.graph import Nodes, dependants, graph, spared
 from c3po_utils.batch.lock import driving
 from c3po_utils.batch.memory import Memory
 from c3po_utils.batch.progress import Watch
@@ -139,7 +139,7 @@ class Driver:
             if self.interrupted.is_set():
                 raise KeyboardInterrupt
             node = self.nodes[self.names[heapq.heappop(self.ready)]]
-            if node.done:
+            if node.done or spared(node, self.nodes, self.dependants):
                 self._done(node.name)
                 continue
             resources = Resources(memory_gib=self.memory.likely_gib(node))

@@ -14,7 +14,7 @@ made when it is asked for. Names are those of the folders that are filled:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -48,10 +48,18 @@ class Node:
     @property
     def done(self) -> bool:
         """Whether manifests say that its stages are finished, for the inputs that lie there now."""
+        return self._says(lambda job: job.done)
+
+    @property
+    def made(self) -> bool:
+        """Whether they were finished for these inputs, whatever has become of their products."""
+        return self._says(lambda job: job.made)
+
+    def _says(self, question: Callable[[Job], bool]) -> bool:
         if not all((folder / MANIFEST).exists() for folder in self.folders):
             return False  # known without making the job
         try:
-            return self.make().done
+            return question(self.make())
         except (FileNotFoundError, DamagedFile):  # an input is to be made, or to be made again
             return False
 
@@ -84,10 +92,27 @@ def find(nodes: Nodes, name: str, run: str) -> Node:
 def finished(nodes: Nodes) -> set[str]:
     """The names of those that are done. One that needs an undone one counts as undone: it may have to be made anew."""
     done: set[str] = set()
+    after = dependants(nodes)
     for node in nodes.values():
-        if done.issuperset(node.needs) and node.done:
+        if done.issuperset(node.needs) and (node.done or spared(node, nodes, after)):
             done.add(node.name)
     return done
+
+
+def spared(node: Node, nodes: Nodes, after: Mapping[str, Sequence[str]]) -> bool:
+    """Whether a training that has lost its adapter need not be done again: all that needed it is done, as in a
+    checkout that keeps answers and no adapters.
+
+    Args:
+        after: see `dependants`; a run of trainings alone has none, and makes the adapter.
+    """
+    needed_by = [nodes[name] for name in after[node.name]]
+    return (
+        bool(needed_by)
+        and node.kind == "train"
+        and node.made
+        and all(other.done or spared(other, nodes, after) for other in needed_by)
+    )
 
 
 class _Layout:

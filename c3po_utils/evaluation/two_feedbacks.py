@@ -22,7 +22,7 @@ from c3po_utils.evaluation.scores import application_share, applied
 from c3po_utils.feedback import Feedback, find_feedback, records
 from c3po_utils.runs import Stage, done_stages
 from c3po_utils.sampling import answers, rows_hash, stored_settings
-from c3po_utils.training import BASE_RESAMPLED, adapter_folder, adapter_hash
+from c3po_utils.training import BASE_RESAMPLED, adapter_folder, known_hash
 
 How = Literal["add", "joint"]
 SETTING = {"add": "added", "joint": "joint"}  # figure 7's panels, after `single`
@@ -59,7 +59,7 @@ def two_feedbacks_stage(
         "method": method,
         "how": how,
         "rows": {id: rows_hash(run, id) for id in ids},
-        "adapters": {id: adapter_hash(adapter_folder(run, id, method)) for id in adapters},
+        "adapters": {id: known_hash(adapter_folder(run, id, method)) for id in adapters},
         **({"judge": judge.identity} if judge else {}),
     }
     return Stage(Path(run) / "eval" / together / (method + SUFFIX[how]), identity, ANSWERS)

@@ -37,6 +37,11 @@ class Job:
     def done(self) -> bool:
         return bool(self.stages) and all(stage.done for stage in self.stages)
 
+    @property
+    def made(self) -> bool:
+        """Whether its stages were finished for these inputs, whatever has become of their products."""
+        return bool(self.stages) and all(stage.made for stage in self.stages)
+
 
 def _sets(config: RunConfig) -> list[Path]:
     given = config.feedback_set

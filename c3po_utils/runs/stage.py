@@ -164,11 +164,16 @@ class Stage:
         return remembered(self.folder / MANIFEST)
 
     @property
-    def done(self) -> bool:
+    def made(self) -> bool:
+        """Whether it was finished for these inputs, whatever has become of its products."""
         manifest = self.manifest or {}
-        if manifest.get("status") != "done" or manifest.get("identity") != self.identity:
+        return manifest.get("status") == "done" and manifest.get("identity") == self.identity
+
+    @property
+    def done(self) -> bool:
+        if not self.made:
             return False
-        known = manifest.get("files", {})
+        known = (self.manifest or {}).get("files", {})
         return all(self._whole(name, known.get(name, {})) for name in self.products)
 
     def _whole(self, name: str, known: dict[str, Any]) -> bool:

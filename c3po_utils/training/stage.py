@@ -69,6 +69,22 @@ def adapter_hash(folder: Path) -> str:
     return stage.intact(folder, WEIGHTS)
 
 
+def known_hash(folder: Path) -> str:
+    """As `adapter_hash`; of what was trained here and is not kept, as in a checkout of results, what it was.
+
+    Raises:
+        As `adapter_hash`.
+    """
+    manifest = Stage(folder, {}).manifest or {}
+    kept = {name: (folder / name).exists() for name in (GATE, WEIGHTS)}
+    if any(kept.values()) or manifest.get("status") != "done":
+        return adapter_hash(folder)
+    known = {name: file.get("hash") for name, file in manifest["files"].items()}
+    if gated := manifest["identity"].get("objective", {}).get("gated"):
+        return files.content_hash([known[name] for name in (GATE, GATE_CARD)] + [known_hash(folder.parent / gated)])
+    return known.get(WEIGHTS) or adapter_hash(folder)
+
+
 @dataclass(frozen=True)
 class TrainSettings:
     """What decides an adapter besides the rows it is trained on.
@@ -150,7 +166,7 @@ def train_stage(run: Path | str, feedback_id: str, settings: TrainSettings) -> S
     }
     for name in OTHERS:
         if other := getattr(objective, name):
-            identity[name] = adapter_hash(adapter_folder(run, feedback_id, other))
+            identity[name] = known_hash(adapter_folder(run, feedback_id, other))
     if objective.distils:
         seed = stored_settings(run, feedback_id).seed
         prompts = unlabelled.unlabelled_prompts(load_rows(run, feedback_id), objective.unlabelled, seed)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 
 import pytest
 
 from c3po_utils.batch.graph import find, finished, graph
-from c3po_utils.runs.config import RunConfig
+from c3po_utils.runs.config import RunConfig, load_config
+from c3po_utils.runs.stage import ROOT, run_folder
 from tests.benchmarks.bench_batch import FEEDBACKS, METHODS, VALUES, wide
 
 
@@ -58,3 +60,26 @@ def test_a_wide_run_is_laid_out_in_a_moment(tmp_path):
     assert finished(nodes) == set()
     assert time.process_time() - start < 3
     assert sum(node.kind == "train" for node in nodes.values()) == FEEDBACKS * (METHODS * VALUES + 2)
+
+
+@pytest.fixture
+def without_adapters(tmp_path) -> RunConfig:
+    """One feedback of the second benchmark as it is committed: rows and answers, and no adapters."""
+    for kind in ("sample", "train", "eval"):
+        shutil.copytree(ROOT / "results/benchmark" / kind / "bird_latin", tmp_path / kind / "bird_latin")
+    methods = ["base_resampled", "revised", "scd", "scd_negatives", "c3po", "scd_gated"]
+    return load_config("benchmark", [f"run={tmp_path}", "feedbacks=[bird_latin]", f"methods=[{','.join(methods)}]"])
+
+
+def test_a_training_is_not_done_again_where_only_its_adapter_is_gone(without_adapters):
+    nodes = graph(without_adapters)
+    assert nodes.keys() - finished(nodes) == {"compare/bird_latin", "figures"}
+
+
+def test_a_training_is_done_again_where_its_adapter_is_needed(without_adapters):
+    (run_folder(without_adapters.run) / "eval/bird_latin/scd_gated/manifest.json").unlink()
+    nodes = graph(without_adapters)
+    undone = {f"{kind}/bird_latin/{method}" for kind in ("train", "eval") for method in ("scd", "scd_gated")}
+    assert nodes.keys() - finished(nodes) == undone | {"compare/bird_latin", "figures"}
+    alone = {name: node for name, node in nodes.items() if node.kind in ("sample", "train")}
+    assert finished(alone) == {"sample/bird_latin"}
