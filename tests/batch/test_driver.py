@@ -8,17 +8,18 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
 import pytest
 
 from c3po_utils.batch.driver import LOST_AT_MOST, RunFailed, drive
-from c3po_utils.batch.graph import finished
+from c3po_utils.batch.graph import Nodes, finished
 from c3po_utils.batch.local import LocalExecutor
 from c3po_utils.runs.jobs import NOTEBOOKS
 from c3po_utils.runs.limits import usable_cores
-from c3po_utils.runs.stage import ROOT
+from c3po_utils.runs.stage import MANIFEST, ROOT, Stage
 from tests.batch.toy import config, nodes, run_toy, started, toy
 
 # Ends when the other one has started, so two of them end only if they run at the same time.
@@ -113,6 +114,28 @@ def test_a_rerun_starts_nothing_that_is_done(tmp_path, run):
     assert [name for name, *_ in started(tmp_path)] == ["a", "c", "a", "b"]
     run(tmp_path)
     assert len(started(tmp_path)) == 4
+
+
+def test_a_training_without_its_adapter_is_run_again_only_for_what_still_needs_it(tmp_path, run):
+    def with_adapter() -> Nodes:
+        made = nodes(tmp_path)
+        job = made["a"].make()
+        adapter = replace(job, stages=[Stage(tmp_path / "a", {"name": "a"}, "adapter")])
+        return made | {"a": replace(made["a"], kind="train", make=lambda: adapter)}
+
+    toy(tmp_path, {"a": ("", "pass"), "b": ("a", "pass")})
+    run(tmp_path)
+    assert not with_adapter()["a"].done
+    executor = LocalExecutor(1, body=run_toy)
+    try:
+        drive(config(tmp_path), with_adapter(), executor)
+        assert [name for name, *_ in started(tmp_path)] == ["a", "b"]
+        (tmp_path / "a" / MANIFEST).unlink()
+        (tmp_path / "b" / MANIFEST).unlink()
+        drive(config(tmp_path), with_adapter(), executor)
+    finally:
+        executor.stop()
+    assert [name for name, *_ in started(tmp_path)] == ["a", "b", "a", "b"]
 
 
 INTERRUPTED = """
