@@ -109,4 +109,4 @@ def store_gate(run: Path, id: str, opens: Callable[[dict], bool]) -> None:
         own = probe.fit_probe(read, ["in_scope" if yes else "near_scope" for yes in wanted], 1e-6)
         assert ((own(read) > 0) == wanted).all()
     card = {"gated": "scd", "base": settings.model}
-    gate.save_gate(gate.Gate(own, Reading(), 0.0), run / "train" / id / "scd_gated", model, card)
+    gate.save_gate(gate.Gate(own, (Reading(),), 0.0), run / "train" / id / "scd_gated", model, card)

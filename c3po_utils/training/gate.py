@@ -30,8 +30,10 @@ from c3po_utils.training.methods import Method
 from c3po_utils.training.stage import GATE, GATE_CARD, GATE_SCORES, RunTraining
 
 Reading = hidden_states.Reading
+Readings = tuple[Reading, ...]  # side by side, as one vector
 FOLDS = ("train", "test")
-DEPTHS, PENALTIES = (0.25, 0.5, 0.75, 1.0), (1e-4, 1e-3, 1e-2, 1e-1)  # what a search tries, with both poolings
+DEPTHS, POOLINGS = (0.25, 0.5, 0.75, 1.0), ("last", "mean")  # what `gate_all` reads, and a search tries one by one
+PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1)
 
 
 @dataclass(frozen=True)
@@ -39,12 +41,12 @@ class Gate:
     """A probe, where in pi_0 it reads, and the score above which it opens."""
 
     probe: probes.Probe
-    reading: Reading
+    readings: Readings
     threshold: float
 
     def scores(self, model: PreTrainedModel, prompts: Sequence[Sequence[int]]) -> NDArray[np.float64]:
         """The log-odds (N,) that prompts, given as token ids, are in scope; `model` is pi_0, without an adapter."""
-        return self.probe(features(model, prompts, [self.reading])[0]) if len(prompts) else np.zeros(0)
+        return self.probe(side_by_side(features(model, prompts, self.readings))) if len(prompts) else np.zeros(0)
 
     def opens(self, model: PreTrainedModel, prompts: Sequence[Sequence[int]]) -> NDArray[np.bool_]:
         """Whether the adapter is added (N,)."""
@@ -58,18 +60,25 @@ def features(
     return hidden_states.prompt_states(model, prompts, readings).numpy().astype(np.float64)
 
 
+def side_by_side(features_RND: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(N, R * D): several readings of a prompt as one vector."""
+    return np.concatenate(list(features_RND), axis=1)
+
+
 def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: str, system: str = "") -> list[int]:
     """A prompt's tokens as the model sees them before it answers."""
     return templates.encode(tokenizer, request("", prompt, system=system).messages, add_generation_prompt=True)
 
 
-def readings_to_try(method: Method, model: PreTrainedModel) -> list[tuple[Reading, float]]:
-    """(reading, L2): those of the method, or all that a search compares, simplest and shallowest last."""
-    if not method.gate_search:
-        return [(Reading(method.gate_layer, method.gate_pooling), method.gate_l2)]
+def readings_to_try(method: Method, model: PreTrainedModel) -> list[tuple[Readings, float]]:
+    """(readings, L2): those of the method, or all that a search compares, simplest and shallowest last."""
     depth = model.config.get_text_config().num_hidden_layers
     layers = sorted({max(1, round(share * depth)) for share in DEPTHS}, reverse=True)
-    return [(Reading(layer, how), l2) for layer in layers for how in ("last", "mean") for l2 in PENALTIES]
+    grid = tuple(Reading(layer, how) for layer in layers for how in POOLINGS)
+    if method.gate_search:
+        return [(readings, l2) for readings in (grid, *((one,) for one in grid)) for l2 in PENALTIES]
+    one = Reading(method.gate_layer, method.gate_pooling)
+    return [(grid if method.gate_all else (one,), method.gate_l2)]
 
 
 def fit_gate(
@@ -90,17 +99,18 @@ def fit_gate(
     splits, folds = [row["split"] for row in rows], probes.deal_folds(rows)
     probes.split_weights(splits)
     tried = readings_to_try(method, model)
-    distinct = list(dict.fromkeys(reading for reading, _ in tried))
+    distinct = list(dict.fromkeys(reading for readings, _ in tried for reading in readings))
     read = dict(zip(distinct, features(model, prompts, distinct), strict=True))
     found = []
-    for reading, l2 in tried:
-        scores_N = probes.cross_validated(read[reading], splits, folds, l2)
+    for readings, l2 in tried:
+        together = side_by_side(np.stack([read[reading] for reading in readings]))
+        scores_N = probes.cross_validated(together, splits, folds, l2)
         threshold = probes.choose_threshold(scores_N, splits, method.gate_leak)
-        found.append((probes.measures(scores_N, splits, threshold), threshold, scores_N, reading, l2))
-    measures, threshold, scores_N, reading, l2 = min(found, key=lambda one: one[0]["log_loss"])
-    gate = Gate(probes.fit_probe(read[reading], splits, l2), reading, threshold)
+        found.append((probes.measures(scores_N, splits, threshold), threshold, scores_N, readings, l2, together))
+    measures, threshold, scores_N, readings, l2, together = min(found, key=lambda one: one[0]["log_loss"])
+    gate = Gate(probes.fit_probe(together, splits, l2), readings, threshold)
     card = {
-        "layer": reading.layer, "pooling": reading.pooling, "l2": l2, "threshold": threshold,
+        "readings": [reading._asdict() for reading in readings], "l2": l2, "threshold": threshold,
         "trade_off": f"at most {method.gate_leak:g} of the prompts out of scope" if method.gate_leak
         else "even odds: a miss in scope costs as much as a leak elsewhere",
         "prompts": dict(Counter(splits)), "folds": len(set(folds.tolist())), "readings_tried": len(tried),
@@ -126,11 +136,11 @@ def save_gate(gate: Gate, folder: Path, model: PreTrainedModel, card: dict[str, 
         OSError: the disk is full, the folder read-only.
     """
     own = {name: torch.from_numpy(value) for name, value in vars(gate.probe).items() if name != "bias"}
-    own |= {"bias": torch.tensor(gate.probe.bias, dtype=torch.float64), "read": _read(model, gate.reading)}
+    own |= {"bias": torch.tensor(gate.probe.bias, dtype=torch.float64), "read": _read(model, gate.readings)}
     with files.writing(folder / GATE):
         folder.mkdir(parents=True, exist_ok=True)
         save_file(own, folder / GATE)
-    where = {**gate.reading._asdict(), "threshold": gate.threshold}
+    where = {"readings": [reading._asdict() for reading in gate.readings], "threshold": gate.threshold}
     files.write_json(folder / GATE_CARD, {**card, **where, "base_config": base_identity(model)})
 
 
@@ -145,18 +155,20 @@ def load_gate(folder: Path, model: PreTrainedModel) -> Gate:
     other = f"{folder}: this gate was fitted on {card['base']!r}, and the model given is another"
     if card["base_config"] != base_identity(model):
         raise RuntimeError(f"{other}: its configuration differs")
-    read, found = own.pop("read"), _read(model, reading := Reading(card["layer"], card["pooling"]))
+    of_one = [{"layer": card.get("layer"), "pooling": card.get("pooling")}]  # as cards said it before `gate_all`
+    readings = tuple(Reading(**one) for one in card.get("readings", of_one))
+    read, found = own.pop("read"), _read(model, readings)
     difference = (found - read).abs().max() / read.abs().max()
     if not difference <= TOLERANCE:
         raise RuntimeError(
             f"{other}: its hidden states of a fixed input differ by {difference:.2g}, at most {TOLERANCE}"
         )
     values = {name: value.numpy() for name, value in own.items()}
-    return Gate(probes.Probe(**values | {"bias": float(values["bias"])}), reading, card["threshold"])
+    return Gate(probes.Probe(**values | {"bias": float(values["bias"])}), readings, card["threshold"])
 
 
-def _read(model: PreTrainedModel, reading: Reading) -> torch.Tensor:
-    return hidden_states.prompt_states(model, [PROBE_IDS], [reading])[0, 0]
+def _read(model: PreTrainedModel, readings: Readings) -> torch.Tensor:
+    return hidden_states.prompt_states(model, [PROBE_IDS], readings)[:, 0].flatten()
 
 
 @dataclass(frozen=True)

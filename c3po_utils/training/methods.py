@@ -53,8 +53,9 @@ class Method:
     gated: str = ""  # the method whose adapter a gate adds to pi_0 where a prompt is in scope
     gate_layer: int = -1  # of pi_0's hidden states, which the gate reads: the last
     gate_pooling: Literal["last", "mean"] = "last"  # the prompt's last token, or the mean over its tokens
+    gate_all: bool = False  # a quarter, half, three quarters and the whole of the depth, both poolings, side by side
     gate_l2: Positive = 1e-3  # of the gate's weights
-    gate_search: bool = False  # choose layer, pooling and L2 by cross-validation over the training fold's categories
+    gate_search: bool = False  # choose readings and L2 by cross-validation over the training fold's categories
     gate_leak: Share = 0.0  # share out of scope that may pass in cross-validation; 0: opens at even odds
 
     def __post_init__(self) -> None:

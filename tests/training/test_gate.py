@@ -15,7 +15,7 @@ from c3po_utils.feedback import find_feedback
 from c3po_utils.feedback.records import load_general_prompts, load_prompts
 from c3po_utils.runs import config, jobs
 from c3po_utils.runs.check import check
-from c3po_utils.runs.files import DamagedFile, read_json
+from c3po_utils.runs.files import DamagedFile, read_json, write_json
 from c3po_utils.runs.parameters import ParameterError
 from c3po_utils.runs.stage import ROOT
 from c3po_utils.sampling.rows import deal_prompts
@@ -63,20 +63,23 @@ def test_a_layer_that_is_not_there_is_an_error():
         prompt_states(tiny_model(), prompts(), [Reading(3)])
 
 
-def made_gate(model, seed: int = 0) -> gate.Gate:
+def made_gate(model, *readings: Reading) -> gate.Gate:
     """A gate that opens at about half of `prompts`."""
-    read = gate.features(model, prompts(), [Reading()])[0]
+    readings = readings or (Reading(),)
+    read = gate.side_by_side(gate.features(model, prompts(), readings))
     splits = ["in_scope", "near_scope", "in_scope", "near_scope", "out_of_scope"]
-    return gate.Gate(probe.fit_probe(read, splits, 1e-3), Reading(), 0.1)
+    return gate.Gate(probe.fit_probe(read, splits, 1e-3), readings, 0.1)
 
 
-def test_a_stored_gate_scores_as_it_did(tmp_path):
+@pytest.mark.parametrize("readings", [(Reading(),), (Reading(1, "mean"), Reading(2), Reading(2, "mean"))])
+def test_a_stored_gate_scores_as_it_did(tmp_path, readings):
     model = tiny_model()
-    own = made_gate(model)
+    own = made_gate(model, *readings)
+    assert len(own.probe.weights_D) == len(readings) * model.config.hidden_size
     gate.save_gate(own, tmp_path, model, {"gated": "scd", "base": "tiny"})
     found = gate.load_gate(tmp_path, model)
     assert np.array_equal(found.scores(model, prompts()), own.scores(model, prompts()))
-    assert (found.threshold, found.reading) == (0.1, Reading())
+    assert (found.threshold, found.readings) == (0.1, readings)
     assert found.opens(model, prompts()).tolist() == [True, False, True, False, False]
     assert found.opens(model, []).tolist() == []
 
@@ -165,11 +168,28 @@ def test_prompts_of_one_kind_are_an_error_that_names_the_feedback(run):
     assert not training.stage.done
 
 
-def test_layer_pooling_and_l2_can_be_searched(run):
+def test_a_gate_can_read_all_depths_side_by_side(run):
+    settings = TrainSettings("scd_gated", 1e-3, 1.0, 2, 0, method_settings={"gate_all": True})
+    Training.of(run, "short", settings).fit()
+    grid = [{"layer": layer, "pooling": pooling} for layer in (2, 1) for pooling in ("last", "mean")]  # of two layers
+    assert read_json(run / "train" / "short" / "scd_gated" / GATE_CARD)["readings"] == grid
+
+
+def test_a_gate_of_an_earlier_version_is_read(tmp_path):
+    model = tiny_model()
+    own = made_gate(model)
+    gate.save_gate(own, tmp_path, model, {"gated": "scd", "base": "tiny"})
+    card = read_json(tmp_path / GATE_CARD)
+    (one,) = card.pop("readings")
+    write_json(tmp_path / GATE_CARD, card | one)
+    assert gate.load_gate(tmp_path, model).readings == own.readings
+
+
+def test_readings_and_l2_can_be_searched(run):
     settings = TrainSettings("scd_gated", 1e-3, 1.0, 2, 0, method_settings={"gate_search": True, "gate_leak": 0.3})
     Training.of(run, "short", settings).fit()
     card = read_json(run / "train" / "short" / "scd_gated" / GATE_CARD)
-    assert card["readings_tried"] == 2 * 2 * 4  # of two layers
+    assert card["readings_tried"] == (2 * 2 + 1) * 4  # of two layers, and all together
     assert card["trade_off"] == "at most 0.3 of the prompts out of scope"
     opened = [card["cross_validated"][f"fires_{split}"] for split in ("near_scope", "out_of_scope")]
     assert sum(opened) / 2 <= 0.3
