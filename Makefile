@@ -113,6 +113,7 @@ bench: setup vllm
 	@$(BIN)/python -m tests.benchmarks.bench_train
 	@$(BIN)/python -m tests.benchmarks.bench_faults
 	@$(BIN)/python -m tests.benchmarks.bench_gate
+	@$(BIN)/python -m tests.benchmarks.bench_readings
 	@$(BIN)/python -m tests.benchmarks.bench_batch
 	@$(BIN)/python -m tests.benchmarks.bench_serve
 	@$(BIN)/python -m pytest -m slow

@@ -6,7 +6,10 @@ Nothing is computed here: threads that a computation starts would not live on in
 from __future__ import annotations
 
 import pkgutil
+import threading
 from importlib import import_module
+
+from tqdm import tqdm
 
 INTERACTIVE = {"c3po_utils.figures.panel"}  # makes widgets, which complain when this process ends
 
@@ -16,3 +19,4 @@ for room in ("chat", "engine", "feedback", "sampling", "training", "evaluation",
             import_module(module.name)
 for name in ("ipykernel.kernelapp", "matplotlib.pyplot", "seaborn", "statsmodels.api"):
     import_module(name)
+tqdm.set_lock(threading.RLock())  # its own is a semaphore that processes share, and that a killed kernel leaves behind

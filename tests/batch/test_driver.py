@@ -138,7 +138,7 @@ def test_a_training_without_its_adapter_is_run_again_only_for_what_still_needs_i
     assert [name for name, *_ in started(tmp_path)] == ["a", "b", "a", "b"]
 
 
-INTERRUPTED = """
+DRIVER = """
 import pathlib, sys
 sys.path.insert(0, {root!r})
 from tests.batch.toy import config, nodes, run_toy
@@ -149,10 +149,20 @@ drive(config(folder), nodes(folder), LocalExecutor(2, body=run_toy))
 """
 
 
+def test_a_killed_kernel_leaves_no_semaphore_behind(tmp_path):
+    """Python's tracker of such things complains when the driver ends."""
+    bar = f"from tqdm.auto import tqdm\nlist(tqdm(range(3)))\n{DIES}"
+    toy(tmp_path, {"a": ("", bar)})
+    source = DRIVER.format(root=str(ROOT), folder=str(tmp_path))
+    ended = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, timeout=120)
+    assert f"a: lost {LOST_AT_MOST} times" in ended.stderr
+    assert "leaked" not in ended.stderr
+
+
 def _interrupted(folder: Path) -> tuple[subprocess.Popen, list[int]]:
     """A driver in a process of its own whose two workers' kernels sleep, and the kernels."""
     toy(folder, dict.fromkeys(("a", "b", "c"), ("", "if not (folder / 'awake').exists(): time.sleep(300)")))
-    script = INTERRUPTED.format(root=str(ROOT), folder=str(folder))
+    script = DRIVER.format(root=str(ROOT), folder=str(folder))
     process = subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.PIPE, text=True)
     limit = time.monotonic() + 90
     while len(started(folder)) < 2:

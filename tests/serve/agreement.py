@@ -1,8 +1,8 @@
 """Greedy answers of two engines with the same weights: how many are equal, and how near a tie the others part.
 
-In bfloat16 two engines that add in another order part somewhere in most longer answers: logits of 16 to 32 are multiples
-of an eighth, so ties are common, and what follows a tie is another text. Hence tokens are compared too, each after
-what was answered before it.
+In bfloat16 two engines that add in another order part somewhere in most longer answers: logits of 16 to 32 are
+multiples of an eighth, so ties are common, and what follows a tie is another text. Hence tokens are compared too, each
+after what was answered before it.
 """
 
 from __future__ import annotations

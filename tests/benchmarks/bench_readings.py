@@ -1,0 +1,91 @@
+"""What a gate should read of pi_0: each depth and pooling alone, or all side by side (`gate_all`), and with which L2.
+
+`python -m tests.benchmarks.bench_readings`, about 5 minutes on 2 cores; writes results/bench/readings.json. On the 16
+feedbacks with bundled prompts that are not in the second benchmark, with its folds: ten of the embedded model's, and
+six of the library's that it leaves out. `log_loss` is by cross-validation on the training fold, which is what decides;
+the rest are the test fold's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from c3po_utils.engine import load_tokenizer, names, shared_model
+from c3po_utils.feedback import Feedback, load_feedbacks
+from c3po_utils.feedback.records import FEEDBACK_FOLDER, feedback_set, load_general_prompts, load_prompts
+from c3po_utils.runs.config import load_config
+from c3po_utils.runs.files import write_json
+from c3po_utils.runs.stage import ROOT, git_commit, hardware
+from c3po_utils.sampling.rows import deal_prompts
+from c3po_utils.training import gate, probe
+from c3po_utils.training.methods import METHODS
+from tests.benchmarks.bench_gate import SETTINGS, SYSTEM
+
+OUTPUT = ROOT / "results" / "bench" / "readings.json"
+SETS = ("human", "style", "content", "embedded", "embedded_tuning")
+FOLDS = replace(SETTINGS, categories=13, prompts_per_category=6, test_share=0.46)  # as in benchmark.yaml
+PENALTIES = (1e-3, 1e-2, 1e-1)
+
+
+def outside() -> list[Feedback]:
+    """The feedbacks with bundled prompts that the second benchmark does not have."""
+    taken = set(load_config("benchmark").feedbacks)
+    every = load_feedbacks(*map(feedback_set, SETS))
+    bundled = {path.stem for path in (FEEDBACK_FOLDER / "prompts").glob("*.json")}
+    return [one for one in every if one.id in bundled - taken]
+
+
+def rates(rows: Sequence[dict], read_ND: np.ndarray, l2: float) -> dict[str, float]:
+    """A gate's loss in cross-validation, and how often it opens at test prompts."""
+    train = np.array([row["fold"] == "train" for row in rows])
+    own, held = ([row for row in rows if row["fold"] == fold] for fold in gate.FOLDS)
+    splits, tests = ([row["split"] for row in part] for part in (own, held))
+    scores = probe.cross_validated(read_ND[train], splits, probe.deal_folds(own), l2)
+    threshold = probe.choose_threshold(scores, splits)
+    found = probe.fit_probe(read_ND[train], splits, l2)(read_ND[~train])
+    opened = probe.fires(found, tests, threshold)
+    right = (opened["in_scope"] + 1 - (opened["near_scope"] + opened["out_of_scope"]) / 2) / 2
+    log_loss = probe.measures(scores, splits, threshold)["log_loss"]
+    return {**opened, "balanced_accuracy": right, "log_loss": log_loss}
+
+
+def compared(feedback: Feedback, readings: gate.Readings) -> Iterator[dict]:
+    """A row for each reading alone and for all together, with each L2."""
+    model, tokenizer = shared_model(names.EMBEDDED), load_tokenizer(names.EMBEDDED)
+    rows = deal_prompts(feedback, [*load_prompts(feedback.id), *load_general_prompts()], FOLDS)
+    prompts = [gate.prompt_ids(tokenizer, row["prompt"], SYSTEM) for row in rows]
+    read_RND = gate.features(model, prompts, readings)
+    alone = {f"{one.layer}, {one.pooling}": read_ND for one, read_ND in zip(readings, read_RND, strict=True)}
+    for name, read_ND in {**alone, "all": gate.side_by_side(read_RND)}.items():
+        for l2 in PENALTIES:
+            yield {"feedback": feedback.id, "reads": name, "l2": l2, **rates(rows, read_ND, l2)}
+
+
+def mean_of(rows: Sequence[dict]) -> dict[str, float]:
+    numbers = [key for key in rows[0] if key not in ("feedback", "reads", "l2")]
+    return {key: round(float(np.mean([row[key] for row in rows])), 4) for key in numbers}
+
+
+def main() -> None:
+    method = replace(METHODS["scd_gated"], gate_all=True)
+    ((readings, _),) = gate.readings_to_try(method, shared_model(names.EMBEDDED))
+    rows = []
+    for feedback in outside():
+        rows += compared(feedback, readings)
+        print(feedback.id, flush=True)
+    kinds = dict.fromkeys((row["reads"], row["l2"]) for row in rows)
+    means = [
+        {"reads": reads, "l2": l2, **mean_of([row for row in rows if (row["reads"], row["l2"]) == (reads, l2)])}
+        for reads, l2 in kinds
+    ]
+    means.sort(key=lambda row: row["log_loss"])
+    write_json(OUTPUT, {"machine": hardware(), "commit": git_commit(), "means": means, "feedbacks": rows})
+    for row in means:
+        print(row)
+
+
+if __name__ == "__main__":
+    main()
