@@ -42,6 +42,7 @@ SETTINGS = SampleSettings(names.EMBEDDED, strategy="demonstrate", best_of=8, max
 YES_OR_NO = "Does the instruction apply to what the user writes now? Answer yes or no."
 QUESTION = REASON_FIRST.partition("Does the instruction")[0] + YES_OR_NO
 NOISE, SIZES, SEEDS = (0.05, 0.1, 0.2), (6, 12, 24, 42), (0, 1, 2)
+LAST = (gate.Reading(),)  # what a gate reads unless told otherwise
 WORD = re.compile(r"\w+")
 Scorer = Callable[[Sequence[str]], np.ndarray]  # texts to scores less the threshold
 
@@ -72,14 +73,15 @@ def doubted() -> list[Doubted]:
 class Reader:
     """pi_0's hidden states of prompts, each computed once."""
 
-    def __init__(self, model: str):
-        self.model, self.tokenizer = shared_model(model), load_tokenizer(model)
+    def __init__(self, model: str, readings: gate.Readings = LAST):
+        self.model, self.tokenizer, self.readings = shared_model(model), load_tokenizer(model), readings
         self.known: dict[str, np.ndarray] = {}
 
     def __call__(self, texts: Sequence[str]) -> np.ndarray:
         if missing := [text for text in dict.fromkeys(texts) if text not in self.known]:
             ids = [gate.prompt_ids(self.tokenizer, text, SYSTEM) for text in missing]
-            self.known |= dict(zip(missing, gate.features(self.model, ids, [gate.Reading()])[0], strict=True))
+            read = gate.side_by_side(gate.features(self.model, ids, self.readings))
+            self.known |= dict(zip(missing, read, strict=True))
         return np.stack([self.known[text] for text in texts])
 
     def asked(self, feedback: Feedback, texts: Sequence[str]) -> np.ndarray:
