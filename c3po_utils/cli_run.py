@@ -121,7 +121,7 @@ def _run(config: RunConfig, kinds: tuple[str, ...], take_over: bool) -> None:
     from c3po_utils.batch import driver, graph
 
     with told():
-        nodes = {name: node for name, node in graph.graph(config).items() if node.kind in kinds}
+        nodes = graph.graph(config, kinds)
         driver.run_checked(config, nodes, take_over)
     if "figures" in nodes:
         _show_figures(nodes["figures"].folders[0])
@@ -161,7 +161,7 @@ def plan(
         chosen = runs_of(run, overrides, sweep, sweep_file)
         for one in chosen:
             check.check(one)
-            nodes = {name: node for name, node in graph.graph(one).items() if node.kind in kinds}
+            nodes = graph.graph(one, kinds)
             click.echo(plans.told(one, nodes, tokens_per_s))
     for missing in dict.fromkeys(reason for one in chosen for reason in check.lacking(one)):
         click.echo(f"before it can run: {missing}")

@@ -14,7 +14,7 @@ made when it is asked for. Names are those of the folders that are filled:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -67,18 +67,19 @@ class Node:
 Nodes = dict[str, Node]  # by name, each after those that it needs
 
 
-def graph(config: RunConfig) -> Nodes:
-    """The run's jobs, each after those that it needs; what comes first should start first.
+def graph(config: RunConfig, kinds: Collection[str] = KINDS) -> Nodes:
+    """The run's jobs of these kinds, each after those that it needs; what comes first should start first.
 
-    Within a feedback long trainings come before short ones, so that the last to end is a short one. Nothing is read
-    but the feedbacks' records.
+    What a job needs that is not among them is taken as done. Within a feedback long trainings come before short ones,
+    so that the last to end is a short one. Nothing is read but the feedbacks' records.
 
     Raises:
         ParameterError, ValueError, KeyError: settings that `check` refuses.
     """
     nodes: Nodes = {}
     for node in _Layout(config, run_folder(config.run)).all():
-        nodes[node.name] = node
+        if node.kind in kinds:
+            nodes[node.name] = node
     return {name: replace(node, needs=tuple(filter(nodes.__contains__, node.needs))) for name, node in nodes.items()}
 
 
