@@ -1,6 +1,6 @@
 """vLLM's server and our own sampling, with the same weights and conversations: how alike, and how fast.
 
-python -m tests.benchmarks.bench_serve [conversations]      writes results/bench/serve.json
+python -m tests.benchmarks.bench_serve [conversations] [rounds]      writes results/bench/serve.json
 
 Needs vLLM (`make vllm`). Both answer in bfloat16, after a warm-up, one after the other in turns: sampled (the paper's
 parameters) and greedy, on a quiet machine and beside two processes that never rest. Time runs over the answering alone;
@@ -32,7 +32,7 @@ from tests.serve.agreement import agreement
 
 OUTPUT = ROOT / "results" / "bench" / "serve.json"
 SYSTEM = "You are a helpful assistant. Reply in one or two short sentences."
-TOKENS, ROUNDS, AGREEING = 128, 3, 200
+CONVERSATIONS, TOKENS, ROUNDS, AGREEING = 128, 128, 3, 200
 WORKLOADS = {"sampled": Sampling(max_new_tokens=TOKENS), "greedy": Sampling(temperature=0.0, max_new_tokens=TOKENS)}
 BUSY = {"quiet": 0, "beside two busy processes": 2}
 
@@ -67,11 +67,11 @@ def tokens_per_s(model: ChatModel, requests: list[Request], sampling: Sampling) 
     return sum(outcome.completion_tokens for outcome in outcomes.values()) / (time.monotonic() - start)
 
 
-def measure(models: dict[str, ChatModel], workload: str, load: str, count: int) -> dict[str, Any]:
+def measure(models: dict[str, ChatModel], workload: str, load: str, count: int, rounds: int) -> dict[str, Any]:
     """Tokens per second of each, the medians of some rounds, in which they take turns."""
     found: dict[str, list[float]] = {who: [] for who in models}
     with busy(BUSY[load]):
-        for number, (who, model) in product(range(ROUNDS), models.items()):
+        for number, (who, model) in product(range(rounds), models.items()):
             asked = conversations(count, f"{load}/{workload}/{number}")
             found[who].append(round(tokens_per_s(model, asked, WORKLOADS[workload]), 1))
     middle = {who: statistics.median(speeds) for who, speeds in found.items()}
@@ -79,7 +79,7 @@ def measure(models: dict[str, ChatModel], workload: str, load: str, count: int) 
     return {"workload": workload, "load": load, "tokens_per_s": middle, "rounds": found, "ratio": ratio}
 
 
-def compare(count: int, url: str = "") -> dict[str, Any]:
+def compare(count: int = CONVERSATIONS, rounds: int = ROUNDS, url: str = "") -> dict[str, Any]:
     """Everything, with a server of its own, or one with the embedded model that runs at `url`."""
     with tempfile.TemporaryDirectory() as scratch, Engine(EMBEDDED, Path(scratch), url) as server:
         start = time.monotonic()
@@ -90,10 +90,10 @@ def compare(count: int, url: str = "") -> dict[str, Any]:
         for model in models.values():
             tokens_per_s(model, conversations(16, "warm-up"), WORKLOADS["sampled"])
         alike = agreement(local, models["vllm"], conversations(AGREEING, "alike"), WORKLOADS["greedy"])
-        print(f"{alike['equal']} of {alike['asked']} greedy answers are equal", flush=True)
+        print({key: value for key, value in alike.items() if key != "parted"}, flush=True)
         rows = []
         for load, workload in product(BUSY, WORKLOADS):
-            rows.append(measure(models, workload, load, count))
+            rows.append(measure(models, workload, load, count, rounds))
             print(rows[-1], flush=True)
     return {
         "machine": hardware(), "commit": git_commit(), "conversations": count, "start_s": started_s,
@@ -102,6 +102,6 @@ def compare(count: int, url: str = "") -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    compared = compare(int(sys.argv[1]) if len(sys.argv) > 1 else 128)
+    compared = compare(*map(int, sys.argv[1:3]))
     write_json(OUTPUT, compared)
     print(f"{OUTPUT.relative_to(ROOT)}: ours / vllm = {[row['ratio'] for row in compared['rows']]}")
