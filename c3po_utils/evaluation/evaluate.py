@@ -17,7 +17,7 @@ from c3po_utils.evaluation.routing import adapted
 from c3po_utils.feedback import Feedback, find_feedback
 from c3po_utils.runs import LEDGER, Stage, done_stages, files, stage
 from c3po_utils.sampling import SampleSettings, answers, load_rows, rows_hash, stored_settings
-from c3po_utils.training import BASE_RESAMPLED, adapter_folder, known_hash
+from c3po_utils.training import BASE_RESAMPLED, adapter_folder
 
 ANSWERS = "answers.jsonl"
 Answered = tuple[Sequence[dict], dict]  # rows with a column of answers, and the columns that tell their scores apart
@@ -27,7 +27,7 @@ def eval_stage(run: Path | str, feedback_id: str, method: str, judge: Judge | No
     """The folder of one method's scores, done when they came from these samples, this adapter and this judge."""
     inputs: dict[str, Any] = {"rows": rows_hash(run, feedback_id)}
     if method not in training.methods.PROMPTED:
-        inputs["adapter"] = known_hash(adapter_folder(run, feedback_id, method))
+        inputs["adapter"] = training.stage.known_hash(adapter_folder(run, feedback_id, method))
     if judge:
         inputs["judge"] = judge.identity
     return Stage(Path(run) / "eval" / feedback_id / method, {"method": method, **inputs}, ANSWERS)

@@ -15,6 +15,7 @@ from typing import Literal
 
 import pandas as pd
 
+from c3po_utils import training  # as a room: its heavy parts are imported when they are used
 from c3po_utils.evaluation.evaluate import ANSWERS, Answered, collected, rows_to_answer, stored_scores
 from c3po_utils.evaluation.judge import Judge
 from c3po_utils.evaluation.routing import RoutedChat, adapted
@@ -22,7 +23,7 @@ from c3po_utils.evaluation.scores import application_share, applied
 from c3po_utils.feedback import Feedback, find_feedback, records
 from c3po_utils.runs import Stage, done_stages
 from c3po_utils.sampling import answers, rows_hash, stored_settings
-from c3po_utils.training import BASE_RESAMPLED, adapter_folder, known_hash
+from c3po_utils.training import BASE_RESAMPLED, adapter_folder
 
 How = Literal["add", "joint"]
 SETTING = {"add": "added", "joint": "joint"}  # figure 7's panels, after `single`
@@ -59,7 +60,7 @@ def two_feedbacks_stage(
         "method": method,
         "how": how,
         "rows": {id: rows_hash(run, id) for id in ids},
-        "adapters": {id: known_hash(adapter_folder(run, id, method)) for id in adapters},
+        "adapters": {id: training.stage.known_hash(adapter_folder(run, id, method)) for id in adapters},
         **({"judge": judge.identity} if judge else {}),
     }
     return Stage(Path(run) / "eval" / together / (method + SUFFIX[how]), identity, ANSWERS)

@@ -32,7 +32,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     ],
     submod_attrs={
         "methods": ["BASE_RESAMPLED", "registered", "trained_methods"],
-        "stage": ["TrainSettings", "adapter_folder", "adapter_hash", "known_hash"],
+        "stage": ["TrainSettings", "adapter_folder", "adapter_hash"],
         "finetune": ["Training"],
         "adapters": ["merged"],
     },
