@@ -107,13 +107,10 @@ def spared(node: Node, nodes: Nodes, after: Mapping[str, Sequence[str]]) -> bool
     Args:
         after: see `dependants`; a run of trainings alone has none, and makes the adapter.
     """
-    needed_by = [nodes[name] for name in after[node.name]]
-    return (
-        bool(needed_by)
-        and node.kind == "train"
-        and node.made
-        and all(other.done or spared(other, nodes, after) for other in needed_by)
-    )
+    if node.kind != "train" or not after[node.name] or not node.made:
+        return False
+    needed_by = (nodes[name] for name in after[node.name])
+    return all(other.done or spared(other, nodes, after) for other in needed_by)
 
 
 class _Layout:

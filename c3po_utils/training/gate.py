@@ -7,7 +7,7 @@ linear probe (probe.py) that is fitted in seconds on the prompts of the training
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -60,7 +60,7 @@ def features(
     return hidden_states.prompt_states(model, prompts, readings).numpy().astype(np.float64)
 
 
-def side_by_side(features_RND: NDArray[np.float64]) -> NDArray[np.float64]:
+def side_by_side(features_RND: Iterable[NDArray[np.float64]]) -> NDArray[np.float64]:
     """(N, R * D): several readings of a prompt as one vector."""
     return np.concatenate(list(features_RND), axis=1)
 
@@ -100,15 +100,15 @@ def fit_gate(
     probes.split_weights(splits)
     tried = readings_to_try(method, model)
     distinct = list(dict.fromkeys(reading for readings, _ in tried for reading in readings))
-    read = dict(zip(distinct, features(model, prompts, distinct), strict=True))
+    alone = dict(zip(distinct, features(model, prompts, distinct), strict=True))
+    read = {readings: side_by_side(alone[reading] for reading in readings) for readings, _ in tried}
     found = []
     for readings, l2 in tried:
-        together = side_by_side(np.stack([read[reading] for reading in readings]))
-        scores_N = probes.cross_validated(together, splits, folds, l2)
+        scores_N = probes.cross_validated(read[readings], splits, folds, l2)
         threshold = probes.choose_threshold(scores_N, splits, method.gate_leak)
-        found.append((probes.measures(scores_N, splits, threshold), threshold, scores_N, readings, l2, together))
-    measures, threshold, scores_N, readings, l2, together = min(found, key=lambda one: one[0]["log_loss"])
-    gate = Gate(probes.fit_probe(together, splits, l2), readings, threshold)
+        found.append((probes.measures(scores_N, splits, threshold), threshold, scores_N, readings, l2))
+    measures, threshold, scores_N, readings, l2 = min(found, key=lambda one: one[0]["log_loss"])
+    gate = Gate(probes.fit_probe(read[readings], splits, l2), readings, threshold)
     card = {
         "readings": [reading._asdict() for reading in readings], "l2": l2, "threshold": threshold,
         "trade_off": f"at most {method.gate_leak:g} of the prompts out of scope" if method.gate_leak

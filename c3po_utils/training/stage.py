@@ -76,13 +76,15 @@ def known_hash(folder: Path) -> str:
         As `adapter_hash`.
     """
     manifest = Stage(folder, {}).manifest or {}
-    kept = {name: (folder / name).exists() for name in (GATE, WEIGHTS)}
-    if any(kept.values()) or manifest.get("status") != "done":
-        return adapter_hash(folder)
-    known = {name: file.get("hash") for name, file in manifest["files"].items()}
-    if gated := manifest["identity"].get("objective", {}).get("gated"):
-        return files.content_hash([known[name] for name in (GATE, GATE_CARD)] + [known_hash(folder.parent / gated)])
-    return known.get(WEIGHTS) or adapter_hash(folder)
+    told = manifest.get("files", {})
+
+    def known(name: str) -> str:
+        return stage.intact(folder, name) if (folder / name).exists() else told[name]["hash"]
+
+    if GATE in told:
+        gated = folder.parent / manifest["identity"]["objective"]["gated"]
+        return files.content_hash([known(GATE), known(GATE_CARD), known_hash(gated)])
+    return known(WEIGHTS) if WEIGHTS in told else adapter_hash(folder)
 
 
 @dataclass(frozen=True)

@@ -127,12 +127,16 @@ def share(scorer: Scorer, texts: Sequence[str]) -> float:
     return round(float((scorer(texts) > 0).mean()), 4)
 
 
+def balanced(opened: dict[str, float]) -> float:
+    """Balanced accuracy, from how often a gate opens by split."""
+    return (opened["in_scope"] + 1 - (opened["near_scope"] + opened["out_of_scope"]) / 2) / 2
+
+
 def held_out(scorer: Scorer, one: Doubted) -> dict[str, float]:
     rows = one.of("test")
     scores, splits = scorer([row["prompt"] for row in rows]), [row["split"] for row in rows]
     found = probe.fires(scores, splits, 0.0)
-    right = (found["in_scope"] + 1 - (found["near_scope"] + found["out_of_scope"]) / 2) / 2
-    found |= {"balanced_accuracy": right, "roc_auc": probe.measures(scores, splits, 0.0)["roc_auc"]}
+    found |= {"balanced_accuracy": balanced(found), "roc_auc": probe.measures(scores, splits, 0.0)["roc_auc"]}
     return {key: round(value, 4) for key, value in found.items()}
 
 

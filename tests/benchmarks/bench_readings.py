@@ -23,7 +23,17 @@ from c3po_utils.runs.stage import ROOT, git_commit, hardware
 from c3po_utils.sampling.rows import deal_prompts
 from c3po_utils.training import gate, probe
 from c3po_utils.training.methods import METHODS
-from tests.benchmarks.bench_gate import SETTINGS, SYSTEM, Reader, by_another_hand, doubted, fitted, held_out, means
+from tests.benchmarks.bench_gate import (
+    SETTINGS,
+    SYSTEM,
+    Reader,
+    balanced,
+    by_another_hand,
+    doubted,
+    fitted,
+    held_out,
+    means,
+)
 
 OUTPUT = ROOT / "results" / "bench" / "readings.json"
 SETS = ("human", "style", "content", "embedded", "embedded_tuning")
@@ -48,9 +58,8 @@ def rates(rows: Sequence[dict], read_ND: np.ndarray, l2: float) -> dict[str, flo
     threshold = probe.choose_threshold(scores, splits)
     found = probe.fit_probe(read_ND[train], splits, l2)(read_ND[~train])
     opened = probe.fires(found, tests, threshold)
-    right = (opened["in_scope"] + 1 - (opened["near_scope"] + opened["out_of_scope"]) / 2) / 2
     log_loss = probe.measures(scores, splits, threshold)["log_loss"]
-    return {**opened, "balanced_accuracy": right, "log_loss": log_loss}
+    return {**opened, "balanced_accuracy": balanced(opened), "log_loss": log_loss}
 
 
 def compared(feedback: Feedback, readings: gate.Readings) -> Iterator[dict]:
@@ -66,8 +75,8 @@ def compared(feedback: Feedback, readings: gate.Readings) -> Iterator[dict]:
 
 
 def mean_of(rows: Sequence[dict]) -> dict[str, float]:
-    numbers = [key for key in rows[0] if key not in ("feedback", "reads", "l2")]
-    return {key: round(float(np.mean([row[key] for row in rows])), 4) for key in numbers}
+    """Over feedbacks, of one reading and L2."""
+    return means([{key: row[key] for key in row if key not in ("reads", "l2")} for row in rows])
 
 
 def other_hand(readings: gate.Readings) -> dict[str, dict]:

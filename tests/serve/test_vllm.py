@@ -169,13 +169,29 @@ def test_what_cannot_be_answered_is_a_typed_outcome(serving, server, tmp_path, m
     assert (outcome.status, "HTTP 401" in outcome.reason) == ("failed", True)
 
 
-def test_greedy_answers_are_ours_but_for_near_ties(server, tmp_path):
+@pytest.fixture(scope="module")
+def greedy(run, serving, tmp_path_factory):
+    """`agreement` of the base model's greedy answers."""
     local = LocalChat(shared_model(MODEL), load_tokenizer(MODEL), name="ours")
-    found = agreement(local, server.chat("m", BASE, tmp_path / "l"), conversations(ALIKE, "alike"), GREEDY)
+    served_base = (
+        served.choose(run, [*WORDS, SUM])
+        .engine(run, serving.url)
+        .chat("m", BASE, tmp_path_factory.mktemp("greedy") / "l")
+    )
+    found = agreement(local, served_base, conversations(ALIKE, "alike"), GREEDY)
     print(json.dumps(found))
-    assert found["answered"] == ALIKE
-    assert found["same_tokens"] >= 0.95 * found["tokens"]
-    assert all(each["gap"] <= NEAR_TIE for each in found["parted"])
+    return found
+
+
+def test_greedy_answers_part_from_ours_at_near_ties_alone(greedy):
+    assert greedy["answered"] == ALIKE
+    assert greedy["same_tokens"] >= 0.95 * greedy["tokens"]
+    assert all(each["gap"] <= NEAR_TIE for each in greedy["parted"])
+
+
+@pytest.mark.xfail(strict=True, reason="84 of 200 were: in bfloat16 most longer answers meet a tie (agreement.py)")
+def test_greedy_answers_are_ours(greedy):
+    assert greedy["equal"] >= 0.95 * ALIKE
 
 
 def test_a_sum_and_a_single_adapter_answer_as_here(run, server, tmp_path):

@@ -17,12 +17,12 @@ from c3po_utils.runs import config, jobs
 from c3po_utils.runs.check import check
 from c3po_utils.runs.files import DamagedFile, read_json, write_json
 from c3po_utils.runs.parameters import ParameterError
-from c3po_utils.runs.stage import ROOT
+from c3po_utils.runs.stage import MANIFEST, ROOT, fingerprint
 from c3po_utils.sampling.rows import deal_prompts
 from c3po_utils.sampling.settings import SampleSettings
 from c3po_utils.training import Training, TrainSettings, adapter_hash, gate, probe
 from c3po_utils.training.methods import METHODS, get_method
-from c3po_utils.training.stage import GATE, GATE_CARD, train_stage, weights_folder
+from c3po_utils.training.stage import GATE, GATE_CARD, WEIGHTS, known_hash, train_stage, weights_folder
 from tests.stored_run import store_adapter, store_sample
 from tests.token_rows import VOCABULARY, tiny_model
 
@@ -166,6 +166,19 @@ def test_prompts_of_one_kind_are_an_error_that_names_the_feedback(run):
     with pytest.raises(ValueError, match=r"the gate of 'short': a gate needs prompts in scope and others: found .*: 0"):
         training.fit()
     assert not training.stage.done
+
+
+def test_a_gate_whose_adapter_is_not_kept_is_known_as_it_was(run):
+    Training.of(run, "short", SETTINGS).fit()
+    gated, adapter = (run / "train" / "short" / method for method in ("scd_gated", "scd"))
+    known = adapter_hash(gated)
+    told = {"status": "done", "identity": {}, "files": {WEIGHTS: fingerprint(adapter / WEIGHTS)}}
+    write_json(adapter / MANIFEST, told)
+    (adapter / WEIGHTS).unlink()
+    assert known_hash(gated) == known
+    for name in (GATE, GATE_CARD):
+        (gated / name).unlink()
+    assert known_hash(gated) == known
 
 
 def test_a_gate_can_read_all_depths_side_by_side(run):
