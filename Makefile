@@ -67,8 +67,10 @@ lint: setup
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
 	@$(BIN)/lint-imports --no-logo
 
+# Half of what tests do is to wait: two at a time, and then one by one those that measure time.
 test: lint
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -n 2 --dist worksteal
+	@$(BIN)/python -m pytest -m quiet
 
 # Playwright lies in a folder of its own, as nobody else needs it. The browser is Debian's, or else Playwright's own.
 test-browser: setup

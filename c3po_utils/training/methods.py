@@ -12,6 +12,8 @@ from c3po_utils.training.limits import Count, CountOrNone, NotNegative, Positive
 
 OTHERS = {"start": "starts from", "gated": "is a gate for", "distils": "distils"}  # fields that name another method
 SEGMENTS = ("chosen", "rejected", "near_scope", "out_of_scope")
+READ = {"gate_layer", "gate_pooling"}
+CHOSEN = {"gate_all": READ, "gate_search": READ | {"gate_all", "gate_l2"}}  # what these fields leave nothing to say of
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,10 @@ class Method:
             raise ValueError(f"method settings: {found}: expected both or neither")
         if self.distils and not (self.near_weight and self.out_weight):
             raise ValueError("method settings: unlabelled prompts join near and out rows, and one of these weighs 0")
+        chosen = "gate_search" if self.gate_search else "gate_all" if self.gate_all else ""
+        if passed := sorted(CHOSEN.get(chosen, set()) & self.differences.keys()):
+            names = " and ".join(passed)
+            raise ValueError(f"method settings: {chosen} chooses what the gate reads, expected it without {names}")
         if not self.segments and not self.gated:
             raise ValueError("method settings: all terms have the weight 0, expected one or more above it")
 

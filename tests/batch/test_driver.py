@@ -16,7 +16,7 @@ import pytest
 
 from c3po_utils.batch.driver import LOST_AT_MOST, RunFailed, drive
 from c3po_utils.batch.graph import Nodes, finished
-from c3po_utils.batch.local import LocalExecutor
+from c3po_utils.batch.local import LIBRARIES, LocalExecutor
 from c3po_utils.runs.jobs import NOTEBOOKS
 from c3po_utils.runs.limits import usable_cores
 from c3po_utils.runs.stage import MANIFEST, ROOT, Stage
@@ -142,19 +142,24 @@ DRIVER = """
 import pathlib, sys
 sys.path.insert(0, {root!r})
 from tests.batch.toy import config, nodes, run_toy
+from c3po_utils.batch import local
 from c3po_utils.batch.driver import drive
-from c3po_utils.batch.local import LocalExecutor
+local.LIBRARIES = {libraries!r}
 folder = pathlib.Path({folder!r})
-drive(config(folder), nodes(folder), LocalExecutor(2, body=run_toy))
+drive(config(folder), nodes(folder), local.LocalExecutor(2, body=run_toy))
 """
+
+
+def driver(folder: Path, libraries: str = "ipykernel.kernelapp") -> list[str]:
+    """The command of a driver in a process of its own; its kernels, forked, have what they need at once."""
+    return [sys.executable, "-c", DRIVER.format(root=str(ROOT), folder=str(folder), libraries=libraries)]
 
 
 def test_a_killed_kernel_leaves_no_semaphore_behind(tmp_path):
     """Python's tracker of such things complains when the driver ends."""
     bar = f"from tqdm.auto import tqdm\nlist(tqdm(range(3)))\n{DIES}"
     toy(tmp_path, {"a": ("", bar)})
-    source = DRIVER.format(root=str(ROOT), folder=str(tmp_path))
-    ended = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, timeout=120)
+    ended = subprocess.run(driver(tmp_path, LIBRARIES), capture_output=True, text=True, timeout=120)
     assert f"a: lost {LOST_AT_MOST} times" in ended.stderr
     assert "leaked" not in ended.stderr
 
@@ -162,8 +167,7 @@ def test_a_killed_kernel_leaves_no_semaphore_behind(tmp_path):
 def _interrupted(folder: Path) -> tuple[subprocess.Popen, list[int]]:
     """A driver in a process of its own whose two workers' kernels sleep, and the kernels."""
     toy(folder, dict.fromkeys(("a", "b", "c"), ("", "if not (folder / 'awake').exists(): time.sleep(300)")))
-    script = DRIVER.format(root=str(ROOT), folder=str(folder))
-    process = subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(driver(folder), stderr=subprocess.PIPE, text=True)
     limit = time.monotonic() + 90
     while len(started(folder)) < 2:
         assert process.poll() is None, process.stderr.read()

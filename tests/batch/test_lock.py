@@ -115,6 +115,7 @@ def test_a_store_that_overwrites_where_it_should_not_is_refused(url, monkeypatch
         pass
 
 
+@pytest.mark.quiet
 def test_a_driver_that_cannot_be_heard_of_stops_before_it_expires(tmp_path, monkeypatch):
     monkeypatch.setattr(lock, "EXPIRY_S", 1.0)
     held = lock.Lock(str(tmp_path / "run"))

@@ -18,6 +18,7 @@ from c3po_utils.evaluation.evaluate import evaluate_method
 from c3po_utils.feedback.records import FEEDBACK_FOLDER, find_feedback
 from c3po_utils.runs.config import load_config, load_runs
 from c3po_utils.runs.estimate import estimates
+from tests.speed import slowness
 from tests.stored_run import store_sample
 
 TWELVE = [
@@ -43,6 +44,7 @@ def contents(folder: Path) -> dict[str, int]:
     return {str(path): path.stat().st_mtime_ns for path in sorted(folder.rglob("*"))}
 
 
+@pytest.mark.quiet
 def test_a_plan_of_a_hundred_feedbacks_twelve_methods_and_five_values_is_quick(tmp_path):
     run = {"run": str(tmp_path / "run"), "feedback_set": str(many(tmp_path, 100)), "methods": TWELVE}
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(run))
@@ -56,7 +58,7 @@ def test_a_plan_of_a_hundred_feedbacks_twelve_methods_and_five_values_is_quick(t
     assert done.returncode == 0, done.stderr
     assert "12,301 jobs, 0 done" in done.stdout
     assert contents(tmp_path) == before
-    assert float(done.stdout.rpartition("CPU ")[2]) < 3
+    assert float(done.stdout.rpartition("CPU ")[2]) < 3 * slowness()
 
 
 def test_a_plan_counts_what_an_estimate_counts(tmp_path):

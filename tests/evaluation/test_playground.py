@@ -82,6 +82,7 @@ def test_in_a_mixture_each_gate_decides_for_its_own_adapter(tmp_path, tiny):
 
 
 @pytest.mark.embedded
+@pytest.mark.quiet
 def test_the_first_word_of_a_loaded_model_comes_within_three_seconds(tmp_path):
     store_sample(tmp_path, "short", "smollm2-135m")
     play, came = open_playground(tmp_path, "short", ["base"]), []

@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-import time
 from itertools import pairwise
 
 import pytest
@@ -15,6 +14,7 @@ from c3po_utils.feedback.metrics import FEW_LETTERS, METRICS, Metric, check, met
 from c3po_utils.feedback.structure import NAMES
 from c3po_utils.feedback.text import normalise
 from c3po_utils.runs.parameters import nearest
+from tests.speed import within
 
 BASELINE = "A dozen words or so is what the baseline has to say on this."
 GERMAN = "Der schnelle braune Fuchs springt über den faulen Hund, und danach schläft er lange im Schatten."
@@ -299,19 +299,17 @@ def test_100_000_answers_take_less_than_30_seconds_per_metric():
     assert sum(map(len, answers)) / len(answers) > 500
     for spec in SPECS:
         if spec.name != "language_is":
-            start = time.process_time()
-            for answer, baseline in pairwise(answers):
-                check(spec, answer, baseline)
-                check(spec, baseline, baseline)
-            assert 100 * (time.process_time() - start) < 30, spec.name
+            with within(0.3):  # a hundredth of the answers
+                for answer, baseline in pairwise(answers):
+                    check(spec, answer, baseline)
+                    check(spec, baseline, baseline)
 
 
 @pytest.mark.parametrize("piece", ["?", "! ", "\n", " ", "- ", "1. ", "0 ", "```\n", "_", "lol", "5", "A.", "“"])
 def test_babble_takes_no_longer(piece):
     """A model that collapsed repeats itself: no pattern may take more than linear time."""
     babble = "x" + piece * (50_000 // len(piece)) + "x"
-    start = time.process_time()
-    for spec in SPECS:
-        if spec.name != "language_is":
-            check(spec, babble, babble)
-    assert time.process_time() - start < 5
+    with within(5):
+        for spec in SPECS:
+            if spec.name != "language_is":
+                check(spec, babble, babble)

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import re
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 
 import pytest
 import yaml
@@ -18,16 +16,10 @@ from c3po_utils.feedback.files import FeedbackError
 from c3po_utils.feedback.metrics import Metric, check
 from c3po_utils.feedback.records import Feedback, load_feedbacks
 from tests.feedback.test_records import RECORD
+from tests.speed import within
 
 ENDLESS = r"(a|aa)+$"  # has to try as many ways as there are to add up a number by ones and twos
 SLOW = r"(.*?,){12}P"  # grows with the length to the power of 12: passes on a probe of 48 characters without a comma
-
-
-@contextmanager
-def within(seconds: float) -> Iterator[None]:
-    start = time.process_time()
-    yield
-    assert time.process_time() - start < seconds
 
 
 @pytest.mark.parametrize("pattern", [ENDLESS, r"^(\w|\w\w)*!$", r"(lol|lo|l|ol)+!$", "(?i)(A|a|AA)+$"])

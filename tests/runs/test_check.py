@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import papermill
@@ -21,6 +20,7 @@ from c3po_utils.runs.config import RUNS, RunConfig, load_config
 from c3po_utils.runs.estimate import estimates
 from c3po_utils.runs.jobs import NOTEBOOKS, feedback_names, figures_values, train_values, two_feedbacks_runs
 from c3po_utils.runs.parameters import ParameterError
+from tests.speed import slowness, within
 
 UNSCORED = """
 feedbacks:
@@ -217,10 +217,9 @@ def test_a_second_feedback_is_put_into_one_model_with_each_other():
 
 def test_the_library_is_checked_within_seconds():
     judged = ["evaluate.judge_model=openai:gpt-4.1", "select={}"]
-    config, start = load_config("paper", judged), time.process_time()
-    check(config)
+    with within(4):
+        check(config := load_config("paper", judged))
     assert len(feedback_names(config)) == 100
-    assert time.process_time() - start < 4
 
 
 def test_the_defaults_of_the_notebooks_pass():
@@ -238,12 +237,13 @@ print(*sorted(heavy), time.process_time())
 """
 
 
+@pytest.mark.quiet
 def test_the_check_needs_no_library_of_models_and_is_quick():
     """Two seconds of processor time: what runs beside it does not count."""
     done = subprocess.run([sys.executable, "-c", QUICK], capture_output=True, text=True, check=True)
     *heavy, seconds = done.stdout.split()
     assert heavy == []
-    assert float(seconds) < 2
+    assert float(seconds) < 2 * slowness()
 
 
 def test_a_wrong_run_is_told_in_one_line_by_the_command_too(tmp_path):

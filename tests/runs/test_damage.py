@@ -139,7 +139,7 @@ for write in (lambda: write_json({str(tmp_path / "results/run.json")!r}, 1),
     except PermissionError as error:
         print(error)
 """
-    for folder in (tmp_path, *tmp_path.parents[:2]):  # pytest's own, which others may not enter
+    for folder in (tmp_path, *tmp_path.parents[:3]):  # pytest's own, which others may not enter
         folder.chmod(0o755)
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     first, second = done.stdout.splitlines()

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -19,6 +16,7 @@ from c3po_utils.runs import documents, files, parameters
 from c3po_utils.runs.config import read_config
 from c3po_utils.runs.document_reader import DEEPEST
 from c3po_utils.runs.parameters import ParameterError
+from tests.speed import within
 
 BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
     f"{name}: &{name} [{', '.join([f'*{before}'] * 9)}]\n"
@@ -57,20 +55,13 @@ HOSTILE = {  # what, and the line where it is told
 }
 
 
-@contextmanager
-def at_once(seconds: float = 1.0) -> Iterator[None]:
-    start = time.process_time()
-    yield
-    assert time.process_time() - start < seconds
-
-
 @pytest.mark.parametrize("what", HOSTILE)
 def test_hostile_documents_end_at_once_with_their_line(tmp_path, what):
     text, line = HOSTILE[what]
     path = tmp_path / "file.yaml"
     path.write_text(text)
     for read in (load_feedbacks, read_config):
-        with at_once(), pytest.raises((FeedbackError, ParameterError)) as caught:
+        with within(1), pytest.raises((FeedbackError, ParameterError)) as caught:
             read(path)
         assert str(caught.value).startswith(f"{path}, line {line}: expected"), str(caught.value)[:300]
         assert len(str(caught.value)) < 1000 + len(str(path))
@@ -80,9 +71,9 @@ def test_an_alias_inside_what_it_stands_for_has_no_end(tmp_path):
     record = "- &r {id: a, content: x, domain: x, effect: x, source: human, kind: style, metric: &m "
     path = tmp_path / "file.yaml"
     path.write_text(f"feedbacks:\n{record}{{name: all_of, value: [*m]}}}}\n- *r\n")
-    with at_once(), pytest.raises(FeedbackError, match=r"line 2: found \*m inside of what it stands for"):
+    with within(1), pytest.raises(FeedbackError, match=r"line 2: found \*m inside of what it stands for"):
         load_feedbacks(path)
-    with at_once(), pytest.raises(ParameterError, match=r"line 2: found \*m inside of what it stands for"):
+    with within(1), pytest.raises(ParameterError, match=r"line 2: found \*m inside of what it stands for"):
         read_config(path)
 
 
@@ -99,7 +90,7 @@ def test_an_alias_inside_what_it_stands_for_has_no_end(tmp_path):
 def test_of_many_problems_the_first_are_told(tmp_path, text):
     path = tmp_path / "file.yaml"
     path.write_text(text)
-    with at_once(2), pytest.raises(FeedbackError) as caught:
+    with within(2), pytest.raises(FeedbackError) as caught:
         load_feedbacks(path)
     assert 5 < len(caught.value.problems) <= 101
     assert max(map(len, caught.value.problems)) < 500
@@ -109,7 +100,7 @@ def test_a_huge_file_is_not_even_read(tmp_path):
     path = tmp_path / "file.yaml"
     with open(path, "wb") as file:
         file.truncate(10 * 2**30)  # a hole: it takes no room
-    with at_once(), pytest.raises(FeedbackError, match="line 1: expected a file of at most 32 MiB, found 10240 MiB"):
+    with within(1), pytest.raises(FeedbackError, match="line 1: expected a file of at most 32 MiB, found 10240 MiB"):
         load_feedbacks(path)
 
 
@@ -141,7 +132,7 @@ def test_a_runs_file_is_a_mapping_with_each_key_once(tmp_path, text, problem):
 def test_overrides_are_read_within_the_same_bounds():
     assert parameters.read_overrides(["a=[1, x]", "day=2024-01-01"]) == {"a": [1, "x"], "day": "2024-01-01"}
     for value in ("[", "[" * 100_000, "&a [*a]", "{a: 1, a: 2}"):
-        with at_once(), pytest.raises(SystemExit, match="override 'key="):
+        with within(1), pytest.raises(SystemExit, match="override 'key="):
             parameters.read_overrides([f"key={value}"])
 
 
@@ -179,12 +170,12 @@ DEEP, DIGITS = "[" * 100_000 + "]" * 100_000, "9" * 5000
 @pytest.mark.parametrize("value", [DEEP, DIGITS, '{"a":' * 100_000])
 def test_hostile_json_is_an_error_of_its_file_and_line(tmp_path, value):
     (tmp_path / "one.json").write_text(f'{{"feedback": {value}}}')
-    with at_once(), pytest.raises(FeedbackError, match=r"one\.json.*expected|one\.json: Exceeds"):
+    with within(1), pytest.raises(FeedbackError, match=r"one\.json.*expected|one\.json: Exceeds"):
         load_prompts("one", tmp_path)
     (tmp_path / "rows.jsonl").write_text(f'{{"prompt": "x"}}\n{{"prompt": {value}}}\n')
-    with at_once(), pytest.raises(ValueError, match=r"rows\.jsonl, line 2: expected one JSON object"):
+    with within(1), pytest.raises(ValueError, match=r"rows\.jsonl, line 2: expected one JSON object"):
         files.read_jsonl(tmp_path / "rows.jsonl")
-    with at_once(), pytest.raises(ValueError, match=r"one\.json: expected JSON"):
+    with within(1), pytest.raises(ValueError, match=r"one\.json: expected JSON"):
         files.read_json(tmp_path / "one.json")
     assert json.loads((tmp_path / "rows.jsonl").read_text().splitlines()[0])
 

@@ -1,7 +1,6 @@
 import json
 import random
 import re
-import time
 from collections import Counter
 from functools import partial
 
@@ -29,6 +28,7 @@ from c3po_utils.sampling.generate_feedback import Ideas, generate_feedbacks
 from c3po_utils.sampling.generate_prompts import generate_prompts, write_prompts
 from tests.sampling_run import FEEDBACK
 from tests.servers import FAULTS, Reply, embedded_server, faulty, listing, scripted
+from tests.speed import within
 
 EFFORT = Effort(at_once=5)
 
@@ -262,11 +262,11 @@ def test_no_two_prompts_that_people_wrote_are_near_repeats():
 
 
 def test_a_thousand_prompts_are_compared_in_no_time():
-    rng, seen, start = random.Random(0), Seen(EFFORT.resemblance), time.monotonic()
+    rng, seen = random.Random(0), Seen(EFFORT.resemblance)
     words = ["".join(rng.choices("abcdefghijklmnop", k=6)) for _ in range(400)]
-    kept = sum(not seen.repeats(" ".join(rng.choices(words, k=15)), "g") for _ in range(1000))
+    with within(10):
+        kept = sum(not seen.repeats(" ".join(rng.choices(words, k=15)), "g") for _ in range(1000))
     assert kept == 1000
-    assert time.monotonic() - start < 10
 
 
 @pytest.mark.parametrize(

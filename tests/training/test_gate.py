@@ -217,6 +217,8 @@ def test_gated_methods_are_declared_and_their_equation_shows_it():
         ({"gated": "c3po_gated"}, "no adapter of 'c3po_gated'"),
         ({"preference": 1.0}, "a gate for 'scd' trains nothing else"),
         ({"gate_pooling": "first"}, "'gate_pooling': expected 'last' or 'mean'"),
+        ({"gate_all": True, "gate_layer": 8}, "gate_all chooses what the gate reads, expected it without gate_layer"),
+        ({"gate_search": True, "gate_l2": 0.1, "gate_all": True}, "gate_search .* without gate_all and gate_l2"),
     ):
         with pytest.raises(ValueError, match=message):
             get_method("scd_gated", **settings)
