@@ -25,6 +25,7 @@ ENDPOINT = "/v1/chat/completions"
 GONE = (404, 410)
 ENDED = ("completed", "failed", "expired", "cancelled")
 GIVE_UP_S = 48 * 3600.0  # a batch that has not ended by then never will
+KEPT_S = 31 * 24 * 3600.0  # results that cannot be had by then never will: OpenAI keeps files of batches for 30 days
 KEY = re.compile(rb'"custom_id":\s*"([0-9a-f]{64})"')
 EMPTY: Mapping[str, Reply] = MappingProxyType({})
 T = TypeVar("T")
@@ -157,12 +158,15 @@ class BatchRun(Run):
         try:
             job = await self._patiently(lambda: self._retrieve(batch.job))
         except BatchFailed as error:
-            if error.status not in GONE:
+            if not self._lost(batch, error):
                 raise
             self._close(batch, Reply("failed", reason=str(error), billed=True))
             return
         if job.status in ENDED or self.ledger.now() - batch.at > GIVE_UP_S:
             await self._settle(batch, job)
+
+    def _lost(self, batch: Batch, error: BatchFailed) -> bool:
+        return error.status in GONE or self.ledger.now() - batch.at > KEPT_S
 
     async def _retrieve(self, name: str) -> Any:
         job = await self.transport.client.batches.retrieve(name)
@@ -182,7 +186,7 @@ class BatchRun(Run):
                 try:
                     await self._patiently(lambda file=file: self._collect(file, batch, failed))
                 except BatchFailed as error:
-                    if error.status not in GONE:
+                    if not self._lost(batch, error):
                         raise
                     why, billed = f"{why} Its file {file}: {error}", True
         self._close(batch, Reply("failed", reason=why, billed=billed), failed)

@@ -14,6 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from c3po_utils.chat.openai import batch_api
 from c3po_utils.chat.openai.batch_api import BatchFailed, BatchRun
 from tests.asking import ANSWER_USD, SAMPLING, asks, by_id, echo, fast_client, tally
 from tests.servers import Batches, Reply, error, redirect, scripted
@@ -136,6 +137,20 @@ def test_a_result_file_that_cannot_be_read_now_is_read_by_the_next_run(batching,
             list(batching(server).complete(asks(2), SAMPLING))
         ends_well(batching, server, 2)
         assert len(server.batches.requests) == 2
+
+
+@pytest.mark.parametrize("call", [r"GET /files/\S+", r"GET /batches/\S+"])
+def test_what_the_api_refuses_for_a_month_is_asked_again(batching, monkeypatch, call):
+    """Else nothing could be asked of the model any more."""
+    with scripted(echo, Batches(echo)) as server:
+        server.batches.fault = at(call, error(403, "not for you"))
+        with pytest.raises(BatchFailed, match="HTTP 403"):
+            list(batching(server).complete(asks(2), SAMPLING))
+        monkeypatch.setattr(batch_api, "KEPT_S", 0.0)
+        outcomes = by_id(batching(server).complete(asks(2), SAMPLING))
+        assert tally(outcomes.values()) == {"failed": 2}
+        assert "HTTP 403: not for you" in outcomes["r0"].reason
+        ends_well(batching, server, 2)
 
 
 def test_an_error_of_ours_while_a_result_file_is_read_loses_no_answer(batching, monkeypatch):
