@@ -55,11 +55,12 @@ class Share:
                 try:
                     self._bring(node, folder, known.get(folder), heavy)
                 except DamagedFile as error:
+                    remote, manifest = self.store.remote, f"{self.store.name(folder)}/{MANIFEST}"
                     if not remade:
-                        where = f"{self.store.remote.url}/{self.store.name(folder)}/{MANIFEST}"
                         raise DamagedFile(
-                            f"{error}. Remove {where}, and run again: it is put there, or made, anew"
+                            f"{error}. Remove {remote.url}/{manifest}, and run again: it is put there, or made, anew"
                         ) from None
+                    remote.remove(manifest)  # else what is made anew, in the same second, may pass for what lies there
                     warnings.warn(f"{error}. It is made anew", stacklevel=2)
 
     def _bring(self, node: Node, folder: Path, theirs: Manifest | None, heavy: bool) -> None:
