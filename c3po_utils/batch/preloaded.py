@@ -7,6 +7,7 @@ garbage, and no collector looks it over: not while it is imported, and not in ke
 from __future__ import annotations
 
 import gc
+import os
 import pkgutil
 import threading
 from importlib import import_module
@@ -20,7 +21,12 @@ for room in ("chat", "engine", "feedback", "sampling", "training", "evaluation",
     for module in pkgutil.walk_packages(import_module(f"c3po_utils.{room}").__path__, f"c3po_utils.{room}."):
         if module.name not in INTERACTIVE:
             import_module(module.name)
-for name in ("ipykernel.kernelapp", "matplotlib.pyplot", "seaborn", "statsmodels.api"):
+os.environ["PYDEVD_DISABLE_FILE_VALIDATION"] = "1"  # else the debugger that kernels import complains
+LIBRARIES = (
+    "ipykernel.kernelapp", "ipykernel.debugger", "matplotlib.pyplot", "seaborn", "statsmodels.stats.multitest",
+    "statsmodels.stats.power",
+)  # fmt: skip
+for name in LIBRARIES:
     import_module(name)
 tqdm.set_lock(threading.RLock())  # its own is a semaphore that processes share, and that a killed kernel leaves behind
 gc.freeze()

@@ -103,6 +103,9 @@ def _become(command: list[str], env: dict[str, str], cwd: str, parent: int) -> N
 
     arguments = command[command.index("-f") :]
     IPKernelApp.launch_instance([*arguments, f"--IPKernelApp.parent_handle={parent}"])
+    # Its threads are not closed one by one: one kernel in 15, of ipykernel 7, then waits three seconds for a thread
+    # that waits for another one, which has ended already. All that was printed has been sent by now.
+    atexit.unregister(IPKernelApp.instance().close)
 
 
 def _settle_libraries() -> None:

@@ -164,6 +164,15 @@ def test_a_killed_kernel_leaves_no_semaphore_behind(tmp_path):
     assert "leaked" not in ended.stderr
 
 
+@pytest.mark.quiet
+def test_a_kernel_whose_threads_wait_for_each_other_ends_at_once(tmp_path, run):
+    """As some of ipykernel's do at its end: Jupyter would wait 2.5 s before it ends the kernel by force."""
+    waits = "sys.stdout.flush = lambda: threading.current_thread() is threading.main_thread() or time.sleep(30)"
+    toy(tmp_path, {"a": ("", f"import sys, threading\n{waits}\n(folder / 'at').write_text(str(time.time()))")})
+    run(tmp_path)
+    assert time.time() - float((tmp_path / "at").read_text()) < 2
+
+
 def _interrupted(folder: Path) -> tuple[subprocess.Popen, list[int]]:
     """A driver in a process of its own whose two workers' kernels sleep, and the kernels."""
     toy(folder, dict.fromkeys(("a", "b", "c"), ("", "if not (folder / 'awake').exists(): time.sleep(300)")))
