@@ -35,7 +35,8 @@ def representative(answers: pd.DataFrame, methods: Sequence[str] | None = None) 
     A prompt's distance is the sum over methods of (its score - the method's mean score in that split)^2. The feedback
     is the one whose nearest prompts are nearest in sum. Only prompts that every method has a score for count, and none
     that a person rejected (`rejected_prompts`); prompts with an empty or unended answer come after all others. Ties go
-    to the shortest answers, then to the first id.
+    to the shortest answers, then to the first id. Where feedbacks had different methods, as in runs that were brought
+    together, one with the most of them is taken.
     """
     shown = [method for method in methods or ordered(answers["method"]) if method not in ("base", BASE_RESAMPLED)]
     rows = answers[answers["method"].isin(shown) & answers["split"].isin(SPLIT_PAIR)].dropna(subset="score")
@@ -47,7 +48,7 @@ def representative(answers: pd.DataFrame, methods: Sequence[str] | None = None) 
         unfit=("unfit", "any"), distance=("distance", "sum"), length=("length", "sum"), methods=("method", "size")
     )
     prompts["distance"] = prompts["distance"].round(9)
-    prompts = prompts[prompts["methods"] == len(shown)]
+    prompts = prompts[prompts["methods"] == rows.groupby("feedback")["method"].nunique().max()]
     prompts = prompts.sort_values(["unfit", "distance", "length", "feedback", "prompt_id"])
     nearest = prompts.groupby(["feedback", "split"], as_index=False).first()
     complete = nearest.groupby("feedback").filter(lambda group: len(group) == len(SPLIT_PAIR))

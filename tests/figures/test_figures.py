@@ -517,6 +517,16 @@ def test_card_needs_a_prompt_that_every_method_was_scored_on():
         answer_card.representative(rows)
 
 
+def test_card_of_runs_with_different_methods_is_of_a_feedback_with_the_most_of_them():
+    more, fewer = card_answers(), card_answers().query("method == 'c3po'").assign(feedback="a")
+    rows = pd.concat(
+        [fewer.assign(method="dpo"), fewer, more, more.query("method == 'scd'").assign(method="scd_mixed")]
+    )
+    chosen = answer_card.representative(rows)
+    assert set(chosen["feedback"]) == {"f"}
+    assert set(chosen["method"]) == {"c3po", "scd", "scd_mixed"}
+
+
 def test_card_shows_prompts_answers_and_scores():
     ax = answer_card.fig5(card_answers())
     shown = [text.get_text() for text in ax.texts]
