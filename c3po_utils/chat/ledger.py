@@ -119,6 +119,17 @@ class Ledger(LedgerFile):
             rows = [(self.now() + lease_s, key, owner) for key in keys]
             db.executemany("UPDATE leases SET until = ? WHERE key = ? AND owner = ?", rows)
 
+    def attempt_failed(self, key: str, owner: str, billed: bool) -> None:
+        """Keep the claim, and count the attempt that failed: in full if `billed`, else not at all.
+
+        Nothing of it can turn out cheaper any more, so that no other call waits for that.
+        """
+        with self._write() as db:
+            db.execute(
+                "UPDATE leases SET lost = lost + reserved * ?, reserved = 0 WHERE key = ? AND owner = ?",
+                (billed, key, owner),
+            )
+
     def release(self, key: str, owner: str, billed: bool = False) -> None:
         """Give a claim back unanswered; what attempts may have cost (the last if `billed`) stays counted."""
         mine, cost = (key, owner), "lost + reserved" if billed else "lost"
@@ -134,20 +145,18 @@ class Ledger(LedgerFile):
             db.execute("UPDATE totals SET settled = settled + ?", lost)
             db.execute("DELETE FROM leases WHERE owner = ?", (owner,))
 
-    def admit(self, scope: str, key: str, quota: Quota, billed: bool = False) -> tuple[float, int]:
+    def admit(self, scope: str, key: str, quota: Quota) -> tuple[float, int]:
         """Leave for one attempt: (0, its ticket), or (seconds until it is worth asking again, 0).
 
-        `billed` says that the attempt before may have been paid for. Raises BudgetReached when the
-        spending so far and this attempt's ceiling pass the budget, and no call in flight can still turn
-        out cheaper.
+        Raises BudgetReached when the spending so far and this attempt's ceiling pass the budget, and no call in flight
+        can still turn out cheaper.
         """
         now = self.now()
         with self._write() as db:
             wait = max(window_wait(db, scope, quota, now), budget_wait(db, key, quota, now))
             if wait > 0:
                 return wait, 0
-            lost = "lost + reserved" if billed else "lost"
-            db.execute(f"UPDATE leases SET lost = {lost}, reserved = ? WHERE key = ?", (quota.ceiling, key))
+            db.execute("UPDATE leases SET reserved = ? WHERE key = ?", (quota.ceiling, key))
             if not quota.rate_limited:
                 return 0.0, 0
             added = db.execute("INSERT INTO sent (scope, at, tokens) VALUES (?, ?, ?)", (scope, now, quota.tokens))

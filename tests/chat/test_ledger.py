@@ -164,8 +164,10 @@ def test_what_a_killed_process_may_have_spent_stays_counted(ledger):
 def test_attempts_that_may_have_been_paid_for_add_up(ledger):
     mine = new_owner()
     ledger.claim("a", mine, 60)
-    for billed in (False, True, True):  # the first attempt, and two more after timeouts
-        ledger.admit("m", "a", quota(0.3, 10.0), billed)
+    for billed in (False, True, True):  # one that was refused, two that timed out
+        ledger.admit("m", "a", quota(0.3, 10.0))
+        ledger.attempt_failed("a", mine, billed)
+    ledger.admit("m", "a", quota(0.3, 10.0))
     ledger.record("a", "m", "{}", Entry("ok", price=0.1, at_most=0.1), owner=mine)
     assert ledger.spent() == pytest.approx(0.7)
 

@@ -30,8 +30,7 @@ class Flight:
     attempts: int = 0
     ticket: int = 0
     sending: bool = False
-    billed: bool = False  # the last attempt may have cost money
-    ever_billed: bool = False
+    ever_billed: bool = False  # an attempt may have cost money
     started: float = field(default_factory=time.monotonic)
     task: asyncio.Task | None = None
 
@@ -132,9 +131,9 @@ class LiveRun(Run):
             reply = await self._attempts(flight)
         except BudgetReached as error:
             self.halt = self.halt or error
-            self.ledger.release(call.key, self.owner, flight.billed)
+            self.ledger.release(call.key, self.owner)
         except asyncio.CancelledError:
-            self.ledger.release(call.key, self.owner, flight.billed or flight.sending)
+            self.ledger.release(call.key, self.owner, flight.sending)
             raise
         else:
             entry = self._entry(flight, reply)
@@ -160,6 +159,7 @@ class LiveRun(Run):
                 return replace(reply, reason=f"{reply.reason} (after {flight.attempts} attempts)")
             if time.monotonic() + pause > deadline:
                 return replace(reply, reason=f"{reply.reason} (waiting {pause:.0f} s more would pass max_wait_s)")
+            self.ledger.attempt_failed(flight.call.key, self.owner, reply.billed)
             if reply.asked_s:
                 self.pause_until = max(self.pause_until, time.monotonic() + reply.asked_s)
             await asyncio.sleep(pause)
@@ -173,8 +173,7 @@ class LiveRun(Run):
             while True:
                 wait = self.pause_until - time.monotonic()
                 if wait <= 0:
-                    asked = self.chat.scope, flight.call.key, flight.quota, flight.billed
-                    wait, flight.ticket = self.ledger.admit(*asked)
+                    wait, flight.ticket = self.ledger.admit(self.chat.scope, flight.call.key, flight.quota)
                 if wait <= 0:
                     return time.monotonic() - start
                 await asyncio.sleep(min(wait, 5.0))
@@ -183,7 +182,7 @@ class LiveRun(Run):
         flight.attempts += 1
         flight.sending, sent_at = True, time.monotonic()
         reply = await self.transport.ask(flight.call.body)
-        flight.sending, flight.billed = False, reply.billed
+        flight.sending = False
         flight.ever_billed |= reply.billed
         if reply.overload:
             self.slots.overloaded(sent_at)

@@ -208,6 +208,16 @@ def test_lost_answers_count_against_the_budget(client):
     assert (row["status"], row["usd"], row["unpriced"]) == ("failed", None, row["calls"])
 
 
+@pytest.mark.timeout(30)
+def test_calls_that_all_wait_for_leave_to_be_sent_again_do_not_wait_for_each_other(client):
+    with scripted(lambda asked: Reply(fault="cut")) as server:
+        model = client(server, budget_usd=0.5, max_in_flight=5)
+        with pytest.raises(BudgetReached):
+            list(model.complete(asks(40), SAMPLING))
+        assert len(server.asked) == int(0.5 / ((8 + 16) * 0.001 + 32 * 0.002))
+    assert 0.5 - 0.1 < model.ledger.spent() <= 0.5
+
+
 def test_calls_cut_off_at_the_end_count_at_their_ceiling(client, monkeypatch):
     monkeypatch.setattr(live, "GRACE_S", 0.1)
     with scripted(lambda asked: Reply("fine") if asked.index == 0 else Reply(fault="silent")) as server:
