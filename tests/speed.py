@@ -25,9 +25,9 @@ def slowness() -> float:
 
 
 @contextmanager
-def within(seconds: float) -> Iterator[None]:
-    """The body takes at most so much processor time of this process, on a quiet machine."""
+def within(seconds: float, what: str = "") -> Iterator[None]:
+    """The body takes at most so much processor time of this process, on a quiet machine; `what` it is, if it fails."""
     start = time.process_time()
     yield
     taken = time.process_time() - start
-    assert taken < seconds or taken < seconds * slowness()
+    assert taken < seconds or taken < seconds * slowness(), f"{what} took {taken:.2f} s"

@@ -31,7 +31,7 @@ MEMORY_S = 2.0  # how often free memory is looked at while a task waits for it
 PATIENCE_S = 3.0  # for a process to end its kernel, before it is killed itself
 MOST_SLOTS = 8  # of a machine without GPUs
 _context = multiprocessing.get_context("forkserver")
-LIBRARIES = "c3po_utils.batch.preloaded"  # the module that warm kernels have imported
+PRELOADED = "c3po_utils.batch.preloaded"  # the module that warm kernels have imported
 
 
 @dataclass
@@ -63,9 +63,9 @@ class LocalExecutor:
         self._waiting: deque[tuple[Task, Future[Outcome]]] = deque()
         self._running: dict[int, _Running] = {}  # by slot
         self._changed, self._stopped = threading.Condition(), False
-        libraries = [LIBRARIES] if self.warm else []
+        warm = [PRELOADED] if self.warm else []
         # It holds for this process's first executor.
-        _context.set_forkserver_preload(["c3po_utils.batch.work", "c3po_utils.batch.notebook", *libraries])
+        _context.set_forkserver_preload(["c3po_utils.batch.work", "c3po_utils.batch.notebook", *warm])
         threading.Thread(target=self._dispatch, daemon=True).start()
 
     def submit(self, task: Task) -> Future[Outcome]:

@@ -39,7 +39,9 @@ def representative(answers: pd.DataFrame, methods: Sequence[str] | None = None) 
     together, one with the most of them is taken.
     """
     shown = [method for method in methods or ordered(answers["method"]) if method not in ("base", BASE_RESAMPLED)]
-    rows = answers[answers["method"].isin(shown) & answers["split"].isin(SPLIT_PAIR)].dropna(subset="score")
+    rows = answers[answers["method"].isin(shown) & answers["split"].isin(SPLIT_PAIR)]
+    most = rows.groupby("feedback")["method"].nunique().max()
+    rows = rows.dropna(subset="score")
     rows = rows[~rows["prompt_id"].isin(rejected_prompts())]
     mean = rows.groupby(["split", "method"])["score"].transform("mean")
     whole = rows["answer"].str.strip().astype(bool) & (rows["status"].eq("ok") if "status" in rows else True)
@@ -48,7 +50,7 @@ def representative(answers: pd.DataFrame, methods: Sequence[str] | None = None) 
         unfit=("unfit", "any"), distance=("distance", "sum"), length=("length", "sum"), methods=("method", "size")
     )
     prompts["distance"] = prompts["distance"].round(9)
-    prompts = prompts[prompts["methods"] == rows.groupby("feedback")["method"].nunique().max()]
+    prompts = prompts[prompts["methods"] == most]
     prompts = prompts.sort_values(["unfit", "distance", "length", "feedback", "prompt_id"])
     nearest = prompts.groupby(["feedback", "split"], as_index=False).first()
     complete = nearest.groupby("feedback").filter(lambda group: len(group) == len(SPLIT_PAIR))

@@ -16,7 +16,7 @@ import pytest
 
 from c3po_utils.batch.driver import LOST_AT_MOST, RunFailed, drive
 from c3po_utils.batch.graph import Nodes, finished
-from c3po_utils.batch.local import LIBRARIES, LocalExecutor
+from c3po_utils.batch.local import PRELOADED, LocalExecutor
 from c3po_utils.runs.jobs import NOTEBOOKS
 from c3po_utils.runs.limits import usable_cores
 from c3po_utils.runs.stage import MANIFEST, ROOT, Stage
@@ -144,22 +144,22 @@ sys.path.insert(0, {root!r})
 from tests.batch.toy import config, nodes, run_toy
 from c3po_utils.batch import local
 from c3po_utils.batch.driver import drive
-local.LIBRARIES = {libraries!r}
+local.PRELOADED = {preloaded!r}
 folder = pathlib.Path({folder!r})
 drive(config(folder), nodes(folder), local.LocalExecutor(2, body=run_toy))
 """
 
 
-def driver(folder: Path, libraries: str = "ipykernel.kernelapp") -> list[str]:
+def driver(folder: Path, preloaded: str = "ipykernel.kernelapp") -> list[str]:
     """The command of a driver in a process of its own; its kernels, forked, have what they need at once."""
-    return [sys.executable, "-c", DRIVER.format(root=str(ROOT), folder=str(folder), libraries=libraries)]
+    return [sys.executable, "-c", DRIVER.format(root=str(ROOT), folder=str(folder), preloaded=preloaded)]
 
 
 def test_a_killed_kernel_leaves_no_semaphore_behind(tmp_path):
     """Python's tracker of such things complains when the driver ends."""
     bar = f"from tqdm.auto import tqdm\nlist(tqdm(range(3)))\n{DIES}"
     toy(tmp_path, {"a": ("", bar)})
-    ended = subprocess.run(driver(tmp_path, LIBRARIES), capture_output=True, text=True, timeout=120)
+    ended = subprocess.run(driver(tmp_path, PRELOADED), capture_output=True, text=True, timeout=120)
     assert f"a: lost {LOST_AT_MOST} times" in ended.stderr
     assert "leaked" not in ended.stderr
 

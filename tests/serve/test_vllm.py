@@ -25,7 +25,7 @@ import pytest
 from c3po_utils.chat import Outcome, Sampling, ask, request
 from c3po_utils.chat.local import LocalChat
 from c3po_utils.chat.openai.client import open_model
-from c3po_utils.chat.vllm import BASE
+from c3po_utils.chat.vllm import BASE, Engine
 from c3po_utils.chat.vllm.child import free_port
 from c3po_utils.engine.models import load_tokenizer, shared_model
 from c3po_utils.evaluation import Evaluation
@@ -66,10 +66,14 @@ def serving(run):
         process.wait(10)
 
 
-@pytest.fixture
-def server(run, serving):
+def joined(run, serving) -> Engine:
     """The engine that joins it, as a stage does."""
     return served.choose(run, [*WORDS, SUM]).engine(run, serving.url)
+
+
+@pytest.fixture
+def server(run, serving):
+    return joined(run, serving)
 
 
 def name(id: str) -> str:
@@ -110,10 +114,10 @@ def group_gib(serving) -> float:
     that was all of 0.2 GiB that a thousand requests added. These are mappings larger than an arena of malloc.
     """
     parts = []
-    for path in Path("/proc").glob("[0-9]*"):
+    for process in psutil.process_iter():
         with suppress(psutil.Error, OSError):
-            if os.getpgid(int(path.name)) == serving.group:
-                parts += psutil.Process(int(path.name)).memory_maps(grouped=False)
+            if os.getpgid(process.pid) == serving.group:
+                parts += process.memory_maps(grouped=False)
     return sum(part.rss for part in parts if part.path == "[heap]" or part.size <= ARENA) / 2**30
 
 
@@ -186,12 +190,8 @@ def test_what_cannot_be_answered_is_a_typed_outcome(serving, server, tmp_path, m
 def greedy(run, serving, tmp_path_factory):
     """`agreement` of the base model's greedy answers."""
     local = LocalChat(shared_model(MODEL), load_tokenizer(MODEL), name="ours")
-    served_base = (
-        served.choose(run, [*WORDS, SUM])
-        .engine(run, serving.url)
-        .chat("m", BASE, tmp_path_factory.mktemp("greedy") / "l")
-    )
-    found = agreement(local, served_base, conversations(ALIKE, "alike"), GREEDY)
+    base = joined(run, serving).chat("m", BASE, tmp_path_factory.mktemp("greedy") / "l")
+    found = agreement(local, base, conversations(ALIKE, "alike"), GREEDY)
     print(json.dumps(found))
     return found
 

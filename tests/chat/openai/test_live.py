@@ -7,6 +7,7 @@ import pytest
 
 from c3po_utils.chat.budget import SKEW_S, BudgetReached, Quota
 from c3po_utils.chat.openai import live
+from c3po_utils.chat.openai.client import OpenAIChat
 from c3po_utils.chat.openai.limits import Limits
 from c3po_utils.chat.openai.pace import Adaptive, backoff, retry_after
 from c3po_utils.chat.types import request
@@ -197,25 +198,25 @@ def test_the_budget_stops_cleanly_and_can_be_raised(client):
         assert (len(rest), len(server.asked)) == (40, 40)
 
 
-def test_lost_answers_count_against_the_budget(client):
-    """A timed out attempt may have been paid for: the cap takes the worst case."""
+def loses_every_answer(client, max_in_flight: int) -> OpenAIChat:
+    """A model whose attempts may all have been paid for, until its budget is spent at their ceilings."""
     with scripted(lambda asked: Reply(fault="cut")) as server:
-        model = client(server, budget_usd=0.5, max_in_flight=1)
+        model = client(server, budget_usd=0.5, max_in_flight=max_in_flight)
         with pytest.raises(BudgetReached):
             list(model.complete(asks(40), SAMPLING))
         assert len(server.asked) == int(0.5 / ((8 + 16) * 0.001 + 32 * 0.002))
-    row = model.ledger.report()[0]
+    return model
+
+
+def test_lost_answers_count_against_the_budget(client):
+    """A timed out attempt may have been paid for: the cap takes the worst case."""
+    row = loses_every_answer(client, 1).ledger.report()[0]
     assert (row["status"], row["usd"], row["unpriced"]) == ("failed", None, row["calls"])
 
 
 @pytest.mark.timeout(30)
 def test_calls_that_all_wait_for_leave_to_be_sent_again_do_not_wait_for_each_other(client):
-    with scripted(lambda asked: Reply(fault="cut")) as server:
-        model = client(server, budget_usd=0.5, max_in_flight=5)
-        with pytest.raises(BudgetReached):
-            list(model.complete(asks(40), SAMPLING))
-        assert len(server.asked) == int(0.5 / ((8 + 16) * 0.001 + 32 * 0.002))
-    assert 0.5 - 0.1 < model.ledger.spent() <= 0.5
+    assert 0.5 - 0.1 < loses_every_answer(client, 5).ledger.spent() <= 0.5
 
 
 def test_calls_cut_off_at_the_end_count_at_their_ceiling(client, monkeypatch):
