@@ -27,7 +27,7 @@ from tests.whole_run import SMALL, config_for
 def tiny_run(tmp_path_factory, tiny_folder, own_feedback):
     run = tmp_path_factory.mktemp("run")
     methods = ["base_resampled", "in_context", "in_context_cot", "revised", "scd", "c3po"]
-    config = config_for(run, own_feedback, str(tiny_folder), methods)
+    config = config_for(run, own_feedback, str(tiny_folder), methods).model_copy(update={"figures": {"paper": True}})
     run_notebooks(config)
     return run, config
 
@@ -49,6 +49,8 @@ def test_the_pipeline_fills_the_run_folder(tiny_run):
     assert {"fig2.png", "fig2.pdf", "fig5.png", "fig6.png", "scores.csv", "table2.md"} <= {
         p.name for p in (run / "figures").iterdir()
     }
+    (scd,) = [line for line in (run / "figures" / "table2.md").read_text().splitlines() if line.startswith("| SCD ")]
+    assert "0.47 ± .03" in scd  # the paper's, beside the run's own
 
 
 def test_scores_are_those_of_the_stored_answers(tiny_run):

@@ -89,15 +89,16 @@ def table2(
     )  # fmt: skip
     style = styled(table).apply(lambda _: styles, axis=None).hide(axis="index")
     style = style.set_properties(subset=list(table.columns[1:]), **{"white-space": "nowrap"})  # no interval in two
-    return style.set_caption(_note(method_scores, uncertainty))
+    return style.set_caption(_note(method_scores, paper, uncertainty))
 
 
 def _scores(table: pd.DataFrame) -> list[str]:
     return [score for score in ARROWS if score in SCORES or score in table]
 
 
-def _note(method_scores: pd.DataFrame, uncertainty: scores.Uncertainty) -> str:
-    return interval_note(method_scores) if uncertainty == "interval" else "± standard error over feedbacks"
+def _note(method_scores: pd.DataFrame, paper: pd.DataFrame | None, uncertainty: scores.Uncertainty) -> str:
+    own = interval_note(method_scores) if uncertainty == "interval" else "± standard error over feedbacks"
+    return own if paper is None else own + "; paper: Mistral-7B, ± standard error over its 100 feedbacks"
 
 
 def table2_markdown(
@@ -113,8 +114,8 @@ def table2_markdown(
     for score in scores:
         column, best = f"{score} {ARROWS[score]}", _best(method_scores, score)
         table.loc[best, column] = "**" + table.loc[best, column] + "**"
-    note = _note(method_scores, uncertainty).capitalize()
-    return f"{table.to_markdown(index=False, disable_numparse=True)}\n\n{note}.\n"
+    note = _note(method_scores, paper, uncertainty)
+    return f"{table.to_markdown(index=False, disable_numparse=True)}\n\n{note[0].upper() + note[1:]}.\n"
 
 
 def differences_table(differences: pd.DataFrame, scores: Sequence[str] = SCORES) -> Styler:
@@ -259,10 +260,11 @@ def store_results(
     card: str,
     drawn: dict[str, Axes | NDArray],
     leads: pd.DataFrame | None = None,
+    paper: pd.DataFrame | None = None,
 ) -> None:
     """Everything that 05_figures made, with a manifest: tables as CSV and Markdown, figures as PNG and PDF."""
     with figures_stage(runs, folder):
-        store_tables(by_method, by_feedback, folder, uncertainty)
+        store_tables(by_method, by_feedback, folder, uncertainty, paper)
         files.write_atomic(folder / "fig5.html", card)
         if leads is not None:
             files.write_atomic(folder / "leads.csv", plain_text.csv(leads, "%.4f"))
@@ -273,10 +275,15 @@ def store_results(
 
 
 def store_tables(
-    by_method: pd.DataFrame, by_feedback: pd.DataFrame, folder: Path | str, uncertainty: scores.Uncertainty
+    by_method: pd.DataFrame,
+    by_feedback: pd.DataFrame,
+    folder: Path | str,
+    uncertainty: scores.Uncertainty,
+    paper: pd.DataFrame | None = None,
 ) -> None:
-    """`table2.csv` and `table2.md` (a row per method), `scores.csv` (a row per feedback and method)."""
+    """`table2.csv` and `table2.md` (a row per method, in the latter with the paper's numbers, if given), `scores.csv`
+    (a row per feedback and method)."""
     folder = Path(folder)
     files.write_atomic(folder / "table2.csv", plain_text.csv(by_method, "%.4f"))
-    files.write_atomic(folder / "table2.md", table2_markdown(by_method, uncertainty=uncertainty))
+    files.write_atomic(folder / "table2.md", table2_markdown(by_method, paper, uncertainty=uncertainty))
     files.write_atomic(folder / "scores.csv", plain_text.csv(by_feedback, "%.4f"))

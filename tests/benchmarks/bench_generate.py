@@ -76,7 +76,7 @@ def _generation(sampling: Sampling) -> dict:
 
 def _encoded(requests: Sequence[Request]) -> list[list[int]]:
     chat = LocalChat(load_model(EMBEDDED), load_tokenizer(EMBEDDED))
-    return sorted((chat._encode(each) for each in requests), key=len)
+    return sorted((chat.encode(each)[0] for each in requests), key=len)
 
 
 def generate(requests: Sequence[Request], sampling: Sampling, size: int) -> Answered:

@@ -601,7 +601,7 @@ def test_table2_markdown_by_hand():
     assert split[1] == ["Revised", "0.90 [0.80, 0.95]", "–", "0.00", "–"]
     assert split[2] == ["SCD", "0.40 [0.30, 0.50]", "0.47 ± .03", "**0.10**", "0.27 ± .02"]
     assert split[3] == ["C3PO", "**0.56 [0.50, 0.61]**", "0.56 ± .03", "0.15", "0.15 ± .01"]
-    assert note == "95% intervals over 5 feedbacks."
+    assert note == "95% intervals over 5 feedbacks; paper: Mistral-7B, ± standard error over its 100 feedbacks."
 
 
 def test_table2_html_has_the_same_cells_with_standard_errors():
