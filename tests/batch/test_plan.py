@@ -16,7 +16,7 @@ from c3po_utils.chat.ledger import Ledger
 from c3po_utils.cli import c3po
 from c3po_utils.evaluation.evaluate import evaluate_method
 from c3po_utils.feedback.records import FEEDBACK_FOLDER, find_feedback
-from c3po_utils.runs.config import load_config, load_runs
+from c3po_utils.runs.config import RunConfig, load_config, load_runs
 from c3po_utils.runs.estimate import estimates
 from tests.speed import slowness
 from tests.stored_run import store_sample
@@ -74,6 +74,20 @@ def test_a_plan_counts_what_an_estimate_counts(tmp_path):
     assert sum(line.takes.prompt_tokens for line in lines) == pytest.approx(table["prompt tokens"].sum(), rel=0.01)
     assert sum(line.takes.usd for line in lines) == pytest.approx(table["usd"].sum(), rel=0.01)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("judge", [None, "openai:m@http://127.0.0.1:9/v1"])
+def test_general_prompts_of_two_feedbacks_are_counted_once(tmp_path, judge):
+    """They are the same for all feedbacks: both ask them, and the ledger has the answer."""
+    values = {"run": str(tmp_path / "run"), "feedback_set": str(many(tmp_path, 2)), "methods": ["scd"]}
+    values |= {"sample": {"categories": 3, "prompts_per_category": 2}, "two_feedbacks": [["boss_0", "boss_1"]]}
+    values |= {"two_feedbacks_methods": ["scd"], "two_feedbacks_how": ["add"]}
+    if judge:
+        values["evaluate"] = {"judge_model": judge, "limits": {"prices": {"m": [1.0, 1.0]}}}
+    calls = estimates(RunConfig(**values))["calls"]
+    tests, general = calls["boss_0", "answers"], 2
+    assert calls["boss_0+boss_1", "answers"] == 2 * tests - general
+    assert not judge or calls["boss_0+boss_1", "judging"] > 0
 
 
 def test_revised_answers_count_as_trained_on_whether_a_metric_or_a_judge_chooses_them(tmp_path):
