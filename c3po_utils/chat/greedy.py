@@ -19,7 +19,12 @@ from c3po_utils.engine import fast_paths, models
 from c3po_utils.feedback import records
 from c3po_utils.runs import findings
 
-TRIED = {"slots": (), "packed_linears": (), "streams": ("slots",)}  # the fast paths of answering, and what they need
+TRIED = {  # the fast paths of answering, and what they need
+    "slots": (),
+    "packed_linears": (),
+    "decoder_layers": ("slots",),
+    "streams": ("slots",),
+}
 PLAIN = "generate"
 LIKELY = 4
 TIMES = 2.0  # a fast path's logits may be off by so many times what the plain ones are

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from c3po_utils.chat import prompts
 from c3po_utils.chat.decoding import BatchLoop, Follow, Row, SlotLoop, uniforms
 from c3po_utils.chat.types import LocalLimits, Outcome, Request, Sampling
-from c3po_utils.engine import attention, fast_paths, linear, models, threads
+from c3po_utils.engine import attention, fast_paths, models, packed, threads
 from c3po_utils.runs import progress
 
 LEAST_SLOTS = 16  # of each loop where several run side by side
@@ -42,8 +42,8 @@ class LocalChat:
         self.context = models.context_length(model.config)
 
     @cached_property
-    def _packed(self) -> linear.PackedLinears:
-        return linear.PackedLinears(self.model)
+    def _packed(self) -> packed.PackedLayers:
+        return packed.PackedLayers(self.model)
 
     def complete(
         self, requests: Sequence[Request], sampling: Sampling, *, desc: str = "", follow: Follow | None = None

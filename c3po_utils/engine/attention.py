@@ -166,7 +166,7 @@ class SlotStep:
         return seen[0], seen[1]
 
 
-def _slot_attention(module, query, key, value, scaling, step: SlotStep) -> torch.Tensor:
+def slot_attention(module, query, key, value, scaling, step: SlotStep) -> torch.Tensor:
     key, value = step.store(module.layer_idx, key, value)
     n, heads, t, dim = query.shape
     group = heads // key.shape[1]
@@ -187,7 +187,7 @@ def attention(
 ):  # fmt: skip
     """transformers' attention interface: query (B, heads, T, dim), key and value (B, kv heads, T, dim)."""
     if slots is not None:
-        return _slot_attention(module, query, key, value, scaling, slots), None
+        return slot_attention(module, query, key, value, scaling, slots), None
     if packed is not None:
         return packed_attention(query, key, value, scaling, packed, dropout), None
     return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs)

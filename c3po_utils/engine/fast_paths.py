@@ -31,6 +31,7 @@ FAST_PATHS = {  # what each does, and what is done where it is switched off
     "streams": "passes side by side in threads; else in turn",
     "slots": "answers from a cache whose slots are refilled; else transformers' generate in batches",
     "packed_linears": "weights laid out for oneDNN while answering; else as they are",
+    "decoder_layers": "a decoder layer in few operations while answering; else transformers'",
 }
 VERSIONS = ("torch", "transformers", "peft", "c3po-utils")
 FILE = "fast_paths.json"

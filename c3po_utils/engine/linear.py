@@ -1,10 +1,8 @@
-"""Cheaper forward passes of a model's layers, swapped in for a while: to train LoRA, and to decode.
+"""Cheaper forward passes of a model's layers, swapped in for a while, to train LoRA.
 
 peft's and transformers' modules keep their parameters, names and files; only forward methods are replaced. `fused`
 takes the kernels of kernels.py where a module's structure is known and its output proves to be the same on a sample;
-all others (DoRA, quantized layers, other activations) run as they are. `PackedLinears` lays bfloat16 weights out as
-oneDNN reads them, once: `torch.nn.functional.linear` does so in every call, which is most of a decoding step's matrix
-time when it has few rows; torch's compiler packs by the same operators, but needs a C++ compiler and minutes.
+all others (DoRA, quantized layers, other activations) run as they are.
 """
 
 from __future__ import annotations
@@ -12,14 +10,11 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from functools import partial
 
 import torch
 from peft.tuners.lora.layer import Linear as LoraLinear
 from torch import nn
 from torch.nn.functional import silu
-from transformers import PreTrainedModel
 
 from c3po_utils.engine import fast_paths, kernels
 
@@ -76,8 +71,8 @@ def _mlp(module: nn.Module) -> tuple[Callable, int] | None:
     """For down_proj(silu(gate_proj(x)) * up_proj(x))."""
     if not all(hasattr(module, part) for part in ("gate_proj", "up_proj", "down_proj", "act_fn")):
         return None
-    x = _sample(64, like=next(module.parameters()))
-    if not _agree(silu(x), module.act_fn(x)):
+    x = sample(64, like=next(module.parameters()))
+    if not agree(silu(x), module.act_fn(x)):
         return None
     arguments = _lora_arguments(module.down_proj)
 
@@ -101,13 +96,13 @@ def _rotary(original: Callable, like: torch.Tensor) -> Callable | None:
         cos, sin = cos.unsqueeze(unsqueeze_dim), sin.unsqueeze(unsqueeze_dim)
         return kernels.Rotary.apply(q, cos, sin), kernels.Rotary.apply(k, cos, sin)
 
-    q, k = _sample(1, 2, 3, 8, like=like), _sample(1, 1, 3, 8, like=like)
-    angle = _sample(1, 3, 4, like=like).repeat(1, 1, 2)
+    q, k = sample(1, 2, 3, 8, like=like), sample(1, 1, 3, 8, like=like)
+    angle = sample(1, 3, 4, like=like).repeat(1, 1, 2)
     try:
         theirs = original(q, k, angle.cos(), angle.sin())
     except (TypeError, RuntimeError):  # another signature or layout: another rotary embedding
         return None
-    same = all(_agree(a, b) for a, b in zip(rotary(q, k, angle.cos(), angle.sin()), theirs, strict=True))
+    same = all(agree(a, b) for a, b in zip(rotary(q, k, angle.cos(), angle.sin()), theirs, strict=True))
     return rotary if same else None
 
 
@@ -115,13 +110,13 @@ def _trained(weight: torch.Tensor) -> bool:
     return weight.requires_grad and torch.is_grad_enabled()
 
 
-def _sample(*shape: int, like: torch.Tensor) -> torch.Tensor:
+def sample(*shape: int, like: torch.Tensor) -> torch.Tensor:
     """Numbers between -2 and 2 that leave the random state alone."""
     count = torch.arange(torch.Size(shape).numel(), device=like.device, dtype=torch.float32)
     return (2 * torch.sin(count * 1.7)).view(shape).to(like.dtype)
 
 
-def _agree(ours: torch.Tensor, theirs: torch.Tensor) -> bool:
+def agree(ours: torch.Tensor, theirs: torch.Tensor) -> bool:
     """Whether two results are the same up to the rounding of 16-bit numbers."""
     tolerance = 0.02 * theirs.abs().max().item()
     return ours.shape == theirs.shape and torch.allclose(ours, theirs, rtol=0.02, atol=tolerance)
@@ -141,8 +136,8 @@ def _known(model: nn.Module) -> Iterator[tuple[str, nn.Module, Callable, int]]:
 
 @torch.no_grad()
 def _proves(module: nn.Module, forward: Callable, width: int) -> bool:
-    x = _sample(3, width, like=next(module.parameters()))
-    return _agree(forward(x), module(x))
+    x = sample(3, width, like=next(module.parameters()))
+    return agree(forward(x), module(x))
 
 
 @contextlib.contextmanager
@@ -173,39 +168,3 @@ def fused(model: nn.Module) -> Iterator[int]:
             del module.forward
         for namespace, original in originals.items():
             namespace.apply_rotary_pos_emb = original
-
-
-MOST_GIB = 2.0  # of weights, which are in memory twice while they are packed
-ROWS = 64  # that the layout is made for; others work, too
-
-
-class PackedLinears:
-    """The packed weights of a model's linear layers; none where there is nothing to gain."""
-
-    def __init__(self, model: PreTrainedModel):
-        layers = [module for module in model.modules() if type(module) is nn.Linear]
-        size = sum(layer.weight.nbytes for layer in layers) / 2**30
-        usable = model.device.type == "cpu" and model.dtype == torch.bfloat16 and size <= MOST_GIB
-        usable = usable and torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-        usable = usable and fast_paths.on("packed_linears", model)
-        self.forwards = {layer: partial(_forward, _packed(layer.weight), layer.bias) for layer in layers * usable}
-
-    @contextmanager
-    def in_use(self) -> Iterator[None]:
-        """The model computes with them, for the length of a `with`; no gradients."""
-        for layer, forward in self.forwards.items():
-            layer.forward = forward
-        try:
-            yield
-        finally:
-            for layer in self.forwards:
-                del layer.forward
-
-
-@torch.no_grad()
-def _packed(weight: torch.Tensor) -> torch.Tensor:
-    return torch.ops.mkldnn._reorder_linear_weight(weight, ROWS)
-
-
-def _forward(weight: torch.Tensor, bias: torch.Tensor | None, x: torch.Tensor) -> torch.Tensor:
-    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")

@@ -14,7 +14,7 @@ from click.testing import CliRunner
 
 from c3po_utils.chat import greedy
 from c3po_utils.cli import c3po
-from c3po_utils.engine import attention, fast_paths, fused, kernels, linear, load_model, load_tokenizer, log_probs
+from c3po_utils.engine import attention, fast_paths, fused, kernels, load_model, load_tokenizer, log_probs, packed
 from c3po_utils.engine import threads as engine_threads
 from c3po_utils.runs import doctor
 from c3po_utils.training import checks
@@ -32,6 +32,11 @@ def doubled(function):
 
 def scaled(function):
     return lambda *args, **kwargs: function(*args, **kwargs) * 1.3
+
+
+def only_alone(product):
+    """Right for as few rows as a layer's proof has; more lose the product."""
+    return lambda weights, x, residual: product(weights, x, residual) if len(x) < 3 else residual.clone()
 
 
 def torn(work, items, lanes):
@@ -54,7 +59,8 @@ BROKEN = {  # by fast path: where, what, and something wrong in its place
     "head": (log_probs._Logps, "backward", doubled(log_probs._Logps.backward)),
     "streams": (engine_threads, "side_by_side", None),
     "slots": (attention.SlotStep, "store", forgetful),
-    "packed_linears": (linear, "_forward", scaled(linear._forward)),
+    "packed_linears": (packed, "product", scaled(packed.product)),
+    "decoder_layers": (packed, "added_product", only_alone(packed.added_product)),
 }
 
 
@@ -90,7 +96,7 @@ def findings(model, tokenizer, reference) -> dict[str, bool]:
 def test_a_wrong_fast_path_is_found_and_its_switch_gives_right_results(
     tiny_folder, monkeypatch, device, as_stored, cores, name
 ):
-    dtype = torch.bfloat16 if name == "packed_linears" else torch.float32
+    dtype = torch.bfloat16 if name in ("packed_linears", "decoder_layers") else torch.float32
     model, tokenizer = load_model(str(tiny_folder), dtype, device), load_tokenizer(str(tiny_folder))
     reference = load_model(str(tiny_folder), torch.float32, device)
     whole = findings(model, tokenizer, reference)
@@ -102,7 +108,7 @@ def test_a_wrong_fast_path_is_found_and_its_switch_gives_right_results(
     failed = {way for way, ok in found.items() if not ok}
     follows = {"packing": {"eager_attention"}, "slots": {"streams"}}.get(name, set())  # those that need it
     assert {name} <= failed <= {name, "together"} | follows
-    assert ("together" in failed) != (name in ("slots", "packed_linears"))
+    assert ("together" in failed) != (name in ("slots", "packed_linears", "decoder_layers"))
     where = fast_paths.place(model.device, model.dtype)
     fast_paths.store(where, "tiny", dict.fromkeys(failed & fast_paths.FAST_PATHS.keys(), "it was wrong"))
     fast_paths._tell.cache_clear()
@@ -111,9 +117,10 @@ def test_a_wrong_fast_path_is_found_and_its_switch_gives_right_results(
     exact = checks.reference_passes(reference, rows)
     most = 2 * checks.reference_passes(model, rows).error(exact)[1] + 1e-4
     policy = checks.with_adapter(model)
-    with warnings.catch_warnings(record=True) as told, fused(policy):
+    with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
-        error = checks.run_passes(policy, rows, checks.quickly).error(exact)
+        with fused(policy):
+            error = checks.run_passes(policy, rows, checks.quickly).error(exact)
         checks.put_away(policy)
         answers = dict(sorted(greedy.answers(model, tokenizer).items()))
     assert error[1] <= most
