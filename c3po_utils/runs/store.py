@@ -87,16 +87,17 @@ class Store:
         manifest = {key: value for key, value in theirs.items() if key != STORED}
         self.run.mkdir(parents=True, exist_ok=True)
         with FileLock(self.run / LOCK):
-            wanted = {name: known for name, known in theirs[STORED].items() if heavy or known["bytes"] <= SMALL}
-            missing = [name for name, known in wanted.items() if not _here(_inside(folder, name), known)]
-            same = remembered(folder / MANIFEST) == manifest
+            same, stored = remembered(folder / MANIFEST) == manifest, theirs[STORED]
+            differing = [name for name, known in stored.items() if not _here(_inside(folder, name), known, same)]
+            missing = [name for name in differing if heavy or stored[name]["bytes"] <= SMALL]
             if same and not missing:
                 return
             with _empty(folder / ARRIVING) as arriving:
                 for name in missing:
-                    self._get(f"{self.name(folder)}/{name}", arriving / name, wanted[name])
+                    self._get(f"{self.name(folder)}/{name}", arriving / name, stored[name])
                 if not same:  # only now is what lay here no stage any more
-                    (folder / MANIFEST).unlink(missing_ok=True)
+                    for name in (MANIFEST, *differing):
+                        (folder / name).unlink(missing_ok=True)
                 for name in missing:
                     (folder / name).parent.mkdir(parents=True, exist_ok=True)
                     os.replace(arriving / name, folder / name)
@@ -146,11 +147,12 @@ def _files(folder: Path) -> list[str]:
     return found
 
 
-def _here(path: Path, known: Manifest) -> bool:
-    """Whether a file is here and the known one; of large ones the size tells, as in `Stage.done`."""
+def _here(path: Path, known: Manifest, same: bool) -> bool:
+    """Whether a file is here and the known one. Below the `same` manifest the size tells of large ones, as in
+    `Stage.done`; below another one it does not: adapters of one rank have one size."""
     if not path.is_file() or path.stat().st_size != known["bytes"]:
         return False
-    return known["bytes"] > SMALL or fingerprint(path)["hash"] == known["hash"]
+    return (same and known["bytes"] > SMALL) or fingerprint(path)["hash"] == known["hash"]
 
 
 def _inside(folder: Path, name: str) -> Path:

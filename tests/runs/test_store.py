@@ -82,6 +82,23 @@ def test_what_is_here_is_not_fetched_again_and_what_was_damaged_here_is(url, tmp
     assert (arrived / "log.txt").stat().st_mtime_ns == times[arrived / "log.txt"]
 
 
+@pytest.mark.parametrize("heavy", [True, False])
+def test_a_large_file_of_another_stage_does_not_pass_for_this_ones_by_its_size(heavy, monkeypatch, tmp_path):
+    for module in ("stage", "store"):
+        monkeypatch.setattr(f"c3po_utils.runs.{module}.SMALL", 1000)
+    here, there = (Store(str(tmp_path / "mounted"), tmp_path / name) for name in ("here", "there"))
+    made, old = make(here.run, seed=1), make(there.run, seed=2)
+    assert (made / "rows.jsonl").stat().st_size == (old / "rows.jsonl").stat().st_size
+    publish(here, made)
+    there.fetch(old, there.manifests([old])[old], heavy)
+    assert Stage(old, {"seed": 1}, "rows.jsonl").done == heavy
+    fetch(there)
+    assert contents(old) == contents(made)
+    times = (old / "rows.jsonl").stat().st_mtime_ns
+    fetch(there)
+    assert (old / "rows.jsonl").stat().st_mtime_ns == times
+
+
 def test_a_stage_that_is_made_anew_takes_the_old_ones_place(url, tmp_path):
     here, there = Store(url, tmp_path / "here"), Store(url, tmp_path / "there")
     publish(here, make(here.run))
