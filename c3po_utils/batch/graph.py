@@ -117,12 +117,15 @@ class _Layout:
     def __init__(self, config: RunConfig, run: Path):
         self.config, self.run = config, run
         self.feedbacks = jobs.feedback_names(config)
-        self.methods = self._in_order(trained_methods(config.methods))
+        self.pairs = jobs.two_feedbacks_runs(config)
+        trained, together = trained_methods(config.methods), [method for _, method, _ in self.pairs]
+        self.objectives = {method: self._objective(method) for method in dict.fromkeys([*trained, *together])}
+        self.methods = self._in_order(trained)
 
     def all(self) -> Iterator[Node]:
         """Every node; what one needs may be a method that this run does not have."""
         nodes = [node for name in self.feedbacks for node in self._of_feedback(name)]
-        nodes += [node for pair in jobs.two_feedbacks_runs(self.config) for node in self._of_two(*pair)]
+        nodes += [node for pair in self.pairs for node in self._of_two(*pair)]
         yield from nodes
         yield self._figures(node.name for node in nodes if node.kind in ("evaluate", "two_feedbacks"))
 
@@ -130,19 +133,17 @@ class _Layout:
         """What a method asks for; the same for every feedback."""
         return jobs.train_settings(jobs.train_values(self.config, self.feedbacks[0], method)).objective
 
-    def _in_order(self, methods: Iterable[str]) -> dict[str, tuple[str, ...]]:
+    def _in_order(self, methods: Collection[str]) -> dict[str, tuple[str, ...]]:
         """The trained methods, the longest first but after those that they need, with the methods that each needs."""
-        objectives = {method: self._objective(method) for method in methods}
         ordered: dict[str, tuple[str, ...]] = {}
 
         def add(method: str) -> None:
-            objective = objectives[method]
-            needs = tuple(other for other in objective.needs.values() if other in objectives)
+            needs = tuple(other for other in self.objectives[method].needs.values() if other in methods)
             for other in needs:
                 add(other)
             ordered.setdefault(method, needs)
 
-        for method in sorted(objectives, key=lambda method: -len(objectives[method].segments)):
+        for method in sorted(methods, key=lambda method: -len(self.objectives[method].segments)):
             add(method)
         return ordered
 
@@ -160,6 +161,10 @@ class _Layout:
     def _train(self, name: str, method: str, needs: Iterable[str]) -> Node:
         return self._node(f"train/{records.feedback_id(name)}/{method}", "train", needs, jobs.train_job, name, method)
 
+    def _weights(self, id: str, method: str) -> list[str]:
+        """The trainings that an answer needs: a gate may lie there without the adapter that it adds."""
+        return [f"train/{id}/{part}" for part in (method, self.objectives[method].gated) if part]
+
     def _evaluations(self, name: str, id: str, sample: str) -> Iterator[Node]:
         made = []
         if prompted := [method for method in self.config.methods if method not in self.methods]:
@@ -167,7 +172,7 @@ class _Layout:
             folders = tuple(self.run / "eval" / id / method for method in prompted)
             made.append(Node(f"eval/{id}/{PROMPTED}", "evaluate", (sample,), folders, make))
         for method in self.methods:
-            needs, own = [sample, f"train/{id}/{method}"], f"eval/{id}/{method}"
+            needs, own = [sample, *self._weights(id, method)], f"eval/{id}/{method}"
             made.append(self._node(own, "evaluate", needs, jobs.evaluate_job, name, [method], method))
         yield from made
         yield self._node(f"compare/{id}", "compare", [node.name for node in made], jobs.compare_job, name)
@@ -181,7 +186,8 @@ class _Layout:
                 f"train/{together}/{other}" for other in self.methods.get(method, ())
             ]
             yield self._train(two_feedbacks.joint_name(names), method, before)
-            needs.append(f"train/{together}/{method}")
+        for id in [together] if how == "joint" else ids:
+            needs += self._weights(id, method)
         own = f"eval/{together}/{method}{two_feedbacks.SUFFIX[how]}"
         yield self._node(own, "two_feedbacks", needs, jobs.two_feedbacks_job, names, method, how)
 

@@ -12,17 +12,17 @@ from c3po_utils.runs.stage import ROOT, run_folder
 from tests.benchmarks.bench_batch import FEEDBACKS, METHODS, VALUES, wide
 from tests.speed import within
 
+PAIR = ("boss_signoff", "fitness_caps")
+
 
 def config(tmp_path, **changes) -> RunConfig:
     methods = ["in_context", "dpo", "scd", "c3po", "c3po_gated", "dpo_after_scd"]
-    given = {"run": str(tmp_path), "feedbacks": ["boss_signoff", "fitness_caps"], "methods": methods}
+    given = {"run": str(tmp_path), "feedbacks": list(PAIR), "methods": methods}
     return RunConfig(**{**given, **changes})
 
 
 def test_each_node_comes_after_those_that_it_needs(tmp_path):
-    nodes = graph(
-        config(tmp_path, two_feedbacks=[("boss_signoff", "fitness_caps")], two_feedbacks_how=["add", "joint"])
-    )
+    nodes = graph(config(tmp_path, two_feedbacks=[PAIR], two_feedbacks_how=["add", "joint"]))
     seen = set()
     for node in nodes.values():
         assert seen.issuperset(node.needs), node
@@ -83,6 +83,27 @@ def test_a_training_is_done_again_where_its_adapter_is_needed(without_adapters):
     undone = {f"{kind}/bird_latin/{method}" for kind in ("train", "eval") for method in ("scd", "scd_gated")}
     assert nodes.keys() - finished(nodes) == undone | {"compare/bird_latin", "figures"}
     assert finished(graph(without_adapters, ["sample", "train"])) == {"sample/bird_latin"}
+
+
+def test_a_gates_adapter_is_trained_again_where_only_the_gate_is_kept(tmp_path):
+    nodes = graph(config(tmp_path, two_feedbacks=[PAIR], two_feedbacks_how=["add", "joint"]))
+    for name in ("c3po", "c3po_gated"):
+        assert f"train/boss_signoff/{name}" in nodes["eval/boss_signoff/c3po_gated"].needs
+        assert f"train/fitness_caps/{name}" in nodes["eval/boss_signoff+fitness_caps/c3po_gated@added"].needs
+        assert f"train/boss_signoff+fitness_caps/{name}" in nodes[f"eval/{PAIR[0]}+{PAIR[1]}/c3po_gated@joint"].needs
+    assert "train/boss_signoff/scd" not in nodes["eval/boss_signoff/dpo_after_scd"].needs  # its adapter is whole
+
+
+def test_trainings_are_done_again_where_their_adapters_are_to_be_added(tmp_path):
+    pair = ["bird_latin", "birthday_cake"]
+    for kind in ("sample", "train", "eval"):
+        for id in pair:
+            shutil.copytree(ROOT / "results/benchmark" / kind / id, tmp_path / kind / id)
+    given = [f"run={tmp_path}", f"feedbacks={pair}", "methods=[base_resampled, revised, scd, dpo]"]
+    nodes = graph(load_config("benchmark", [*given, f"two_feedbacks=[{pair}]", "two_feedbacks_methods=[dpo]"]))
+    again = {name for name in nodes.keys() - finished(nodes) if name.startswith(("train/", "eval/"))}
+    assert again >= {f"train/{id}/dpo" for id in pair}
+    assert f"train/{pair[0]}/scd" not in again
 
 
 def test_what_is_not_asked_for_counts_as_done(without_adapters):
