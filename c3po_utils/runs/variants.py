@@ -72,15 +72,17 @@ def _one_run(values: dict[str, Any], of_method: dict[str, list[Combination]], na
 
 
 def _sampled_with(values: dict[str, Any], sampled: Combination, name: str) -> dict[str, Any]:
-    """The run in a folder of its own; its figures go there, too."""
+    """The run in a folder and a store of its own; its figures go there, too."""
     run, figures, sample = values["run"], values.get("figures", {}), dict(values.get("sample", {}))
+    if store := values.get("store", ""):
+        store = f"{store.rstrip('/')}@{name}"
     for full, value in sampled.items():
         *groups, leaf = full.split(".")[1:]
         sample |= {groups[0]: {**sample.get(groups[0], {}), leaf: value}} if groups else {leaf: value}
     if output := figures.get("output"):
         inside = output.startswith(f"{run}/")
         figures = {**figures, "output": f"{run}@{name}{output.removeprefix(run)}" if inside else f"{output}@{name}"}
-    return {**values, "run": f"{run}@{name}", "sample": sample, "figures": figures}
+    return {**values, "run": f"{run}@{name}", "store": store, "sample": sample, "figures": figures}
 
 
 def _trained_with(values: dict[str, Any], of_method: dict[str, list[Combination]]) -> dict[str, Any]:

@@ -87,10 +87,17 @@ def test_a_setting_of_sampling_makes_runs_of_their_own(tmp_path):
     runs = load_runs(path, ["sample.categories=4"], read_options(["best_of=2,4", "sample.seed=1", "lora.r=8,16"], None))
     assert [run.run.removeprefix(str(tmp_path)) for run in runs] == ["/run@best_of=2,seed=1", "/run@best_of=4,seed=1"]
     assert [run.figures["output"] for run in runs] == [f"{run.run}/figures" for run in runs]
+    assert [run.store for run in runs] == ["", ""]
     assert runs[1].sample == {"categories": 4, "options": {"best_of": 4, "seed": 1}}
     assert {tuple(run.methods) for run in runs} == {("scd@r=8", "scd@r=16")}
     with pytest.raises(ParameterError, match="its sweep makes 2 runs"):
         load_config(written(tmp_path, sweep={"best_of": [2, 4]}))
+
+
+def test_runs_of_a_swept_sampling_have_stores_of_their_own(tmp_path):
+    runs = load_runs(written(tmp_path, methods=["scd"], store="s3://bucket/mine/"), sweep={"best_of": [2, 4]})
+    assert [run.store for run in runs] == ["s3://bucket/mine@best_of=2", "s3://bucket/mine@best_of=4"]
+    check(runs[0])
 
 
 def test_tuples_come_from_yaml_and_csv_alike(tmp_path):
