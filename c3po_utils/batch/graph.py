@@ -118,14 +118,15 @@ class _Layout:
         self.config, self.run = config, run
         self.feedbacks = jobs.feedback_names(config)
         self.pairs = jobs.two_feedbacks_runs(config)
-        trained, together = trained_methods(config.methods), [method for _, method, _ in self.pairs]
+        trained, together = trained_methods(config.methods), dict.fromkeys(method for _, method, _ in self.pairs)
         self.objectives = {method: self._objective(method) for method in dict.fromkeys([*trained, *together])}
-        self.methods = self._in_order(trained)
+        self.methods, self.together = self._in_order(trained), self._in_order(together)
 
     def all(self) -> Iterator[Node]:
         """Every node; what one needs may be a method that this run does not have."""
         nodes = [node for name in self.feedbacks for node in self._of_feedback(name)]
-        nodes += [node for pair in self.pairs for node in self._of_two(*pair)]
+        ordered = [pair for method in self.together for pair in self.pairs if pair[1] == method]
+        nodes += [node for pair in ordered for node in self._of_two(*pair)]
         yield from nodes
         yield self._figures(node.name for node in nodes if node.kind in ("evaluate", "two_feedbacks"))
 
@@ -182,9 +183,7 @@ class _Layout:
         together = two_feedbacks.joint_id(ids)
         needs = [f"eval/{id}/{part}" for id in ids for part in (PROMPTED, method)]
         if how == "joint":
-            before = [f"sample/{id}" for id in ids] + [
-                f"train/{together}/{other}" for other in self.methods.get(method, ())
-            ]
+            before = [f"sample/{id}" for id in ids] + [f"train/{together}/{other}" for other in self.together[method]]
             yield self._train(two_feedbacks.joint_name(names), method, before)
         for id in [together] if how == "joint" else ids:
             needs += self._weights(id, method)

@@ -65,10 +65,21 @@ def check(config: RunConfig) -> None:
             for how, other in jobs.train_settings(values).objective.needs.items():
                 if other not in methods[:place]:
                     raise ValueError(f"it {how} {other!r}: name that before it in `methods`")
+    _check_joint(config, names[0])
     with _said_of(config.place("figures")):
         check_figures(values := jobs.figures_values(config))
         if config.store and not run_folder(output := values["output"]).is_relative_to(run_folder(config.run)):
             raise ValueError(f"output: expected a folder in {config.run}, whose store it goes to; found {output!r}")
+
+
+def _check_joint(config: RunConfig, name: str) -> None:
+    """What a joint training needs is trained jointly, too."""
+    joint = dict.fromkeys(method for _, method, how in jobs.two_feedbacks_runs(config) if how == "joint")
+    for method in joint:
+        with _said_of(config.place(f"two_feedbacks_methods, method {method}")):
+            for does, other in jobs.train_settings(jobs.train_values(config, name, method)).objective.needs.items():
+                if other not in joint:
+                    raise ValueError(f"it {does} {other!r}: name that, too, in `two_feedbacks_methods`")
 
 
 def _selected(config: RunConfig) -> list[str]:

@@ -40,6 +40,14 @@ def test_each_node_comes_after_those_that_it_needs(tmp_path):
     assert set(nodes["figures"].needs) == scored
 
 
+def test_a_joint_gate_comes_after_the_joint_adapter_whatever_is_named_first(tmp_path):
+    given = {"two_feedbacks": [PAIR], "two_feedbacks_how": ["joint"], "two_feedbacks_methods": ["c3po_gated", "c3po"]}
+    nodes = graph(config(tmp_path, **given))
+    gate, adapter = (f"train/boss_signoff+fitness_caps/{method}" for method in given["two_feedbacks_methods"])
+    assert adapter in nodes[gate].needs
+    assert list(nodes).index(adapter) < list(nodes).index(gate)
+
+
 def test_long_trainings_start_first(tmp_path):
     methods = [name.split("/")[2] for name in graph(config(tmp_path)) if name.startswith("train/boss_signoff/")]
     assert (

@@ -41,6 +41,12 @@ def wrong_run(folder: Path, changes: dict) -> dict:
     return {"run": str(folder / "run"), "feedbacks": ["boss_signoff"], "methods": ["c3po"], **changes}
 
 
+JOINT = {
+    "feedbacks": ["boss_signoff", "fitness_caps"],
+    "methods": ["scd", "scd_gated"],
+    "two_feedbacks": [("boss_signoff", "fitness_caps")],
+    "two_feedbacks_how": ["joint"],
+}
 WRONG_RUNS = [
     ({"sample": {"options": {"best_off": 2}}}, "best_of"),
     ({"sample": {"options": {"best_of": -1}}}, "best_of.*expected 0 or more, found -1"),
@@ -74,6 +80,10 @@ WRONG_RUNS = [
     ({"methods": ["c3po", "scd", "c3po"]}, "'c3po' is named twice"),
     ({"methods": []}, "expected one method or more"),
     ({"two_feedbacks": [("boss_signoff", "boss_signof")]}, "boss_signoff"),
+    (
+        JOINT | {"two_feedbacks_methods": ["scd_gated"]},
+        "two_feedbacks_methods, method scd_gated: it is a gate for 'scd': name that, too",
+    ),
     ({"feedback_set": "unscored.yaml", "feedbacks": ["kind"]}, "prompts"),
     ({"feedback_set": "unscored.yaml", "feedbacks": ["kind"], "sample": {"prompt_model": LOCAL}}, "judge_model"),
     ({"run": ""}, "expected a folder for its results"),
@@ -91,6 +101,13 @@ def test_what_can_be_known_to_be_wrong_is_said_before_anything_runs(tmp_path, mo
         run_notebooks(RunConfig(**given))
     assert len(str(caught.value).splitlines()) == 1
     assert not (tmp_path / "run").exists()
+
+
+def test_two_feedbacks_methods_name_what_a_joint_training_needs_in_any_order(tmp_path):
+    check(RunConfig(**wrong_run(tmp_path, JOINT | {"two_feedbacks_methods": ["scd_gated", "scd"]})))
+    check(RunConfig(**wrong_run(tmp_path, JOINT)))
+    added = {"two_feedbacks_methods": ["scd_gated"], "two_feedbacks_how": ["add"]}
+    check(RunConfig(**wrong_run(tmp_path, JOINT | added)))
 
 
 WRONG_PARAMETERS = [
