@@ -31,9 +31,11 @@ def status(
     RUN and KEY=VALUE as they were given to `c3po run`.
     """
     from c3po_utils.batch import graph, states
+    from c3po_utils.runs import check
 
     with told():
         for one in runs_of(run, overrides, sweep, sweep_file):
+            check.check(one)
             found = states.states(one, graph.graph(one))
             if as_json:
                 click.echo(json.dumps({"run": one.run, **dataclasses.asdict(found)}, indent=2, ensure_ascii=False))

@@ -53,6 +53,12 @@ def test_a_running_job_is_told_with_its_bars_last_line_until_it_is_stale(tmp_pat
     assert states.states(config, graph.graph(config)).running == {}
 
 
+def test_status_tells_wrong_settings_in_one_line(tmp_path):
+    done = CliRunner().invoke(c3po, ["status", "demo", f"run={tmp_path}/run", "methods=[c3poo]"])
+    assert (done.exit_code, len(done.output.splitlines())) == (1, 1)
+    assert "did you mean 'c3po'" in done.output
+
+
 def test_status_is_short_unless_all_is_wanted_and_can_be_read_by_machines(tmp_path):
     command = ["status", "embedded", f"run={tmp_path}/run"]
     short = CliRunner().invoke(c3po, command).output
