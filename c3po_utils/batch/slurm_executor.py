@@ -210,16 +210,20 @@ def _outcome(job: Any, task: Task) -> Outcome:
 
 
 def _states() -> dict[str, tuple[str, str]] | None:
-    """{id: (state, reason to wait)} of this user's jobs, members of arrays alone; None: no answer came."""
+    """{id: (state, reason to wait)} of this user's jobs, members of arrays alone; None: no answer came.
+
+    Lines that are none of a job's, as plugins and Slurm's own warnings print them, are passed over.
+    """
     lines = _command("squeue", "--me", "--array", "--noheader", "--states=all", "--format=%i|%T|%r")
     if lines is None:
         return None
-    return {id: (state, reason) for id, state, reason in (line.split("|", 2) for line in lines.splitlines())}
+    parts = (line.split("|", 2) for line in lines.splitlines())
+    return {part[0]: (part[1], part[2]) for part in parts if len(part) == 3}
 
 
 def _command(*words: str) -> str | None:
-    """Its output; None where it failed or took too long."""
-    with contextlib.suppress(subprocess.SubprocessError):
+    """Its output; None where it failed, took too long, or could not be started, as where memory is short."""
+    with contextlib.suppress(subprocess.SubprocessError, OSError):
         return subprocess.run(words, capture_output=True, text=True, timeout=4, check=True).stdout
     return None
 

@@ -1,11 +1,13 @@
 import sys
+from types import SimpleNamespace
 
 import pytest
 
-from c3po_utils.batch import Resources, open_executor
+from c3po_utils.batch import Resources, Task, open_executor, slurm_executor
 from c3po_utils.batch.ray_executor import RayExecutor
 from c3po_utils.runs.config import RunConfig
 from c3po_utils.runs.parameters import ParameterError
+from tests.batch import bodies
 
 
 def opened(executor, **settings):
@@ -38,3 +40,51 @@ def test_an_address_where_no_cluster_is_is_refused_at_once(address, monkeypatch)
 
 def test_the_least_that_tasks_ask_for_is_taken_resource_by_resource():
     assert Resources(4, 0, 2.5).at_least(Resources(1, 0.5, 1)) == Resources(4, 0.5, 2.5)
+
+
+@pytest.fixture
+def slurm(tmp_path, monkeypatch):
+    """A job that a stand-in for submitit sent to a Slurm, of which only sbatch can be started (others: `program`)."""
+
+    class Submits:
+        def __init__(self, folder, python):
+            self.jobs = [
+                SimpleNamespace(job_id="7", paths=SimpleNamespace(result_pickle=tmp_path / "7", stderr="7.err"))
+            ]
+
+        def update_parameters(self, **_):
+            pass
+
+        def map_array(self, body, tasks):
+            return self.jobs
+
+        _valid_parameters = staticmethod(set)
+
+    for name in ("GATHER_S", "STATES_S"):
+        monkeypatch.setattr(slurm_executor, name, 0.01)
+    monkeypatch.setitem(sys.modules, "submitit", SimpleNamespace(SlurmExecutor=Submits))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    program(tmp_path, "sbatch", "")
+    executor = slurm_executor.SlurmExecutor(folder=str(tmp_path))
+    future = executor.submit(Task({}, "one"))
+    bodies.until(lambda: executor._jobs)
+    yield executor, future
+    executor.stop()
+
+
+def program(folder, name, says):
+    new = folder / f"new {name}"
+    new.write_text(f"#!/bin/sh\n{says}\n")
+    new.chmod(0o755)
+    new.rename(folder / name)
+
+
+def test_a_squeue_that_cannot_be_started_is_asked_again_and_lines_that_say_nothing_are_passed_over(slurm, tmp_path):
+    program(tmp_path, "squeue", "echo slurm_load_jobs error; echo '7|CANCELLED|None'")
+    assert slurm[1].result(30).error == "Slurm's job 7: CANCELLED; log: 7.err"
+
+
+def test_stop_ends_every_task_also_where_scancel_cannot_be_started(slurm):
+    executor, future = slurm
+    executor.stop()
+    assert (future.result(0).status, future.result(0).error) == ("lost", "the executor was stopped")
