@@ -110,9 +110,9 @@ def _estimate(config: RunConfig) -> None:
 def _draw(config: RunConfig) -> None:
     """Tables and figures anew, also where they are done."""
     from c3po_utils.batch import notebook
-    from c3po_utils.runs import jobs, run_folder
+    from c3po_utils.runs import jobs
 
-    figures = jobs.figures_job(config, run_folder(config.run))
+    figures = jobs.figures_job(config)
     notebook.execute(figures)
     _show_figures(figures.stages[0].folder)
 

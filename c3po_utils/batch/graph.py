@@ -193,7 +193,7 @@ class _Layout:
     def _figures(self, scored: Iterable[str]) -> Node:
         """After every evaluation; its folder is a setting of its own."""
         folder = run_folder(jobs.figures_values(self.config)["output"])
-        return Node("figures", "figures", tuple(scored), (folder,), partial(jobs.figures_job, self.config, self.run))
+        return Node("figures", "figures", tuple(scored), (folder,), partial(jobs.figures_job, self.config))
 
 
 def dependants(nodes: Mapping[str, Node]) -> dict[str, list[str]]:

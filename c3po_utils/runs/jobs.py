@@ -190,7 +190,7 @@ def figures_values(config: RunConfig) -> dict[str, Any]:
     return _resolved(FIGURES, {"runs": [config.run], "output": f"{config.run}/figures", **config.figures})
 
 
-def figures_job(config: RunConfig, run: Path) -> Job:
+def figures_job(config: RunConfig) -> Job:
     values = figures_values(config)
-    stage = figures.tables.figures_stage([run], run_folder(values["output"]))
+    stage = figures.tables.figures_stage([run_folder(run) for run in values["runs"]], run_folder(values["output"]))
     return Job(FIGURES, stage.folder / FIGURES, values, [stage])

@@ -33,8 +33,10 @@ from c3po_utils.figures import (
     tradeoff,
 )
 from c3po_utils.figures.style import LOOKS, bar, look, ordered
+from c3po_utils.runs import jobs
+from c3po_utils.runs.config import RunConfig
 from c3po_utils.runs.files import read_json, read_jsonl, write_json, write_jsonl
-from c3po_utils.runs.stage import MANIFEST, ROOT
+from c3po_utils.runs.stage import MANIFEST, ROOT, Stage
 from c3po_utils.training.methods import METHODS as METHODS_TRAINED
 from tests.synthetic import METHODS, answers
 
@@ -679,3 +681,15 @@ def test_everything_from_a_full_run_takes_less_than_a_minute_and_two_gigabytes(t
     assert {"table2.csv", "fig2.pdf", "fig5.pdf", "fig6.pdf", "fig8.pdf", "tradeoff.pdf"} <= drawn.keys()
     assert seconds < 60
     assert peak < 2
+
+
+def test_figures_of_several_runs_are_done_when_they_were_drawn_from_all_of_them(tmp_path):
+    runs = [tmp_path / name for name in ("one", "two")]
+    for run in runs:
+        with Stage(run / "eval" / "tea" / "c3po", {"method": "c3po"}):
+            pass
+    given = {"runs": [str(run) for run in runs], "output": str(runs[0] / "figures")}
+    config = RunConfig(run=given["runs"][0], methods=["c3po"], figures=given)
+    with tables.figures_stage(runs, given["output"]):  # as 05_figures ends
+        pass
+    assert jobs.figures_job(config).done
