@@ -148,7 +148,8 @@ def open_gates(*runs: Path | str) -> pd.DataFrame:
 def side_by_side(singles: pd.DataFrame, together: pd.DataFrame) -> pd.DataFrame:
     """The answers table of scores.py for each feedback alone and with another, on the same prompts, by `setting`.
 
-    A feedback stands in it once for each other that it was learned with, named `a (a+b)`; those are averaged over.
+    A feedback stands in it once for each other that it was learned with, named `a (a+b)`: figure 7's dots. Its answers
+    with all of them are one feedback's, `prompts_of`; so they are counted where there are means and intervals.
 
     Args:
         singles: every finished evaluation of single feedbacks (evaluate.collect).
@@ -157,15 +158,18 @@ def side_by_side(singles: pd.DataFrame, together: pd.DataFrame) -> pd.DataFrame:
     own = together[together["prompts_of"] == together["feedback"]]
     named = own[["feedback", "two_feedbacks"]].drop_duplicates()
     kept = singles[singles["method"].isin([BASE_RESAMPLED, *own["method"]])]
-    both = pd.concat([kept.merge(named, on="feedback").assign(setting="single"), own])
+    alone = kept.assign(prompts_of=kept["feedback"], setting="single").merge(named, on="feedback")
+    both = pd.concat([alone, own])
     return both.assign(feedback=both["feedback"] + " (" + both["two_feedbacks"] + ")").reset_index(drop=True)
 
 
 def setting_shares(table: pd.DataFrame) -> pd.DataFrame:
     """Figure 7's table, from `side_by_side`: application shares by setting, each beside the same noise floor."""
-    resampled = table[table["method"] == BASE_RESAMPLED]
+    again = table.duplicated(["setting", "method", "prompts_of", "split", "prompt_id"])
+    answers = _by_feedback(table[~(again & (table["setting"] == "single"))])  # each is there for every other feedback
+    resampled = answers[answers["method"] == BASE_RESAMPLED]
     parts = []
-    for setting, own in table.groupby("setting", sort=False):
+    for setting, own in answers.groupby("setting", sort=False):
         rows = own if setting == "single" else pd.concat([own, resampled[resampled["feedback"].isin(own["feedback"])]])
         parts.append(application_share(rows).assign(setting=setting))
     return pd.concat(parts, ignore_index=True)
@@ -174,7 +178,16 @@ def setting_shares(table: pd.DataFrame) -> pd.DataFrame:
 def as_methods(table: pd.DataFrame) -> pd.DataFrame:
     """`side_by_side` with the setting in the method's name (`c3po@added`), for tables and paired differences."""
     suffix = ("@" + table["setting"]).where(table["setting"] != "single", "")
-    return table.assign(method=table["method"] + suffix)
+    return _by_feedback(table).assign(method=table["method"] + suffix)
+
+
+def _by_feedback(table: pd.DataFrame) -> pd.DataFrame:
+    """`side_by_side` with a feedback's answers beside all others as its own: it is one feedback, not one a pair."""
+    return table.assign(
+        feedback=table["prompts_of"],
+        category=table["category"].fillna(table["prompt_id"]),
+        prompt_id=table["prompt_id"] + " (" + table["two_feedbacks"] + ")",
+    )
 
 
 def crossings(singles: pd.DataFrame, together: pd.DataFrame, feedbacks: Sequence[Feedback]) -> pd.DataFrame:

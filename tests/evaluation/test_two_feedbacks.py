@@ -14,7 +14,7 @@ import yaml
 
 from c3po_utils.batch.notebook import execute
 from c3po_utils.engine.models import load_model
-from c3po_utils.evaluation import evaluate, two_feedbacks
+from c3po_utils.evaluation import evaluate, scores, two_feedbacks
 from c3po_utils.evaluation.evaluate import collect, evaluate_method, open_judge
 from c3po_utils.evaluation.two_feedbacks import TwoFeedbacks
 from c3po_utils.feedback.records import Feedback
@@ -28,6 +28,7 @@ from c3po_utils.training.adapters import add_adapters, load_adapter, load_added
 from c3po_utils.training.stage import TrainSettings, train_stage
 from tests.servers import Reply, scripted
 from tests.stored_run import random_adapter, store_adapter, store_sample
+from tests.synthetic import answers
 
 SETTINGS = TrainSettings("c3po", 1e-3, 1.0, 2, 0)
 
@@ -251,6 +252,38 @@ def test_figure_7_compares_the_same_prompts(run):
     assert len(paper_figures.fig7(shares)) == 3
     plt.close("all")
     assert set(two_feedbacks.as_methods(table).method) == {"base_resampled", "c3po", "c3po@added", "c3po@joint"}
+
+
+def test_a_feedback_beside_several_others_is_one_feedback():
+    singles = answers(3, ("base_resampled", "c3po"))
+    asked = singles[singles.method == "c3po"]
+    hub, *others = asked.feedback.unique()
+    pairs = [
+        asked[asked.feedback.isin([hub, other])].assign(two_feedbacks=f"{hub}+{other}", setting="added")
+        for other in others
+    ]
+    together = pd.concat([pair.assign(prompts_of=pair.feedback) for pair in pairs])
+    hubs = (together.feedback == hub) & (together.split == "in_scope")
+    together.loc[hubs, "passes"] = together.loc[hubs, "two_feedbacks"] == f"{hub}+{others[0]}"
+    table = two_feedbacks.side_by_side(singles, together)
+    assert table.feedback.nunique() == 4  # figure 7's dots
+    shares = two_feedbacks.setting_shares(table).set_index(["setting", "method", "split"])
+    assert set(shares.n_feedbacks) == {3}
+    alone = scores.application_share(singles).set_index(["method", "split"])
+    pd.testing.assert_frame_equal(shares.loc["single"], alone)
+    pd.testing.assert_frame_equal(shares.loc["added"].loc[["base_resampled"]], alone.loc[["base_resampled"]])
+    own = asked[asked.split == "in_scope"].groupby("feedback").passes.mean()
+    added = shares.loc[("added", "c3po", "in_scope")]
+    assert added.share == pytest.approx((0.5 + own[others[0]] + own[others[1]]) / 3)
+    assert (added.n_prompts, shares.n_prompts["single", "c3po", "in_scope"]) == (80, 60)
+    named = two_feedbacks.as_methods(table)
+    assert scores.paired_differences(named, "c3po@added", ["c3po"]).n_feedbacks.item() == 3
+
+
+def test_prompts_without_a_category_are_the_same_ones_beside_every_other_feedback():
+    table = answers(1, ("c3po",)).assign(category=None, prompts_of="feedback-000", setting="added")
+    table = pd.concat([table.assign(two_feedbacks=f"feedback-000+{other}") for other in ("a", "b")])
+    assert two_feedbacks.as_methods(table).category.nunique() == table.prompt_id.nunique()
 
 
 def test_the_runner_goes_through_all_two_feedbacks():
