@@ -44,10 +44,11 @@ def _defaults() -> dict[str, Any]:
 
 
 def _scalars(values: dict[str, Any]) -> dict[str, Any]:
-    """Settings on one level; switches become names, so that they are drawn as such."""
+    """Settings on one level; switches and lists become names, so that they are drawn, and told apart, as such."""
     flat: dict[str, Any] = {}
     for key, value in values.items():
-        flat |= _scalars(value) if isinstance(value, dict) else {key: str(value) if isinstance(value, bool) else value}
+        named = str(value) if isinstance(value, bool | list) else value
+        flat |= _scalars(value) if isinstance(value, dict) else {key: named}
     return flat
 
 

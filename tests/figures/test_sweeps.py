@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import matplotlib.pyplot as plt
 import pandas as pd
 import pytest
 
+from c3po_utils.evaluation import scores
 from c3po_utils.figures import sweeps
 from c3po_utils.runs.files import write_json
 from c3po_utils.training.methods import Method
+from tests.synthetic import answers
 
 SETTINGS = {
     "learning_rate": 4e-4, "epochs": 2.0, "lora": {"dropout": 0.0}, "method_settings": {"near_weight": 0.5},
@@ -51,6 +54,18 @@ def test_a_series_differs_in_one_setting_alone(settings):
         "c3po@beta=0.02,epochs=3": "c3po@epochs=3.0", "c3po@beta=0.03,epochs=3": "c3po@epochs=3.0",
     }  # fmt: skip
     assert found.loc["c3po@beta=0.03", "beta"] == 0.03
+
+
+def test_a_setting_may_be_a_list(tmp_path):
+    store(tmp_path, "scd@attention", lora={"target_modules": ["q_proj", "v_proj"]})
+    store(tmp_path, "scd@output", lora={"target_modules": ["o_proj"]})
+    settings = sweeps.trained_settings(tmp_path)
+    assert sweeps.hyperparameters(settings) == ["target_modules"]
+    assert settings["target_modules"].tolist() == ["['q_proj', 'v_proj']", "['o_proj']"]
+    table = scores.method_scores(answers(2, ("scd@attention", "scd@output")))
+    (ax, *_) = sweeps.sweep(sweeps.swept(table, settings, "target_modules"), "target_modules")
+    assert [tick.get_text() for tick in ax.get_xticklabels()] == ["['o_proj']", "['q_proj', 'v_proj']"]
+    plt.close()
 
 
 def test_a_setting_that_a_methods_adapters_differ_in_is_left_empty(tmp_path):
