@@ -159,6 +159,8 @@ def _own_shares(ax: Axes, answers: pd.DataFrame, methods: list[str]) -> None:
     """A dot per feedback on each bar, side by side, in the order of the feedbacks."""
     shares = answers.assign(share=scores.applied(answers)).groupby(["method", "split", "feedback"])["share"].mean()
     for method, middle, width in _places(methods):
+        if method not in shares:
+            continue  # it has another setting
         own = shares[method].unstack("feedback").reindex(SPLITS)
         aside = width * ((np.arange(own.shape[1]) + 0.5) / own.shape[1] - 0.5)
         places = (middle[:, None] + aside).ravel()
@@ -202,13 +204,15 @@ def _places(methods: list[str]) -> Iterator[tuple[str, NDArray, float]]:
 def _bars(ax: Axes, shares: pd.DataFrame, methods: list[str]) -> list:
     """Bars with intervals by split and method, the noise floor as a dash per split; legend handles.
 
-    Every bar has a foot below zero, and one of height zero its method's name above.
+    Every bar has a foot below zero, and one of height zero its method's name above. Where a method has no answers there
+    is neither.
     """
     handles = []
     for method, place, width in _places(methods):
         rows = shares[shares["method"] == method].set_index("split").reindex(SPLITS)
         ax.bar(place, rows["share"], width, **bar(method))
-        ax.broken_barh([(x - width / 2, width) for x in place], (-FOOT, FOOT), **bar(method))
+        feet = place[rows["share"].notna()]
+        ax.broken_barh([(x - width / 2, width) for x in feet], (-FOOT, FOOT), **bar(method))
         handles.append(Patch(**bar(method)))
         for ink, thick in (("white", 1.5), ("#111111", 0.7)):  # a rim keeps whiskers visible on dark bars
             line = {"fmt": "none", "ecolor": ink, "elinewidth": thick, "capthick": thick, "capsize": 1.5}

@@ -408,6 +408,16 @@ def test_fig7_shows_each_feedbacks_own_share(two):
     assert "dots: each feedback" in axes[0].figure.legends[0].get_title().get_text()
 
 
+def test_fig7_leaves_room_for_a_method_without_one_of_the_settings(two):
+    rows = pd.concat([two.assign(setting="single"), two[two["method"] != "scd"].assign(setting="added")])
+    shares = pd.concat([scores.application_share(own).assign(setting=name) for name, own in rows.groupby("setting")])
+    axes = paper_figures.fig7(shares, rows)
+    assert [ax.get_title() for ax in axes] == ["Two feedbacks, adapters added", "One feedback at a time"]
+    assert [sum(line.get_color() == "#111111" for line in ax.lines) for ax in axes] == [2, 3]  # dots, by method
+    feet = [[len(foot.get_paths()) for foot in ax.collections if foot.get_hatch() is not None] for ax in axes]
+    assert [sorted(counts) for counts in feet] == [[0, 3, 3], [3, 3, 3]]
+
+
 def test_coincident_variants_share_one_label():
     table = pd.concat([swept((1e-5, 1e-4), ("c3po",))] * 2).assign(variant=["a", "b", "c", "d"])
     ax = tradeoff.tradeoff(table, "variant")
