@@ -71,9 +71,12 @@ def scores(margins: NDArray[np.float64], threshold: float) -> NDArray[np.float64
 def calibrate(margins: NDArray[np.float64], gold: NDArray[np.float64]) -> float:
     """The threshold at which the judge agrees best with the metric's score `gold`, by Cohen's kappa.
 
-    To be used on feedbacks other than those it was calibrated on.
+    To be used on feedbacks other than those it was calibrated on. ValueError where no margin has a score beside it.
     """
-    margins, gold = (values[~np.isnan(margins)] for values in (margins, gold))
+    known = ~(np.isnan(margins) | np.isnan(gold))
+    margins, gold = margins[known], gold[known]
+    if not margins.any():
+        raise ValueError("no margin to calibrate on: expected answers of another feedback that has a metric")
     sizes = np.unique(np.quantile(np.abs(margins[margins != 0]), np.linspace(0, 1, 101), method="nearest"))
     tried = (sizes[1:] + sizes[:-1]) / 2  # between margins, as far from both as can be
     return float(max(tried, key=lambda threshold: np.nan_to_num(kappa(gold, scores(margins, threshold)), nan=-1)))

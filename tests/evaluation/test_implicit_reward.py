@@ -167,6 +167,16 @@ def test_the_threshold_comes_from_the_other_feedbacks():
     assert calibrate(np.array([0.1, 0.3, np.nan]), np.array([0, 1, 1.0])) == pytest.approx(0.2, abs=0.01)
 
 
+def test_feedbacks_without_a_metric_have_no_say_in_the_threshold():
+    gold = np.tile([0, 0, 0, 1, 1, 1], 20)
+    rows = judged_rows(np.where(gold == 1, 0.4, 0.1), gold)
+    rows.loc[rows["feedback"] == "f1", "metric_score"] = np.nan
+    assert (judged(rows, "sentence")["threshold"] == 0.25).all()
+    rows.loc[rows["feedback"] == "f2", "metric_score"] = np.nan
+    with pytest.raises(ValueError, match="no margin to calibrate on: expected answers of another feedback that has a "):
+        judged(rows, "sentence")
+
+
 def test_the_report_is_made_from_a_run(tmp_path, tiny_folder, capsys):
     for seed, id in enumerate(("one", "two")):
         store_sample(tmp_path, id, str(tiny_folder))
