@@ -38,7 +38,7 @@ class Answer:
     outcome: Outcome
     passes: bool | None
     base_passes: bool | None
-    opened: bool | None = None  # whether the method's gate let an adapter in; None: it has no gate
+    opened: bool | None = None  # whether a gate of the method let its adapter in; None: it has no gate
 
     @property
     def verdict(self) -> str:
@@ -113,11 +113,11 @@ class Playground:
         told = follow and (lambda _, text: follow(method, text))
         base = shared_chat(self.settings.model)
         gates = {folder: training.stage.gated_folder(folder) for folder in weights}
-        let_in = _let_in(weights, gates, base, asked)
+        let_in, opened = _let_in(weights, gates, base, asked)
         with training.adapters.mixed(base.model, let_in) if let_in else nullcontext(base.model) as model:
             tuned = chat.local.LocalChat(model, base.tokenizer, name=base.name) if let_in else base
             outcome = next(tuned.complete([asked], sampling, follow=told))
-        return outcome, bool(let_in) if any(gates.values()) else None
+        return outcome, opened
 
     def _passes(self, outcome: Outcome, base: Outcome) -> bool | None:
         if self.record.metric is None or not outcome.usable or not base.usable:
@@ -127,15 +127,22 @@ class Playground:
 
 def _let_in(
     weights: Weights, gates: Mapping[Path, Path | None], pi_0: chat.local.LocalChat, asked: chat.types.Request
-) -> Weights:
-    """The adapters that answer this request: those without a gate, and those whose gate (`gates`: its own) opens."""
+) -> tuple[Weights, bool | None]:
+    """The adapters that answer this request: those without a gate, and those whose gate (`gates`: its own) opens.
+
+    And whether any gate opens; None where there is none.
+    """
     found: defaultdict[Path, float] = defaultdict(float)
     ids, reason = pi_0.encode(asked)
+    opens = {
+        folder: not reason and training.gate.load_gate(folder, pi_0.model).opens(pi_0.model, [ids])[0]
+        for folder, gated in gates.items()
+        if gated
+    }
     for folder, weight in weights.items():
-        gated = gates[folder]
-        if not gated or (not reason and training.gate.load_gate(folder, pi_0.model).opens(pi_0.model, [ids])[0]):
-            found[gated or folder] += weight
-    return found
+        if opens.get(folder, True):
+            found[gates[folder] or folder] += weight
+    return found, any(opens.values()) if opens else None
 
 
 @lru_cache(maxsize=1)

@@ -73,9 +73,10 @@ def test_in_a_mixture_each_gate_decides_for_its_own_adapter(tmp_path, tiny):
     store_gate(run, "short", lambda row: False)
     play = open_playground(run, "short", ["c3po"], [{"c3po": 1.0, "scd_gated": 0.5}])
     _, alone, mixed_in = play.answers("Is tea hot?")
-    assert (alone.opened, mixed_in.opened) == (None, True)
+    assert (alone.opened, mixed_in.opened) == (None, False)  # the adapter without a gate answers all the same
     store_gate(run, "short", lambda row: True)
     opened = list(play.answers("Is tea hot?"))[-1]
+    assert opened.opened is True
     plain = list(open_playground(run, "short", [], [{"c3po": 1.0, "scd": 0.5}]).answers("Is tea hot?"))[-1]
     assert mixed_in.outcome.text != opened.outcome.text
     assert plain.outcome.completion_tokens
