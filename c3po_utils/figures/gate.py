@@ -21,6 +21,8 @@ MEANT = {"train": "training prompt, by cross-validation", "test": "test prompt, 
 def gate_scores(scores: pd.DataFrame, method: str) -> Axes:
     """A row per kind of prompts and fold, a dot per prompt; to the right of the line the adapter answers.
 
+    A threshold beyond all scores, as of a gate that cannot tell prompts apart, is drawn at the edge.
+
     Args:
         scores: the table that `training.gate.GateTraining.fit` returns.
         method: named in the title.
@@ -28,27 +30,32 @@ def gate_scores(scores: pd.DataFrame, method: str) -> Axes:
     rows = [(split, fold) for split in SPLITS for fold in MARKS if len(_part(scores, split, fold))]
     figure, ax = subplots(figsize=(TEXT, 0.75 + 0.34 * len(rows)))
     threshold = scores["threshold"].iloc[0]
-    ax.axvspan(threshold, 1e6, color=COLORS["in_scope"], alpha=0.08, lw=0)
-    ax.axvline(threshold, color="#333333", lw=0.9)
+    lowest, highest = scores["score"].min(), scores["score"].max()
+    margin = 0.04 * (highest - lowest)
+    low, high = lowest - margin, highest + margin
+    line = np.clip(threshold, low, high)
+    ax.axvspan(line, high, color=COLORS["in_scope"], alpha=0.08, lw=0)
+    ax.axvline(line, color="#333333", lw=0.9)
     for place, (split, fold) in enumerate(rows):
         found = _part(scores, split, fold)["score"].to_numpy()
         ax.plot(found, place + _spread(len(found)), ls="none", ms=3.6, mew=0.7, color=COLORS[split], **MARKS[fold])
         share = f"{(found > threshold).mean():.0%} of {len(found)}"
         ax.annotate(share, (1.01, place), xycoords=("axes fraction", "data"), va="center", fontsize=6.8)
-    low, high = scores["score"].min(), scores["score"].max()
-    ax.set(xlabel="score g(x): log-odds of being in scope", ylim=(len(rows) - 0.45, -0.55))
-    ax.set_xlim(low - 0.04 * (high - low), high + 0.04 * (high - low))
+    ax.set(xlabel="score g(x): log-odds of being in scope", xlim=(low, high), ylim=(len(rows) - 0.45, -0.55))
     ax.set_yticks(range(len(rows)), [f"{NAMES[split]}, {fold}" for split, fold in rows])
     ax.grid(axis="y", visible=False)
     ax.annotate("opens at", (1.01, 1.0), xycoords="axes fraction", va="bottom", fontsize=6.8)
     where = {"xycoords": ("data", "axes fraction"), "textcoords": "offset points", "va": "bottom", "fontsize": 6.8}
-    ax.annotate(r"$\pi_0$ answers", (threshold, 1.0), xytext=(-5, 1), ha="right", **where)
-    ax.annotate(f"{look(method).name}: adapter added", (threshold, 1.0), xytext=(5, 1), ha="left", **where)
+    if threshold > low:
+        ax.annotate(r"$\pi_0$ answers", (line, 1.0), xytext=(-5, 1), ha="right", **where)
+    if threshold < high:
+        ax.annotate(f"{look(method).name}: adapter added", (line, 1.0), xytext=(5, 1), ha="left", **where)
     handles = [
         Line2D([], [], ls="none", ms=4, color="#333333", label=MEANT[fold], **MARKS[fold])
         for fold in dict.fromkeys(fold for _, fold in rows)
     ]
-    legend_below(figure, handles, f"line: the threshold, {threshold:.2f}".replace("-", "−"))
+    number = f"{threshold:.2f}" if abs(threshold) < 1e4 else f"{threshold:.1e}"
+    legend_below(figure, handles, f"line: the threshold, {number}".replace("-", "−"))
     return ax
 
 

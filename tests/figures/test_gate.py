@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 
 from c3po_utils.figures.gate import NAMES, gate_scores
+from c3po_utils.figures.style import save
 
 
 @pytest.fixture
@@ -39,6 +40,21 @@ def test_every_prompt_is_a_dot_and_shares_are_those_that_open(scores):
     for place, line in enumerate(dots(ax)):
         assert np.abs(line.get_ydata() - place).max() < 0.5  # rows do not mix
     plt.close()
+
+
+@pytest.mark.parametrize(
+    ("threshold", "side", "said", "told"),
+    [(150_000.0, 1, r"$\pi_0$ answers", "1.5e+05"), (-1000.0, 0, "gate + SCD: adapter added", "−1000.00")],
+)
+def test_a_threshold_beyond_all_scores_is_at_the_edge(scores, threshold, side, said, told, tmp_path):
+    ax = gate_scores(scores.assign(threshold=threshold), "scd_gated")
+    line = next(line for line in ax.lines if len(line.get_xdata()) == 2)
+    assert line.get_xdata()[0] == ax.get_xlim()[side]
+    assert [text.get_text() for text in ax.texts[-2:]] == ["opens at", said]
+    assert ax.figure.legends[0].get_title().get_text() == f"line: the threshold, {told}"
+    inside, beyond = (plt.imread(save(drawn, tmp_path, "gate")[0]) for drawn in (gate_scores(scores, "scd_gated"), ax))
+    assert abs(beyond.shape[1] - inside.shape[1]) < 100
+    plt.close("all")
 
 
 def test_folds_and_kinds_that_are_not_there_have_no_row(scores):
