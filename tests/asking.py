@@ -6,6 +6,8 @@ from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
+import pytest
+
 from c3po_utils.chat.openai.client import OpenAIChat, open_model
 from c3po_utils.chat.types import Outcome, Request, Sampling, request
 from tests.servers import Asked, Reply, Scripted, listing
@@ -20,6 +22,13 @@ def fast_client(folder: Path, server: Scripted, **limits: object) -> OpenAIChat:
     """A model on a scripted server, with the ledger of the folder."""
     prices = limits.pop("prices", PRICES)
     return open_model(f"openai:m@{server.url}", folder / "calls.sqlite", prices=prices, **{**FAST, **limits})
+
+
+def ambient_headers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What an environment may hold that is for OpenAI only."""
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-for-openai-only")
+    monkeypatch.setenv("OPENAI_ORG_ID", "org-secret")
+    monkeypatch.setenv("OPENAI_CUSTOM_HEADERS", "authorization: Bearer sk-ambient\nX-Gateway-Key: gateway-secret")
 
 
 def asks(count: int) -> list[Request]:

@@ -8,7 +8,9 @@ import re
 import socket
 import subprocess
 import sys
+import threading
 import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -16,6 +18,7 @@ import torch
 
 from c3po_utils.chat.vllm import Engine, command, printed, program, read_engine
 from c3po_utils.chat.vllm.child import Child, environment, free_port
+from tests.asking import ambient_headers
 from tests.fake_vllm import vllm_environment
 
 ADAPTERS = {"boss/c3po": Path("train/boss/c3po"), "boss/scd@lr=2e-4": Path("train/boss/scd@lr=2e-4")}
@@ -235,6 +238,28 @@ def test_a_port_that_is_taken_in_ipv4_is_not_free_for_every_address(vllm, tmp_pa
         port = other.getsockname()[1]
         with pytest.raises(RuntimeError, match=rf"cannot listen at \[::\]:{port} .Address already in use"):
             Child(["true"], "::", port, tmp_path / "log")
+
+
+def test_a_server_that_is_joined_gets_no_header_of_openais_and_is_not_followed_elsewhere(tmp_path, monkeypatch):
+    ambient_headers(monkeypatch)
+    monkeypatch.setenv("C3PO_API_KEY", "its-own")
+    seen = []
+
+    class Redirecting(BaseHTTPRequestHandler):
+        def do_GET(self):
+            seen.append(self.headers)
+            self.send_response(302)
+            self.send_header("location", "/elsewhere")
+            self.end_headers()
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Redirecting) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        with pytest.raises(RuntimeError, match="302"):
+            Engine("m", tmp_path, f"http://127.0.0.1:{server.server_port}/v1").open()
+        server.shutdown()
+    (headers,) = seen
+    assert headers["authorization"] == "Bearer its-own"
+    assert not {name.lower() for name in headers} & {"openai-organization", "x-gateway-key"}
 
 
 def test_a_quantized_model_is_refused(tmp_path):

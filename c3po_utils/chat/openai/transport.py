@@ -6,9 +6,11 @@ import asyncio
 import functools
 import itertools
 import math
+import os
 import ssl
 from collections.abc import AsyncIterator
 from dataclasses import replace
+from typing import Any
 
 import httpx2
 import openai
@@ -30,25 +32,36 @@ def _tls() -> ssl.SSLContext:
     return httpx2.create_ssl_context()
 
 
+def client_settings(endpoint: str) -> dict[str, Any]:
+    """Settings of a client of `openai` by which an endpoint gets its own key.
+
+    Such a client takes headers from the environment, wherever it points: those are OpenAI's, and go there only.
+    Raises ValueError as `api_key` does.
+    """
+    settings = {"base_url": endpoint, "api_key": api_key(endpoint), "default_headers": {}}
+    if endpoint == OPENAI:
+        account = {"organization": header_value("OPENAI_ORG_ID"), "project": header_value("OPENAI_PROJECT_ID")}
+        return settings | {name: value or None for name, value in account.items()}
+    lines = os.environ.get("OPENAI_CUSTOM_HEADERS", "").split("\n")
+    ambient = [line.partition(":")[0].strip() for line in lines if ":" in line]
+    omitted = {name: openai.Omit() for name in ("OpenAI-Organization", "OpenAI-Project", *ambient)}
+    return settings | {"default_headers": {**omitted, "Authorization": f"Bearer {settings['api_key']}"}}
+
+
 class Transport:
     """A client for one endpoint; use `async with`, inside one event loop."""
 
     def __init__(self, endpoint: str, limits: Limits):
         self.endpoint, self.limits = endpoint, limits
         self._redaction = Redaction(secrets())
-        private = () if endpoint == OPENAI else ("OpenAI-Organization", "OpenAI-Project")
-        settings = {
-            "api_key": api_key(endpoint),
-            "organization": header_value("OPENAI_ORG_ID") or None,
-            "project": header_value("OPENAI_PROJECT_ID") or None,
-            "base_url": endpoint,
-            "max_retries": 0,
-            "timeout": httpx2.Timeout(limits.timeout_s, connect=min(15.0, limits.timeout_s)),
-            "default_headers": {"Accept-Encoding": "identity", **{name: openai.Omit() for name in private}},
-        }
+        settings = client_settings(endpoint)
+        settings["default_headers"] |= {"Accept-Encoding": "identity"}
+        timeout = httpx2.Timeout(limits.timeout_s, connect=min(15.0, limits.timeout_s))
         http = {"verify": _tls(), "event_hooks": {"response": [self._bound]}, "follow_redirects": False}
         self.clients = [  # redirected, prompts and key would go to a host that nobody named
-            openai.AsyncOpenAI(**settings, http_client=openai.DefaultAsyncHttpxClient(**http))
+            openai.AsyncOpenAI(
+                **settings, max_retries=0, timeout=timeout, http_client=openai.DefaultAsyncHttpxClient(**http)
+            )
             for _ in range(math.ceil(limits.max_in_flight / POOL))
         ]
         self.client = self.clients[0]

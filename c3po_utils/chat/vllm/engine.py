@@ -8,9 +8,9 @@ from pathlib import Path
 import openai
 
 from c3po_utils import engine  # as a room: its heavy parts are imported when they are used
-from c3po_utils.chat.keys import api_key
 from c3po_utils.chat.ledger import Ledger
 from c3po_utils.chat.openai import ServedChat
+from c3po_utils.chat.openai.transport import client_settings
 from c3po_utils.chat.vllm.child import HERE, Child, free_port
 from c3po_utils.chat.vllm.command import BASE, FOLDER, command, program
 from c3po_utils.runs import nearest
@@ -100,8 +100,9 @@ class Engine:
         return command(program(), model, self.adapters, self.rank, host, port, gpu)
 
     def _check(self, endpoint: str) -> None:
+        http = openai.DefaultHttpxClient(follow_redirects=False)  # the key would go along
         try:
-            with openai.OpenAI(base_url=endpoint, api_key=api_key(endpoint), timeout=TIMEOUT_S) as client:
+            with openai.OpenAI(**client_settings(endpoint), timeout=TIMEOUT_S, http_client=http) as client:
                 roots = {model.id: (model.model_extra or {}).get("root") for model in client.models.list()}
                 self._refuse_other(endpoint, roots)
                 self.unproved = self.prove(client)
