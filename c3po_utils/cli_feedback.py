@@ -82,7 +82,7 @@ def generate(
                 raise click.UsageError(f"--{kind} needs --model")
             found = _proposed(kind, count, model, ledger, limits, allow_short, estimate)
             if estimate:
-                click.echo(found)
+                click.echo(f"if every answer can be used: {found}")
                 return
             made, report = found
         click.echo(f"{report}\n{writing.write_feedbacks(file, made)}")
@@ -151,7 +151,7 @@ def new(
 def _prompts(model: Any, feedback: Any, folder: Path, amount: dict[str, int], yes: bool) -> bool:
     from c3po_utils.sampling import generate_prompts
 
-    click.echo(f"prompts: {generate_prompts.estimate(feedback, model, **amount)}")
+    click.echo(f"prompts, if every answer can be used: {generate_prompts.estimate(feedback, model, **amount)}")
     if not yes and not click.confirm("Let the model write them?", default=True):
         return False
     prompt_set, report = generate_prompts.generate_prompts(feedback, model, **amount, progress=True)

@@ -151,8 +151,8 @@ def plan(
 ) -> None:
     """Say what RUN has to do: its jobs, which are done, and the time, tokens and cost still to come, at most.
 
-    Nothing is asked, nothing is written. RUN and KEY=VALUE as for `c3po run`. Time is that of finished jobs of the same
-    kind, else by a rule, which is told.
+    Nothing is asked, nothing is written; of a model that writes prompts every answer is taken to be usable. RUN and
+    KEY=VALUE as for `c3po run`. Time is that of finished jobs of the same kind, else by a rule, which is told.
     """
     from c3po_utils.batch import graph, plans
     from c3po_utils.runs import check

@@ -26,8 +26,9 @@ WAIT_S = 1.0
 class DryRun:
     """A stand-in that asks nobody: it answers like `model` from the ledger, and else with a made-up text.
 
-    `total` is what asking would take. The made-up text is as long as an answer can be, so that a later question which
-    quotes it is not underrated, and no two are alike, so that a judge would be asked to compare them.
+    `total` is what asking would take. The made-up text is as long as an answer can be and was cut off there: a later
+    question which quotes it is not underrated, and where answers are to end by themselves, all tries are counted. No
+    two are alike, so that a judge would be asked to compare them. What `made_up` gives has ended.
     """
 
     def __init__(self, model: ChatModel, made_up: Callable[[Request], str] | None = None):
@@ -39,10 +40,12 @@ class DryRun:
         self.total += self.model.estimate(requests, sampling)
         stored = self.model.stored(requests, sampling)
         for request in requests:
-            text = (
-                self._made_up(request) if self._made_up else f"{request.id} " + "word " * (sampling.max_new_tokens - 1)
-            )
-            yield stored.get(request.id) or Outcome(request.id, "ok", text)
+            yield stored.get(request.id) or self._outcome(request, sampling)
+
+    def _outcome(self, request: Request, sampling: Sampling) -> Outcome:
+        if self._made_up:
+            return Outcome(request.id, "ok", self._made_up(request))
+        return Outcome(request.id, "truncated", f"{request.id} " + "word " * (sampling.max_new_tokens - 1))
 
 
 class RememberedChat:

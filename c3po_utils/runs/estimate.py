@@ -29,7 +29,8 @@ VERDICT = json.dumps({"reasons": "word " * 100, "verdict": 3})
 def estimates(config: RunConfig) -> pd.DataFrame:
     """What the run would still take, at most, by feedback and use of a model; nothing is asked, nothing is written.
 
-    `training` counts the tokens that go through the model, `answers` those of pi_0 once more and of every adapter.
+    Of a model that writes prompts every answer is taken to be usable. `training` counts the tokens that go through the
+    model, `answers` those of pi_0 once more and of every adapter.
     """
     samples, parts = {}, {}
     with ledger_file.only_reading():
@@ -61,7 +62,7 @@ class Sampled:
 
     @cached_property
     def with_revisions(self) -> list[dict]:
-        """The rows; before sampling, each with a revision as long as may be: made-up ones fail the metric."""
+        """The rows; before sampling, each with a revision as long as may be: no made-up one is kept."""
         if self.sample.stage.done:
             return self.rows
         longest = "word " * self.sample.settings.max_new_tokens

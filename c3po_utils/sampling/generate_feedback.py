@@ -94,7 +94,7 @@ def generate_feedbacks(
 
 
 def estimate(model: ChatModel, kind: Kind, count: int, *, known: Sequence[Feedback] = ()) -> types.Estimate:
-    """What `generate_feedbacks` would take, at most; nothing is asked."""
+    """What `generate_feedbacks` would take, at most, if every answer can be used; nothing is asked."""
     dry = DryRun(model, partial(made_up, keys=tuple(Idea.model_fields), count=AT_ONCE))
     generate_feedbacks(dry, kind, count, known=known, allow_short=True)
     return dry.total

@@ -108,7 +108,7 @@ def generate_prompts(
 
 
 def estimate(feedback: Feedback, model: ChatModel, *, categories: int, per_category: int) -> types.Estimate:
-    """What `generate_prompts` would take, at most; nothing is asked."""
+    """What `generate_prompts` would take, at most, if every answer can be used; nothing is asked."""
     effort = Effort()
     dry = DryRun(model, partial(made_up, count=effort.at_once))
     generate_prompts(feedback, dry, categories=categories, per_category=per_category, effort=effort, allow_short=True)

@@ -110,7 +110,10 @@ class Sample:
         return fill_rows(dry["completion"], rows, self.record, self.settings), dry
 
     def estimate(self) -> pd.DataFrame:
-        """What it still takes, at most, by model: calls, those stored already, tokens, USD. Nothing is asked."""
+        """What it still takes, at most, by model: calls, those stored already, tokens, USD. Nothing is asked.
+
+        Of the model that writes prompts every answer is taken to be usable.
+        """
         dry = self.dry_run()[1]
         table = {use: {"model": model.name, **vars(model.total)} for use, model in dry.items()}
         return pd.DataFrame(table).T.rename(columns=lambda name: name.replace("_", " "))

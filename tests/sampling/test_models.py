@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import papermill
 import pytest
@@ -32,9 +32,9 @@ def settings_for(server, **options) -> SampleSettings:
     )  # fmt: skip
 
 
-def run_sample(folder, settings, limits=FAST) -> tuple[list[dict], float, int]:
+def run_sample(folder, settings, limits=FAST, feedback=FEEDBACK) -> tuple[list[dict], float, int]:
     """The rows, and the USD and calls that the estimate had said."""
-    made = Sample(folder, FEEDBACK, settings, GIVEN, limits)
+    made = Sample(folder, feedback, settings, GIVEN, limits)
     table = made.estimate()
     return made.fill(), table.usd.sum(), table.calls.sum()
 
@@ -55,6 +55,19 @@ def test_a_sample_from_a_server_costs_at_most_its_estimate_and_is_asked_for_once
     assert rows_module.counts(rows) == {
         "baseline": {"ok": 48}, "revised": {"ok": 16}, "in_context": {"ok": 13}, "in_context_cot": {"ok": 13},
     }  # fmt: skip
+
+
+def test_an_estimate_counts_every_try_where_no_metric_turns_answers_down(tmp_path):
+    """A model whose answers never end, so that none is kept."""
+    unchecked = FEEDBACK.model_copy(update={"metric": None, "examples": None})
+
+    def endless(asked) -> Reply:
+        return replace(writer(asked), finish="stop" if "response_format" in asked.body else "length")
+
+    with scripted(endless) as server:
+        rows, _, calls = run_sample(tmp_path, settings_for(server, best_of=3), feedback=unchecked)
+        assert len(server.asked) == calls == 1 + 2 * 4 + 48 + 3 * 2 * 16 + 13 + 2 * 13
+    assert not any(row.get("revised") for row in rows)
 
 
 def test_a_fifth_of_faults_puts_no_answer_where_it_does_not_belong(tmp_path):
