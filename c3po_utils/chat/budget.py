@@ -15,6 +15,7 @@ WINDOW_S = 60.0  # rate limits are per minute ...
 SKEW_S = 3.0  # ... as counted by a server that sees a request up to this much later than we asked leave for it
 
 ROUNDING_USD = 1e-9
+BATCH = "batch:"  # begins the owner of calls that are in a batch
 
 
 class BudgetReached(RuntimeError):
@@ -69,7 +70,8 @@ def window_wait(db: sqlite3.Connection, scope: str, quota: Quota, now: float) ->
 def budget_wait(db: sqlite3.Connection, key: str, quota: Quota, now: float) -> float:
     """0 if the attempt fits the budget, else seconds until calls in flight may have turned out cheaper.
 
-    Spending is what is settled, what calls in flight may cost, and what was lost with processes that died.
+    Spending is what is settled, what calls in flight may cost, and what was lost with processes that died. A batch is
+    not waited for: that may take a day, and somebody who collects it.
     Raises BudgetReached when nothing in flight can make room.
     """
     if quota.budget_usd is None:
@@ -77,12 +79,16 @@ def budget_wait(db: sqlite3.Connection, key: str, quota: Quota, now: float) -> f
     spent = db.execute("SELECT settled + held FROM totals").fetchone()[0]
     if spent + quota.ceiling <= quota.budget_usd + ROUNDING_USD:
         return 0.0
-    in_flight = "SELECT owner FROM leases WHERE reserved > 0 AND key != ? AND until > ?"
+    in_flight = f"SELECT owner FROM leases WHERE reserved > 0 AND key != ? AND until > ? AND owner NOT LIKE '{BATCH}%'"
     if any(alive(owner) for (owner,) in db.execute(in_flight, (key, now))):
         return 0.2
+    of_batches = f"SELECT TOTAL(reserved) FROM leases WHERE owner LIKE '{BATCH}%'"
+    held = db.execute(of_batches).fetchone()[0]
     raise BudgetReached(
-        f"{spent:.4f} of the budget of {quota.budget_usd:.4f} USD are spent, and the next call could cost"
-        f" {quota.ceiling:.4f}; answers so far are stored: raise budget_usd and run again"
+        f"{spent:.4f} of the budget of {quota.budget_usd:.4f} USD are spent"
+        + f" ({held:.4f} held by batches that are not collected yet)" * bool(held)
+        + f", and the next call could cost {quota.ceiling:.4f}; answers so far are stored:"
+        + " raise budget_usd and run again"
     )
 
 
@@ -106,7 +112,7 @@ def new_owner() -> str:
 
 def alive(owner: str) -> bool:
     """Whether the process behind a lease can still be there; on another machine only the lease's expiry tells."""
-    if owner.startswith("batch:"):
+    if owner.startswith(BATCH):
         return True
     machine, pid, birth, _ = json.loads(owner)
     if machine != _machine():

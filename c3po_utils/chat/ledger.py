@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 
-from c3po_utils.chat.budget import Quota, alive, budget_wait, window_wait
+from c3po_utils.chat.budget import BATCH, Quota, alive, budget_wait, window_wait
 from c3po_utils.chat.ledger_file import LedgerFile
 from c3po_utils.chat.types import Outcome, Request, Sampling, Status
 from c3po_utils.runs import files
@@ -202,7 +202,7 @@ class Ledger(LedgerFile):
     def add_batch(self, token: str, scope: str, owner: str, keys: list[str], content: str, lease_s: float) -> None:
         """Note a batch before it is sent, under a token that is sent with it; the keys' leases pass to it."""
         now = self.now()
-        values = [(f"batch:{token}", now + lease_s, key) for key in keys]
+        values = [(f"{BATCH}{token}", now + lease_s, key) for key in keys]
         with self._write() as db:
             row = (token, scope, owner, json.dumps(keys), content, now)
             db.execute("INSERT INTO batches VALUES (?, ?, ?, NULL, ?, ?, ?)", row)
@@ -221,7 +221,7 @@ class Ledger(LedgerFile):
         """Forget a batch; the leases of what it left unanswered go."""
         with self._write() as db:
             db.execute("DELETE FROM batches WHERE token = ?", (token,))
-            db.execute("DELETE FROM leases WHERE owner = ?", (f"batch:{token}",))
+            db.execute("DELETE FROM leases WHERE owner = ?", (f"{BATCH}{token}",))
 
     def batches(self, scope: str) -> list[Batch]:
         """The open batches of a scope, oldest first."""

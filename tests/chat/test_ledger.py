@@ -152,6 +152,19 @@ def test_a_spent_budget_stops_and_a_raised_one_goes_on(ledger):
     assert ledger.admit("m", "b", quota(0.2, 1.2)) == (0.0, 0)
 
 
+def test_a_budget_that_open_batches_hold_is_told_at_once(ledger):
+    """They may never be collected."""
+    sender, mine = new_owner(), new_owner()
+    ledger.claim("a", sender, 60)
+    ledger.admit("other", "a", quota(0.6, 1.0))
+    ledger.add_batch("token", "other", sender, ["a"], "{}", 1000)
+    ledger.claim("b", mine, 60)
+    with pytest.raises(BudgetReached, match=r"are spent \(0.6000 held by batches that are not collected yet\)"):
+        ledger.admit("m", "b", quota(0.6, 1.0))
+    ledger.end_batch("token")
+    assert ledger.admit("m", "b", quota(0.6, 1.0)) == (0.0, 0)
+
+
 def test_what_a_killed_process_may_have_spent_stays_counted(ledger):
     ledger.claim("a", dead_owner(), 1000)
     ledger.admit("m", "a", quota(0.6, 1.0))
