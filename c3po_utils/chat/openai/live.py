@@ -44,6 +44,7 @@ class LiveRun(Run):
         self.flights: set[Flight] = set()
         self.pause_until = 0.0  # a server's Retry-After holds for everybody
         self.hopeless = ""
+        self.reached_at, self.unreachable = 0.0, ""  # why, where a call was given up with the server not reached since
 
     async def _make_all(self) -> None:
         try:
@@ -91,8 +92,8 @@ class LiveRun(Run):
         return [call for call in calls if call.key not in sent]
 
     def _claim(self, call: Call, quota: Quota) -> Entry | bool:
-        if self.hopeless:
-            return Entry("failed", f"not asked, for another call failed for good: {self.hopeless}", attempts=0)
+        if why := self.hopeless or self.unreachable:
+            return Entry("failed", f"not asked, for another call failed for good: {why}", attempts=0)
         return self._lease(call, LEASE_S, quota.ceiling * quota.free)
 
     def _quota(self, call: Call) -> Quota:
@@ -156,13 +157,19 @@ class LiveRun(Run):
                 return reply
             pause = backoff(flight.attempts, limits, reply.asked_s)
             if flight.attempts >= limits.max_attempts:
-                return replace(reply, reason=f"{reply.reason} (after {flight.attempts} attempts)")
+                return self._given_up(flight, reply, f"after {flight.attempts} attempts")
             if time.monotonic() + pause > deadline:
-                return replace(reply, reason=f"{reply.reason} (waiting {pause:.0f} s more would pass max_wait_s)")
+                return self._given_up(flight, reply, f"waiting {pause:.0f} s more would pass max_wait_s")
             self.ledger.attempt_failed(flight.call.key, self.owner, reply.billed)
             if reply.asked_s:
                 self.pause_until = max(self.pause_until, time.monotonic() + reply.asked_s)
             await asyncio.sleep(pause)
+
+    def _given_up(self, flight: Flight, reply: Reply, why: str) -> Reply:
+        """Its last reply; where the server was not reached since the call began, no further one is begun."""
+        if self.reached_at < flight.started:
+            self.unreachable = reply.reason
+        return replace(reply, reason=f"{reply.reason} ({why})")
 
     async def _admitted(self, flight: Flight) -> float:
         """Wait for the rate limits and the budget; returns the seconds that took. Raises BudgetReached."""
@@ -190,6 +197,8 @@ class LiveRun(Run):
             self.slots.succeeded()
         if reply.hopeless:
             self.hopeless = reply.reason
+        if not reply.unreached:
+            self.reached_at, self.unreachable = time.monotonic(), ""
         if reply.unsupported:
             self.chat.supports_schema = False
         return reply

@@ -45,6 +45,7 @@ class Reply:
     overload: bool = False  # the server wants fewer calls at a time
     billed: bool = False  # may have cost money
     hopeless: bool = False  # no call to this model can succeed
+    unreached: bool = False  # no connection to the server
     asked_s: float | None = None  # the server's Retry-After
     unsupported: bool = False  # the server takes no JSON schema
 
@@ -174,8 +175,9 @@ def failure(error: Exception, limits: Limits, endpoint: str) -> Reply:
         return _refusal(error, endpoint)
     cause = error.__cause__ if isinstance(error, openai.APIConnectionError) and error.__cause__ else error
     reason = f"{endpoint}: {type(cause).__name__}: {cause}".removesuffix(": ")
-    if isinstance(cause, (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout)):
-        return Reply("failed", reason=reason, heals=True, overload=True)
+    unreached = isinstance(cause, (httpx2.ConnectError, httpx2.ConnectTimeout))
+    if unreached or isinstance(cause, httpx2.PoolTimeout):
+        return Reply("failed", reason=reason, heals=True, overload=True, unreached=unreached)
     if isinstance(cause, (TimeoutError, httpx2.TimeoutException)):
         reason = f"{endpoint}: no answer within {limits.timeout_s:g} s"
         return Reply("failed", reason=reason, heals=True, overload=True, billed=True)

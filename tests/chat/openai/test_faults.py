@@ -1,10 +1,13 @@
+import asyncio
 import functools
 import json
 import subprocess
 import sys
 
+import httpx2
 import pytest
 
+from c3po_utils.chat.openai.transport import Transport
 from c3po_utils.chat.types import Request
 from tests.asking import SAMPLING, asks, by_id, echo, fast_client, tally
 from tests.servers import FAULTS, Reply, error, faulty, redirect, scripted
@@ -101,6 +104,32 @@ def test_after_a_hopeless_error_the_rest_is_not_asked(client, reply):
         assert len(server.asked) <= 4
     assert tally(outcomes.values()) == {"failed": 100}
     assert sum("not asked" in outcome.reason for outcome in outcomes.values()) >= 96
+
+
+def test_a_server_that_cannot_be_reached_is_given_up_with_the_reason(client):
+    with scripted(echo) as server:
+        pass
+    outcomes = by_id(client(server, max_in_flight=2).complete(asks(100), SAMPLING))
+    assert tally(outcomes.values()) == {"failed": 100}
+    said = f"not asked, for another call failed for good: {server.url}: ConnectError: "
+    assert sum(outcome.reason.startswith(said) for outcome in outcomes.values()) >= 96
+
+
+def test_a_server_that_is_reached_by_another_call_is_asked_on(client, monkeypatch):
+    """The first call is given up while the second is on its way."""
+    reached = Transport.ask
+
+    async def ask(transport, body):
+        if body["messages"][-1]["content"] == "prompt 0":
+            return transport.failure(httpx2.ConnectError("down"))
+        await asyncio.sleep(0.3 * (body["messages"][-1]["content"] == "prompt 1"))
+        return await reached(transport, body)
+
+    monkeypatch.setattr(Transport, "ask", ask)
+    with scripted(echo) as server:
+        outcomes = by_id(client(server, max_in_flight=2).complete(asks(10), SAMPLING))
+    assert outcomes["r0"].reason.endswith("ConnectError: down (after 3 attempts)")
+    assert tally(outcomes.values()) == {"failed": 1, "ok": 9}
 
 
 REDIRECTS = [301, 302, 303, 307, 308]
