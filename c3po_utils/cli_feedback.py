@@ -129,6 +129,11 @@ def new(
     from c3po_utils.sampling import new_feedback
 
     path = file or records.FEEDBACK_FOLDER / "mine.yaml"
+    if yes and not model and not new_feedback.split_sentence(sentence)[0]:
+        raise click.UsageError(
+            f"--yes expects a sentence that says what it applies to, such as 'When I ask for a poem, ...'; found"
+            f" {sentence!r}: leave --yes out, or name a --model"
+        )
     with told():
         chat_model = _open(model, None, limits) if model else None
         if chat_model:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,7 +12,7 @@ import yaml
 from pydantic import Field, ValidationError
 
 from c3po_utils.chat import ChatModel, Sampling, request, structured_output
-from c3po_utils.feedback import Feedback, check, metrics, records
+from c3po_utils.feedback import Feedback, check, metrics, records, text
 from c3po_utils.feedback import files as feedback_files
 
 PROPOSE = """Somebody tells a writing assistant once, in one sentence, how certain answers shall be:
@@ -143,13 +144,20 @@ LANGUAGES = {
 
 def suggest_metrics(effect: str) -> list[metrics.Metric]:
     """Metrics that an effect may be checked by, the likeliest first; none where no rule speaks."""
-    return [metrics.Metric.model_validate(spec) for spec in _suggested(effect)]
+    found = []
+    for spec in _suggested(effect):
+        with suppress(ValidationError):  # as of 0 words
+            found.append(metrics.Metric.model_validate(spec))
+    return found
 
 
 def _suggested(effect: str) -> Iterator[dict[str, Any]]:
     for quoted in QUOTED.findall(effect):
         before = effect.partition(quoted)[0]
-        yield {"name": next(name for use, name in QUOTES if re.search(use, before, re.I)), "value": quoted}
+        name = next(name for use, name in QUOTES if re.search(use, before, re.I))
+        if name == "ends_with_cleaned" and not text.cleaned(quoted):  # it looks at letters and digits only
+            name = "ends_with"
+        yield {"name": name, "value": quoted}
     for language, code in LANGUAGES.items():
         if re.search(rf"\bin {language}\b", effect):
             yield {"name": "language_is", "value": code}

@@ -34,6 +34,8 @@ def test_a_sentence_is_split_as_its_grammar_shows(sentence, domain, effect):
     ("effect", "name", "value"),
     [
         ("end it with 'and so on'", "ends_with_cleaned", ("and so on",)),
+        ("end with '🙂'", "ends_with", ("🙂",)),
+        ("end with '!'", "ends_with", ("!",)),
         ('start with "Ahoy"', "starts_with", ("Ahoy",)),
         ("never say 'cheap'", "contains_none", ("cheap",)),
         ("mention 'the tide'", "contains_any", ("the tide",)),
@@ -52,12 +54,20 @@ def test_a_metric_is_suggested_by_what_the_effect_says(effect, name, value):
     assert (first.name, first.value) == (name, value)
 
 
-def test_nothing_is_suggested_where_no_rule_speaks():
-    assert suggest_metrics("sound like a sailor who has seen it all") == []
+@pytest.mark.parametrize("effect", ["sound like a sailor who has seen it all", "have 0 words"])
+def test_nothing_is_suggested_where_no_rule_speaks_or_none_makes_sense(effect):
+    assert suggest_metrics(effect) == []
 
 
-def new(path, *more: str, **kwargs):
-    return CliRunner().invoke(c3po, ["feedback", "new", POEM, "--set", str(path), *more], **kwargs)
+def new(path, *more: str, sentence: str = POEM, **kwargs):
+    return CliRunner().invoke(c3po, ["feedback", "new", sentence, "--set", str(path), *more], **kwargs)
+
+
+def test_yes_without_a_domain_is_an_error_and_asks_nothing(tmp_path):
+    done = new(tmp_path / "mine.yaml", "--yes", sentence="Be concise.")
+    assert done.exit_code == 2
+    assert "what it applies to" in done.output
+    assert "'Be concise.'" in done.output
 
 
 def test_the_questionnaire_says_what_it_cannot_use_and_asks_again(tmp_path):
