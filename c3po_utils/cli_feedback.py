@@ -135,15 +135,17 @@ def new(
             f" {sentence!r}: leave --yes out, or name a --model"
         )
     with told():
+        taken = new_feedback.taken_ids(path)
+        if id_:
+            new_feedback.check_id(id_, taken)
         chat_model = _open(model, None, limits) if model else None
         if chat_model:
-            made, left_out = new_feedback.propose(chat_model, sentence)
-            made = made.model_copy(update={"id": id_}) if id_ else made
+            made, left_out = new_feedback.propose(chat_model, sentence, id_, taken)
             for what in left_out:
                 click.echo(f"left out: {what}")
         else:
             ask = (lambda question, default: default) if yes else partial(click.prompt, show_default=True)
-            made = new_feedback.questionnaire(sentence, ask, click.echo, id_)
+            made = new_feedback.questionnaire(sentence, ask, click.echo, id_, taken)
         click.echo(f"\n{writing.as_yaml(made)}")
         if not yes and not click.confirm(f"Write it to {shown(path)}?", default=True):
             return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -29,11 +30,11 @@ def write_feedbacks(path: Path | str, feedbacks: Sequence[Feedback]) -> Path:
     return written
 
 
-def as_yaml(feedback: Feedback) -> str:
-    """The record as it stands in a set."""
+def as_yaml(feedback: Feedback, indent: str = "  ") -> str:
+    """The record as it stands in a set, whose records begin with `indent`."""
     record = feedback.model_dump(mode="json", exclude_defaults=True)
     shown = yaml.safe_dump([record], allow_unicode=True, sort_keys=False, width=110)
-    return "".join(f"  {line}\n" for line in shown.splitlines())
+    return "".join(f"{indent}{line}\n" for line in shown.splitlines())
 
 
 def append(path: Path, feedback: Feedback) -> Path:
@@ -42,15 +43,21 @@ def append(path: Path, feedback: Feedback) -> Path:
     Raises:
         FeedbackError: the set cannot be read, has the id already, or the record there would be another one.
     """
-    before = path.read_text(encoding="utf-8").rstrip("\n") + "\n\n" if path.exists() else "feedbacks:\n"
+    before, indent = "feedbacks:\n", "  "
     if path.exists():
+        before = path.read_text(encoding="utf-8").rstrip("\n") + "\n\n"
+        first = re.search(r"^( *)-\s", before, re.MULTILINE)
+        indent = first[1] if first else indent
         known = [one.id for one in load_feedbacks(path)]
         if feedback.id in known:
             raise FeedbackError([f"{path}: expected a new id, found {feedback.id!r} there already"])
-    trial = files.write_atomic(path.with_name(f".{path.name}.new"), before + as_yaml(feedback))
+    trial = files.write_atomic(path.with_name(f".{path.name}.new"), before + as_yaml(feedback, indent))
     try:
         if load_feedbacks(trial)[-1] != feedback:
-            raise FeedbackError([f"{path}: its last record would not be the one to be added"])
+            raise FeedbackError([f"{path}: its last record would be another one"])
         return files.write_atomic(path, trial.read_text(encoding="utf-8"))
+    except FeedbackError as error:
+        told = (problem.replace(str(trial), str(path)) for problem in error.problems)
+        raise FeedbackError(f"with {feedback.id!r} added, {problem}" for problem in told) from None
     finally:
         trial.unlink()

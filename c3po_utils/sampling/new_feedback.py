@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import Field, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 
 from c3po_utils.chat import ChatModel, Sampling, request, structured_output
 from c3po_utils.feedback import Feedback, check, metrics, records, text
@@ -54,10 +54,10 @@ class Draft(structured_output.Form):
     demonstrations: tuple[Shown, ...] = Field((), description="a demonstration")
 
 
-def propose(model: ChatModel, sentence: str) -> tuple[Feedback, list[str]]:
+def propose(model: ChatModel, sentence: str, id: str = "", taken: Set[str] | None = None) -> tuple[Feedback, list[str]]:
     """The record that a model makes of a sentence, and what of its draft was left out, with the reason.
 
-    A metric that does not load, and demonstrations that do not pass it, are left out.
+    A metric that does not load, and demonstrations that do not pass it, are left out. `id`, `taken`: see `make_record`.
 
     Raises:
         ValueError: the model gave no draft that can be read, in three tries.
@@ -81,17 +81,36 @@ def propose(model: ChatModel, sentence: str) -> tuple[Feedback, list[str]]:
         else:
             left_out.append(f"demonstration {one.answer!r}: it does not pass the metric {metric.name!r}")
     parts = {key: getattr(draft, key) for key in ("domain", "effect", "kind", "scope")}
-    return make_record(sentence, metric=metric, demonstrations=shown, **parts), left_out
+    return make_record(sentence, id, taken, metric=metric, demonstrations=shown, **parts), left_out
 
 
 def _first_problem(error: Exception) -> str:
-    return error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error).splitlines()[0]
+    first = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error).splitlines()[0]
+    return first.removeprefix("Value error, ")
 
 
-def make_record(sentence: str, id: str = "", **parts: Any) -> Feedback:
-    """The record, with an id made of the sentence's words if none is given, different from those in feedback/."""
-    taken = {one.id for one in records.load_feedbacks(*records.all_sets())}
-    id = id or feedback_files.new_id(sentence, parts["kind"], taken)
+def taken_ids(path: Path | None = None) -> set[str]:
+    """The ids in feedback/, and in a set elsewhere. Raises FeedbackError for a set that cannot be read."""
+    known = records.load_feedbacks(*records.all_sets())
+    if path and path.exists():
+        known += records.load_feedbacks(path)
+    return {one.id for one in known}
+
+
+def check_id(id: str, taken: Set[str]) -> None:
+    """Raises ValueError for an id that no record can have, and for one that another record has."""
+    try:
+        TypeAdapter(feedback_files.Slug).validate_python(id)
+    except ValidationError as error:
+        raise ValueError(f"id {id!r}: {_first_problem(error)}") from None
+    if id in taken:
+        raise ValueError(f"id {id!r}: expected a new one, found it in a set already")
+
+
+def make_record(sentence: str, id: str = "", taken: Set[str] | None = None, **parts: Any) -> Feedback:
+    """The record, with an id made of the sentence's words if none is given, different from those `taken` (those in
+    feedback/ when left out)."""
+    id = id or feedback_files.new_id(sentence, parts["kind"], taken_ids() if taken is None else taken)
     return Feedback(id=id, content=sentence.strip(), source="human", **parts)
 
 
@@ -167,10 +186,16 @@ def _suggested(effect: str) -> Iterator[dict[str, Any]]:
             yield {"name": name, "value": NUMBERS.get(number) or int(number) if value == "n" else value}
 
 
-def questionnaire(sentence: str, ask: Callable[[str, str], str], say: Callable[[str], None], id: str = "") -> Feedback:
+def questionnaire(
+    sentence: str,
+    ask: Callable[[str, str], str],
+    say: Callable[[str], None],
+    id: str = "",
+    taken: Set[str] | None = None,
+) -> Feedback:
     """The record of a sentence from a person's answers: `ask(question, default)`; an empty answer ends a list.
 
-    An answer that cannot be used is said with the reason, and asked for again.
+    An answer that cannot be used is said with the reason, and asked for again. `id`, `taken`: see `make_record`.
     """
     domain, effect = split_sentence(sentence)
     domain = _required("What does it apply to?", domain, ask, say)
@@ -181,7 +206,7 @@ def questionnaire(sentence: str, ask: Callable[[str, str], str], say: Callable[[
     metric = _metric(effect, ask, say)
     shown = list(_demonstrations(metric, ask, say))
     return make_record(
-        sentence, id, domain=domain, effect=effect, kind=kind, scope=scope, metric=metric, demonstrations=shown
+        sentence, id, taken, domain=domain, effect=effect, kind=kind, scope=scope, metric=metric, demonstrations=shown
     )
 
 

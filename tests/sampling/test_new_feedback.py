@@ -8,8 +8,9 @@ from click.testing import CliRunner
 from c3po_utils.chat.openai.client import open_model
 from c3po_utils.cli import c3po
 from c3po_utils.feedback.files import FeedbackError
+from c3po_utils.feedback.programmatic import generate
 from c3po_utils.feedback.records import load_feedbacks, load_prompts
-from c3po_utils.feedback.writing import append
+from c3po_utils.feedback.writing import append, write_feedbacks
 from c3po_utils.sampling.new_feedback import make_record, propose, split_sentence, suggest_metrics
 from tests.servers import Reply, listing, scripted
 
@@ -143,3 +144,30 @@ def test_a_record_is_added_below_the_others_and_comments_stay(tmp_path):
     with pytest.raises(FeedbackError, match=f"{path}: expected a new id, found 'two' there already"):
         append(path, make_record(POEM, "two", **parts))
     assert [entry.name for entry in tmp_path.iterdir()] == ["mine.yaml"]
+
+
+def test_a_record_is_added_to_a_set_that_a_command_wrote(tmp_path):
+    path = write_feedbacks(tmp_path / "drawn.yaml", generate(2, 0))
+    assert new(path, "--yes").exit_code == 0
+    assert [one.content for one in load_feedbacks(path)][2:] == [POEM]
+
+
+def test_a_set_that_cannot_be_added_to_is_told_by_its_own_name(tmp_path):
+    path = tmp_path / "flow.yaml"
+    one = make_record(POEM, "one", domain="poems", effect="it ends well", kind="style")
+    path.write_text(json.dumps({"feedbacks": [one.model_dump(mode="json", exclude_defaults=True)]}))
+    with pytest.raises(FeedbackError, match=f"^with 'two' added, {path}, line 3: expected YAML"):
+        append(path, one.model_copy(update={"id": "two"}))
+
+
+@pytest.mark.parametrize("id", ["My Id", "boss_signoff", "one"])
+def test_an_id_that_cannot_be_had_is_an_error_before_anything_is_asked(tmp_path, id):
+    path, asked = tmp_path / "mine.yaml", []
+    append(path, make_record(POEM, "one", domain="poems", effect="it ends well", kind="style"))
+    with scripted(lambda request: asked.append(request) or proposing(request)) as server:
+        for how in ((), ("--model", f"openai:m@{server.url}")):
+            done = new(path, "--yes", "--id", id, *how)
+            assert done.exit_code == 1
+            assert f"id {id!r}: expected a n" in done.output
+    assert not asked
+    assert len(load_feedbacks(path)) == 1
