@@ -19,7 +19,9 @@ from c3po_utils.chat.openai.limits import price_of, read_limits
 from c3po_utils.chat.types import ChatModel, Estimate, LocalLimits, Outcome, Request, Sampling, likely_tokens
 from c3po_utils.runs import parameters
 
-LEASE_S = 600.0  # a claim on an answer without news, on another machine; on this one, while its process lives
+# A claim on an answer holds so long after the last news, which a model that is being loaded does not give; on this
+# machine it ends with its process.
+LEASE_S = 600.0
 WAIT_S = 1.0
 
 
