@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections import deque
 from collections.abc import Iterable
@@ -44,7 +45,7 @@ class LiveRun(Run):
         self.flights: set[Flight] = set()
         self.pause_until = 0.0  # a server's Retry-After holds for everybody
         self.hopeless = ""
-        self.reached_at, self.unreachable = 0.0, ""  # why, where a call was given up with the server not reached since
+        self.reached_at, self.unreachable = -math.inf, ""  # why, where the server is given up
 
     async def _make_all(self) -> None:
         try:
@@ -166,8 +167,9 @@ class LiveRun(Run):
             await asyncio.sleep(pause)
 
     def _given_up(self, flight: Flight, reply: Reply, why: str) -> Reply:
-        """Its last reply; where the server was not reached since the call began, no further one is begun."""
-        if self.reached_at < flight.started:
+        """Its last reply. No further call is begun where the server was never reached, as with a mistyped port, or not
+        for `max_wait_s`: an outage that is shorter costs the calls that met it."""
+        if reply.unreached and time.monotonic() - self.reached_at > self.limits.max_wait_s:
             self.unreachable = reply.reason
         return replace(reply, reason=f"{reply.reason} ({why})")
 

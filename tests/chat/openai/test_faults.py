@@ -132,6 +132,22 @@ def test_a_server_that_is_reached_by_another_call_is_asked_on(client, monkeypatc
     assert tally(outcomes.values()) == {"failed": 1, "ok": 9}
 
 
+@pytest.mark.parametrize(("max_wait_s", "given_up"), [(900, False), (0, True)])
+def test_a_server_that_was_reached_is_given_up_after_an_outage_of_max_wait_s(client, monkeypatch, max_wait_s, given_up):
+    reached = Transport.ask
+
+    async def ask(transport, body):
+        if body["messages"][-1]["content"] == "prompt 0":
+            return await reached(transport, body)
+        return transport.failure(httpx2.ConnectError("down"))
+
+    monkeypatch.setattr(Transport, "ask", ask)
+    with scripted(echo) as server:
+        outcomes = by_id(client(server, max_in_flight=1, max_wait_s=max_wait_s).complete(asks(6), SAMPLING))
+    assert tally(outcomes.values()) == {"failed": 5, "ok": 1}
+    assert any("not asked" in outcome.reason for outcome in outcomes.values()) == given_up
+
+
 REDIRECTS = [301, 302, 303, 307, 308]
 
 
