@@ -46,7 +46,7 @@ _ABBREVIATION = re.compile(r"\b(?i:etc|a\.m|p\.m|u\.s|no)\Z")  # the same, if no
 
 def one_spelling(text: str) -> str:
     """`text` in NFC with straight quotes, plain spaces and hyphens, `\\n` for every line break."""
-    text = text.replace("\r\n", "\n")
+    text = text.replace("\r\n", "\n").replace("\r", "\n")
     return text if text.isascii() else unicodedata.normalize("NFC", text.translate(_SPELLING))
 
 
