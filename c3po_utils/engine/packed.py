@@ -17,7 +17,7 @@ from torch import nn
 from torch.nn.functional import silu
 from transformers import PreTrainedModel
 
-from c3po_utils.engine import attention, fast_paths
+from c3po_utils.engine import attention, fast_paths, kernels
 from c3po_utils.engine.linear import agree, sample
 
 LINEAR = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj",
@@ -61,8 +61,9 @@ class PackedLayers:
 def packed(*layers: nn.Linear) -> Weights:
     """The weights of linear layers with the same input, one below the other, laid out as oneDNN reads them."""
     weight = torch.cat([layer.weight for layer in layers]) if len(layers) > 1 else layers[0].weight
-    biases = [layer.weight.new_zeros(len(layer.weight)) if layer.bias is None else layer.bias for layer in layers]
-    bias = None if all(layer.bias is None for layer in layers) else torch.cat(biases)
+    bias = None
+    if any(layer.bias is not None for layer in layers):
+        bias = torch.cat([weight.new_zeros(len(one.weight)) if one.bias is None else one.bias for one in layers])
     return torch.ops.mkldnn._reorder_linear_weight(weight, ROWS), bias
 
 
@@ -78,15 +79,8 @@ def _turned(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tens
     return (x * cos).add_(torch.cat([-x[..., half:], x[..., :half]], -1).mul_(sin))
 
 
-def _rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: torch.Tensor) -> torch.Tensor:
-    wide = x.float()
-    rms = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
-    scale = torch.addcmul(eps, rms, rms, value=1 / x.shape[-1]).rsqrt_()
-    return wide.mul_(scale).to(x.dtype).mul_(weight)
-
-
-def _norm(module: nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:
-    return partial(_rms_norm, weight=module.weight, eps=torch.tensor(module.variance_epsilon))
+def _normed(norm: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    return kernels.RMSNorm.apply(x, norm.weight, norm.variance_epsilon)
 
 
 def _is_llamas(layer: nn.Module) -> bool:
@@ -105,7 +99,7 @@ def _forward(layer: nn.Module) -> Callable[..., torch.Tensor]:
     attn, mlp, original = layer.self_attn, layer.mlp, layer.forward
     qkv, out = packed(attn.q_proj, attn.k_proj, attn.v_proj), packed(attn.o_proj)
     gate_up, down = packed(mlp.gate_proj, mlp.up_proj), packed(mlp.down_proj)
-    before, after = _norm(layer.input_layernorm), _norm(layer.post_attention_layernorm)
+    before, after = (partial(_normed, getattr(layer, name)) for name in NORMS)
     heads, groups = (part.out_features // attn.head_dim for part in (attn.q_proj, attn.k_proj))
     inner = mlp.gate_proj.out_features
 
@@ -129,7 +123,7 @@ def _forward(layer: nn.Module) -> Callable[..., torch.Tensor]:
 def _proves(layer: nn.Module, forward: Callable[..., torch.Tensor]) -> bool:
     """Whether it gives the layer's own output, and cache, for two slots of different lengths."""
     attn, like = layer.self_attn, layer.self_attn.k_proj.weight
-    x = sample(2, 1, layer.self_attn.q_proj.in_features, like=like)
+    x = sample(2, 1, attn.q_proj.in_features, like=like)
     angle = sample(2, 1, attn.head_dim // 2, like=like).repeat(1, 1, 2)
     found = []
     for run in (forward, layer.forward):

@@ -158,15 +158,15 @@ class LiveRun(Run):
                 return reply
             pause = backoff(flight.attempts, limits, reply.asked_s)
             if flight.attempts >= limits.max_attempts:
-                return self._given_up(flight, reply, f"after {flight.attempts} attempts")
+                return self._given_up(reply, f"after {flight.attempts} attempts")
             if time.monotonic() + pause > deadline:
-                return self._given_up(flight, reply, f"waiting {pause:.0f} s more would pass max_wait_s")
+                return self._given_up(reply, f"waiting {pause:.0f} s more would pass max_wait_s")
             self.ledger.attempt_failed(flight.call.key, self.owner, reply.billed)
             if reply.asked_s:
                 self.pause_until = max(self.pause_until, time.monotonic() + reply.asked_s)
             await asyncio.sleep(pause)
 
-    def _given_up(self, flight: Flight, reply: Reply, why: str) -> Reply:
+    def _given_up(self, reply: Reply, why: str) -> Reply:
         """Its last reply. No further call is begun where the server was never reached, as with a mistyped port, or not
         for `max_wait_s`: an outage that is shorter costs the calls that met it."""
         if reply.unreached and time.monotonic() - self.reached_at > self.limits.max_wait_s:
