@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -20,6 +21,7 @@ from c3po_utils.figures.style import REFERENCES, look, ordered, save
 from c3po_utils.runs import BUNDLED, Stage, done_stages, files, stage
 
 PAPER_CSV = BUNDLED / "results" / "paper" / "table2.csv"
+SHOWS = ("methods", "uncertainty", "paper", "compare", "sweep")  # 05_figures' parameters of what it shows
 PAIR_TEXTS = ["method", "split", "prompt", "baseline", "answer"]
 ARROWS = {"S_in": "↑", "S_near": "↓", "S_general": "↓", "S_out": "↓", "S_overall": "↑", "S_kept": "↑"}
 
@@ -242,12 +244,12 @@ def side_effects_table(table: pd.DataFrame) -> Styler:
     return style.set_caption("marked: beyond the limits; read some answers, the adapter may have collapsed")
 
 
-def figures_stage(runs: Sequence[Path | str], output: Path | str) -> Stage:
-    """The folder of tables and figures, done when it was made from these evaluations."""
+def figures_stage(runs: Sequence[Path | str], output: Path | str, shows: Mapping[str, Any]) -> Stage:
+    """The folder of tables and figures, done when it was made from these evaluations, with these of 05's parameters."""
     evaluations = {
         stage.shown(folder): manifest["identity"] for run in runs for folder, manifest in done_stages(run, "eval")
     }
-    return Stage(output, {"evaluations": evaluations})
+    return Stage(output, {"evaluations": evaluations, "shows": {key: shows[key] for key in SHOWS}})
 
 
 def store_results(
@@ -255,16 +257,19 @@ def store_results(
     folder: Path,
     by_method: pd.DataFrame,
     by_feedback: pd.DataFrame,
-    uncertainty: scores.Uncertainty,
+    shows: Mapping[str, Any],
     swept: dict[str, pd.DataFrame],
     card: str,
     drawn: dict[str, Axes | NDArray],
     leads: pd.DataFrame | None = None,
     paper: pd.DataFrame | None = None,
 ) -> None:
-    """Everything that 05_figures made, with a manifest: tables as CSV and Markdown, figures as PNG and PDF."""
-    with figures_stage(runs, folder):
-        store_tables(by_method, by_feedback, folder, uncertainty, paper)
+    """Everything that 05_figures made, with a manifest: tables as CSV and Markdown, figures as PNG and PDF.
+
+    `shows`: the parameters of 05_figures, as in `SHOWS`.
+    """
+    with figures_stage(runs, folder, shows):
+        store_tables(by_method, by_feedback, folder, shows["uncertainty"], paper)
         files.write_atomic(folder / "fig5.html", card)
         if leads is not None:
             files.write_atomic(folder / "leads.csv", plain_text.csv(leads, "%.4f"))

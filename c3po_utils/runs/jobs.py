@@ -192,5 +192,6 @@ def figures_values(config: RunConfig) -> dict[str, Any]:
 
 def figures_job(config: RunConfig) -> Job:
     values = figures_values(config)
-    stage = figures.tables.figures_stage([run_folder(run) for run in values["runs"]], run_folder(values["output"]))
+    folders = [run_folder(run) for run in values["runs"]]
+    stage = figures.tables.figures_stage(folders, run_folder(values["output"]), values)
     return Job(FIGURES, stage.folder / FIGURES, values, [stage])

@@ -162,5 +162,6 @@ def test_05_draws_from_imported_scores(tmp_path):
     }
     assert sweeps.hyperparameters(sweeps.trained_settings(run)) == []
     card = answer_card.fig5_html(answers, shown)
-    tables.store_results([run], run / "figures", by_method, by_feedback, "interval", {}, card, drawn)
+    shows = {"methods": [], "uncertainty": "interval", "paper": False, "compare": [], "sweep": []}
+    tables.store_results([run], run / "figures", by_method, by_feedback, shows, {}, card, drawn)
     assert "1.00" in (run / "figures" / "table2.md").read_text()

@@ -700,6 +700,15 @@ def test_figures_of_several_runs_are_done_when_they_were_drawn_from_all_of_them(
             pass
     given = {"runs": [str(run) for run in runs], "output": str(runs[0] / "figures")}
     config = RunConfig(run=given["runs"][0], methods=["c3po"], figures=given)
-    with tables.figures_stage(runs, given["output"]):  # as 05_figures ends
+    with tables.figures_stage(runs, given["output"], jobs.figures_values(config)):  # as 05_figures ends
         pass
     assert jobs.figures_job(config).done
+
+
+def test_figures_that_are_to_show_something_else_are_not_done(tmp_path):
+    config = RunConfig(run=str(tmp_path), methods=["c3po"])
+    with jobs.figures_job(config).stages[0]:
+        pass
+    assert jobs.figures_job(config).done
+    for other in ({"uncertainty": "se"}, {"compare": ["c3po", "scd"]}, {"paper": True}, {"methods": ["scd"]}):
+        assert not jobs.figures_job(config.model_copy(update={"figures": other})).done
