@@ -7,7 +7,7 @@ linear probe (probe.py) that is fitted in seconds on the prompts of the training
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -24,6 +24,7 @@ from c3po_utils.chat import request
 from c3po_utils.engine import hidden_states, shared_model, templates
 from c3po_utils.runs import Stage, files
 from c3po_utils.sampling import load_rows
+from c3po_utils.training import manners
 from c3po_utils.training import probe as probes
 from c3po_utils.training.adapters import PROBE_IDS, TOLERANCE, stored_tensors
 from c3po_utils.training.methods import Method
@@ -82,22 +83,24 @@ def readings_to_try(method: Method, model: PreTrainedModel) -> list[tuple[Readin
 
 
 def fit_gate(
-    model: PreTrainedModel, prompts: Sequence[Sequence[int]], rows: Sequence[dict], method: Method
+    model: PreTrainedModel, encode: Callable[[str], list[int]], rows: Sequence[dict], method: Method
 ) -> tuple[Gate, dict[str, Any], NDArray[np.float64]]:
-    """A gate for the rows' prompts, what it is worth, and the scores (N,) by cross-validation that say so.
+    """A gate for the rows' prompts, what it is worth, and the rows' scores (N,) by cross-validation.
 
     Of several readings the one with the lowest logistic loss in cross-validation is taken.
 
     Args:
         model: pi_0.
-        prompts: the rows' prompts as token ids.
-        rows: `id`, `feedback`, `split`, `category` each, all of the training fold.
+        encode: a prompt's text as token ids; see `prompt_ids`.
+        rows: `id`, `feedback`, `split`, `category`, `prompt` each, all of the training fold.
 
     Raises:
         ValueError: no prompts in scope, or none outside, also with a fold left out.
     """
-    splits, folds = [row["split"] for row in rows], probes.deal_folds(rows)
+    every = [*rows, *(manners.in_other_manners(rows) if method.gate_manners else ())]
+    splits, folds = [row["split"] for row in every], probes.deal_folds(every)
     probes.split_weights(splits)
+    prompts = [encode(row["prompt"]) for row in every]
     tried = readings_to_try(method, model)
     distinct = list(dict.fromkeys(reading for readings, _ in tried for reading in readings))
     alone = dict(zip(distinct, features(model, prompts, distinct), strict=True))
@@ -116,7 +119,7 @@ def fit_gate(
         "prompts": dict(Counter(splits)), "folds": len(set(folds.tolist())), "readings_tried": len(tried),
         "cross_validated": measures,
     }  # fmt: skip
-    return gate, card, scores_N
+    return gate, card, scores_N[: len(rows)]
 
 
 def base_identity(model: PreTrainedModel) -> str:
@@ -196,7 +199,10 @@ class GateTraining(RunTraining):
     @cached_property
     def prompts(self) -> list[list[int]]:
         """The rows' prompts as token ids."""
-        return [prompt_ids(self.tokenizer, row["prompt"], self.sampled_with.system_prompt) for row in self.rows]
+        return [self._encode(row["prompt"]) for row in self.rows]
+
+    def _encode(self, prompt: str) -> list[int]:
+        return prompt_ids(self.tokenizer, prompt, self.sampled_with.system_prompt)
 
     @property
     def preflight(self) -> GatePreflight:
@@ -226,9 +232,9 @@ class GateTraining(RunTraining):
 
     def _fit(self, stage: Stage) -> None:
         model, method = shared_model(self.sampled_with.model), self.settings.objective
-        (rows, prompts), (others, held) = (tuple(zip(*self._of(fold), strict=True)) or ((), ()) for fold in FOLDS)
+        (rows, _), (others, held) = (tuple(zip(*self._of(fold), strict=True)) or ((), ()) for fold in FOLDS)
         try:
-            gate, card, scores_N = fit_gate(model, prompts, rows, method)
+            gate, card, scores_N = fit_gate(model, self._encode, rows, method)
         except ValueError as error:
             raise ValueError(f"the gate of {self.feedback_id!r}: {error}") from None
         card = {"gated": method.gated, "base": self.sampled_with.model, **card}

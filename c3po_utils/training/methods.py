@@ -57,6 +57,7 @@ class Method:
     gate_pooling: Literal["last", "mean"] = "last"  # the prompt's last token, or the mean over its tokens
     gate_all: bool = False  # a quarter, half, three quarters and the whole of the depth, both poolings, side by side
     gate_l2: Positive = 1e-3  # of the gate's weights
+    gate_manners: bool = False  # fitted on each prompt written otherwise, too: misspelt, in capitals, ... (manners.py)
     gate_search: bool = False  # choose readings and L2 by cross-validation over the training fold's categories
     gate_leak: Share = 0.0  # share out of scope that may pass in cross-validation; 0: opens at even odds
 

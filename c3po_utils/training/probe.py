@@ -81,13 +81,14 @@ def deal_folds(rows: Sequence[dict]) -> NDArray[np.int64]:
     """(N,), each row's fold, at most ten of them: a category of a feedback goes there whole, in and near scope.
 
     General prompts belong to no category of the feedback and are dealt one by one, as are all with only one category.
+    Rows with one id, a prompt in several manners, stay together.
     """
     categories = sorted({(row["feedback"], row["category"]) for row in rows if row["split"] != "out_of_scope"})
     if len(categories) < 2:
-        places = {row["id"]: place for place, row in enumerate(sorted(rows, key=lambda row: (row["split"], row["id"])))}
+        places = {id: place for place, (_, id) in enumerate(sorted({(row["split"], row["id"]) for row in rows}))}
         return np.array([places[row["id"]] % MOST_FOLDS for row in rows])
     fold = {category: place % MOST_FOLDS for place, category in enumerate(categories)}
-    general = sorted(row["id"] for row in rows if row["split"] == "out_of_scope")
+    general = sorted({row["id"] for row in rows if row["split"] == "out_of_scope"})
     dealt = {id: place % min(len(categories), MOST_FOLDS) for place, id in enumerate(general)}
     return np.array([
         dealt[row["id"]] if row["split"] == "out_of_scope" else fold[row["feedback"], row["category"]] for row in rows

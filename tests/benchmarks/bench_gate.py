@@ -17,6 +17,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -236,8 +237,9 @@ def main(output: Path = OUTPUT) -> None:
         held = {name: found[-1][name]["held_out"] for name in ("hidden", "words", "asked")}
         print(json.dumps({one.feedback.id: held}), flush=True)
     rows = all_of_them[0].of("train")
-    ids = [gate.prompt_ids(reader.tokenizer, row["prompt"], SYSTEM) for row in rows]
-    own, *_ = gate.fit_gate(reader.model, ids, rows, METHODS["scd_gated"])
+    own, *_ = gate.fit_gate(
+        reader.model, partial(gate.prompt_ids, reader.tokenizer, system=SYSTEM), rows, METHODS["scd_gated"]
+    )
     measured = cost(reader, [row["prompt"] for row in all_of_them[0].rows][:128], own)
     where = {"machine": hardware(), "commit": git_commit(), "cost": measured}
     write_json(output, where | {"means": means(found), "feedbacks": found})

@@ -1,9 +1,10 @@
-"""What a gate should read of pi_0: each depth and pooling alone, or all side by side (`gate_all`), and with which L2.
+"""What a gate should read of pi_0: each depth and pooling alone, or all side by side (`gate_all`), and with which L2;
+and whether it should be fitted on prompts in other manners, too (`gate_manners`).
 
-`python -m tests.benchmarks.bench_readings`, about 7 minutes on 2 cores; writes results/bench/readings.json. On the 16
+`python -m tests.benchmarks.bench_readings`, about 12 minutes on 2 cores; writes results/bench/readings.json. On the 16
 feedbacks with bundled prompts that are not in the second benchmark, with its folds: ten of the embedded model's, and
 six of the library's that it leaves out. `log_loss` is by cross-validation on the training fold, which is what decides;
-the rest are the test fold's. And on prompts by another hand (bench_gate), the gate as it is and one that reads all.
+the rest are the test fold's. And on prompts by another hand (bench_gate), the gate as it is and those that read all.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from c3po_utils.runs.files import write_json
 from c3po_utils.runs.stage import ROOT, git_commit, hardware
 from c3po_utils.sampling.rows import deal_prompts
 from c3po_utils.training import gate, probe
+from c3po_utils.training.manners import in_other_manners
 from c3po_utils.training.methods import METHODS
 from tests.benchmarks.bench_gate import (
     SETTINGS,
@@ -38,6 +40,7 @@ from tests.benchmarks.bench_gate import (
 OUTPUT = ROOT / "results" / "bench" / "readings.json"
 SETS = ("human", "style", "content", "embedded", "embedded_tuning")
 FOLDS = replace(SETTINGS, categories=13, prompts_per_category=6, test_share=0.46)  # as in benchmark.yaml
+MANNERS = "all, in other manners too"
 PENALTIES, CHOSEN = (1e-3, 1e-2, 1e-1), 1e-1  # chosen by log_loss
 
 
@@ -63,15 +66,17 @@ def rates(rows: Sequence[dict], read_ND: np.ndarray, l2: float) -> dict[str, flo
 
 
 def compared(feedback: Feedback, readings: gate.Readings) -> Iterator[dict]:
-    """A row for each reading alone and for all together, with each L2."""
+    """A row for each reading alone and for all together, with each L2; at the end, fitted on other manners too."""
     model, tokenizer = shared_model(names.EMBEDDED), load_tokenizer(names.EMBEDDED)
     rows = deal_prompts(feedback, [*load_prompts(feedback.id), *load_general_prompts()], FOLDS)
-    prompts = [gate.prompt_ids(tokenizer, row["prompt"], SYSTEM) for row in rows]
+    every = [*rows, *in_other_manners([row for row in rows if row["fold"] == "train"])]
+    prompts = [gate.prompt_ids(tokenizer, row["prompt"], SYSTEM) for row in every]
     read_RND = gate.features(model, prompts, readings)
-    alone = {f"{one.layer}, {one.pooling}": read_ND for one, read_ND in zip(readings, read_RND, strict=True)}
-    for name, read_ND in {**alone, "all": gate.side_by_side(read_RND)}.items():
+    all_ND, own = gate.side_by_side(read_RND), slice(len(rows))
+    alone = {f"{one.layer}, {one.pooling}": read_ND[own] for one, read_ND in zip(readings, read_RND, strict=True)}
+    for name, read_ND in {**alone, "all": all_ND[own], MANNERS: all_ND}.items():
         for l2 in PENALTIES:
-            yield {"feedback": feedback.id, "reads": name, "l2": l2, **rates(rows, read_ND, l2)}
+            yield {"feedback": feedback.id, "reads": name, "l2": l2, **rates(every[: len(read_ND)], read_ND, l2)}
 
 
 def mean_of(rows: Sequence[dict]) -> dict[str, float]:
@@ -81,10 +86,12 @@ def mean_of(rows: Sequence[dict]) -> dict[str, float]:
 
 def other_hand(readings: gate.Readings) -> dict[str, dict]:
     """Held-out prompts and those by another hand, means over the feedbacks that have some."""
-    readers = {"last": (Reader(names.EMBEDDED), 1e-3), "all": (Reader(names.EMBEDDED, readings), CHOSEN)}
+    every = Reader(names.EMBEDDED, readings)
+    readers = {"last": (Reader(names.EMBEDDED), 1e-3), "all": (every, CHOSEN), MANNERS: (every, CHOSEN)}
     found: dict[str, list[dict]] = {name: [] for name in readers}
     for one, (name, (reader, l2)) in product(doubted(), readers.items()):
-        scorer = fitted(one.of("train"), reader, [l2])
+        rows = one.of("train")
+        scorer = fitted([*rows, *in_other_manners(rows)] if name == MANNERS else rows, reader, [l2])
         found[name].append({"held_out": held_out(scorer, one), "other_hand": by_another_hand(scorer, one)})
     return {name: means(rows) for name, rows in found.items()}
 

@@ -1,8 +1,9 @@
 """What results/benchmark says of the second gate and its tables do not; from stored rows and answers, no training.
 
-`python -m tests.benchmarks.second_gate [run]`, about 4 minutes on 2 cores. How often two gates open at test prompts,
-what every stored method would score behind each (its answers where the gate is open, pi_0's second ones elsewhere),
-and, where the second gate has run, its lead over SCD + Negatives with 97.5% intervals, as it is the second look.
+`python -m tests.benchmarks.second_gate [run]`, about 12 minutes on 2 cores. How often gates open at test prompts (the
+first, the second, and the second fitted on prompts in other manners, too), what every stored method would score behind
+each (its answers where the gate is open, pi_0's second ones elsewhere), and, where the second gate has run, its lead
+over SCD + Negatives with 97.5% intervals, as it is the second look.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +26,8 @@ from c3po_utils.training import BASE_RESAMPLED, gate
 from c3po_utils.training.methods import METHODS
 
 FIRST = METHODS["scd_gated"]
-GATES = {"first": FIRST, "second": replace(FIRST, gate_all=True, gate_l2=0.1)}
+SECOND_GATE = replace(FIRST, gate_all=True, gate_l2=0.1)
+GATES = {"first": FIRST, "second": SECOND_GATE, "second, other manners": replace(SECOND_GATE, gate_manners=True)}
 SECOND, REFERENCE, LEVEL = "scd_gated@all", "scd_negatives", 0.975
 
 
@@ -33,11 +36,10 @@ def opened(run: Path, feedback: str) -> Iterator[dict]:
     rows, settings = load_rows(run, feedback), stored_settings(run, feedback)
     model, tokenizer = shared_model(settings.model), load_tokenizer(settings.model)
     train, test = ([row for row in rows if row["fold"] == fold] for fold in gate.FOLDS)
-    prompts, held = (
-        [gate.prompt_ids(tokenizer, row["prompt"], settings.system_prompt) for row in part] for part in (train, test)
-    )
+    encode = partial(gate.prompt_ids, tokenizer, system=settings.system_prompt)
+    held = [encode(row["prompt"]) for row in test]
     for name, method in GATES.items():
-        fitted, *_ = gate.fit_gate(model, prompts, train, method)
+        fitted, *_ = gate.fit_gate(model, encode, train, method)
         for row, open in zip(test, fitted.opens(model, held), strict=True):
             yield {
                 "gate": name,

@@ -188,6 +188,18 @@ def test_a_gate_can_read_all_depths_side_by_side(run):
     assert read_json(run / "train" / "short" / "scd_gated" / GATE_CARD)["readings"] == grid
 
 
+def test_a_gate_can_be_fitted_on_prompts_in_other_manners_too(run):
+    told = {}
+    for settings in ({}, {"gate_manners": True}):
+        training = Training.of(run, "short", TrainSettings("scd_gated", 1e-3, 1.0, 2, 0, method_settings=settings))
+        scores = training.fit()
+        assert scores["prompt"].tolist() == [row["prompt"] for fold in gate.FOLDS for row, _ in training._of(fold)]
+        told[bool(settings)] = read_json(training.stage.folder / GATE_CARD)
+    assert told[False]["prompts"] == {"in_scope": 4, "near_scope": 4, "out_of_scope": 2}
+    assert told[True]["prompts"] == {"in_scope": 20, "near_scope": 20, "out_of_scope": 10}
+    assert told[True]["folds"] == told[False]["folds"] == 2
+
+
 def test_a_gate_of_an_earlier_version_is_read(tmp_path):
     model = tiny_model()
     own = made_gate(model)
