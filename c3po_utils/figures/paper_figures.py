@@ -20,7 +20,7 @@ from c3po_utils.evaluation import interval_note, scores
 from c3po_utils.feedback import SPLITS
 from c3po_utils.figures import plain_text
 from c3po_utils.figures.elements import HALO, LABELS, NOISE_FLOOR_LINE, add_line, all_points, dot, errors, noise_floor
-from c3po_utils.figures.style import COLUMN, TEXT, bar, dash, legend_below, look, mark, ordered, style
+from c3po_utils.figures.style import COLUMN, TEXT, bar, dash, legend_below, look, ordered, style
 from c3po_utils.training import BASE_RESAMPLED, registered
 
 SETTINGS = {
@@ -164,8 +164,7 @@ def _own_shares(ax: Axes, answers: pd.DataFrame, methods: list[str]) -> None:
         own = shares[method].unstack("feedback").reindex(SPLITS)
         aside = width * ((np.arange(own.shape[1]) + 0.5) / own.shape[1] - 0.5)
         places = (middle[:, None] + aside).ravel()
-        ink = {"ls": "none", "ms": 3.4, "color": "#111111", "markeredgecolor": "white", "zorder": 2.8}
-        ax.plot(places, own.to_numpy().ravel(), **mark(method) | ink)
+        ax.plot(places, own.to_numpy().ravel(), "o", ms=2.8, mfc="white", mec="#111111", mew=0.6, zorder=2.8)
 
 
 def fig8(shares: pd.DataFrame) -> Axes:

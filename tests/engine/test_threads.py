@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 import time
 import weakref
@@ -9,6 +11,7 @@ import weakref
 import pytest
 import torch
 
+from c3po_utils.engine import threads
 from c3po_utils.engine.threads import side_by_side, together
 
 
@@ -46,6 +49,37 @@ def test_lanes_share_the_cores_and_give_them_back():
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize(
+    ("own", "cores", "running", "expected"),
+    [(2, 2, 1, 2), (2, 2, 2, 1), (2, 2, 3, 1), (1, 2, 9, 1), (16, 16, 2, 15), (16, 16, 17, 8), (8, 64, 70, 6)],
+)
+def test_threads_are_as_many_as_cores_in_their_share(monkeypatch, tmp_path, own, cores, running, expected):
+    before = torch.get_num_threads()
+    (tmp_path / "stat").write_text(f"cpu  1 2 3\nprocs_running {running}\nprocs_blocked 5\n")
+    monkeypatch.setattr(threads, "STAT", tmp_path / "stat")
+    monkeypatch.setattr(threads.os, "cpu_count", lambda: cores)
+    torch.set_num_threads(own)
+    try:
+        with threads.beside_others():
+            assert torch.get_num_threads() == expected
+        assert torch.get_num_threads() == own
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_busy_processes_are_seen(monkeypatch, tmp_path):
+    busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(3)]
+    try:
+        time.sleep(0.5)
+        assert threads.running() >= 3  # and this thread; one of them may just have ended its slice
+    finally:
+        for process in busy:
+            process.kill()
+            process.wait()
+    monkeypatch.setattr(threads, "STAT", tmp_path / "none")
+    assert threads.running() == 1
 
 
 def test_an_error_ends_all_and_is_raised():
