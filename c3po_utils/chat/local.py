@@ -66,10 +66,11 @@ class LocalChat:
                 yield from self._stream(rows, sampling, bar)
 
     def _stream(self, rows: list[Row], sampling: Sampling, bar: tqdm) -> Iterator[Outcome]:
-        slotted, tokens = attention.enable(self.model) and fast_paths.on("slots", self.model), 0
-        with threads.beside_others(), self._packed.in_use():
-            engines = self._slots(rows, sampling) if slotted else [BatchLoop(self, rows, sampling)]
-            for outcome in threads.together([engine.run() for engine in engines]):
+        slotted = attention.enable(self.model) and fast_paths.on("slots", self.model)
+        engines = self._slots(rows, sampling) if slotted else [BatchLoop(self, rows, sampling)]
+        lanes, tokens = threads.fair_share(len(engines)), 0
+        with self._packed.in_use():
+            for outcome in threads.together([engine.run() for engine in engines], lanes):
                 tokens += outcome.completion_tokens
                 bar.update()
                 bar.set_postfix_str(f"{tokens / max(bar.format_dict['elapsed'], 1e-9):.0f} tokens/s", refresh=False)

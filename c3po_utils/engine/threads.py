@@ -13,8 +13,8 @@ import re
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from functools import cache
+from itertools import chain
 from pathlib import Path
 from queue import SimpleQueue
 from threading import Event, Thread
@@ -69,20 +69,13 @@ def running() -> int:
     return statistics.median_low(found)
 
 
-@contextmanager
-def beside_others() -> Iterator[None]:
-    """Torch has as many threads in here as there are cores in their fair share, beside what else runs; at least one.
+def fair_share(most: int) -> int:
+    """How many of so many threads have a core each if all that runs on the machine takes turns; at least one.
 
     Threads that take turns with other processes wait for one another: beside one and two busy processes on two cores,
-    one thread answered 1.5 and 2 times as many tokens a second as two did (greedily; results/README.md).
+    one thread answered 1.5 and 2 times as many tokens a second as two did (results/README.md).
     """
-    own, cores = torch.get_num_threads(), os.cpu_count() or 1
-    wanting = own + running() - 1 if own > 1 else 1
-    torch.set_num_threads(max(1, min(own, own * cores // wanting)))
-    try:
-        yield
-    finally:
-        torch.set_num_threads(own)
+    return max(1, min(most, most * (os.cpu_count() or most) // (most + running() - 1))) if most > 1 else 1
 
 
 def streams(model: fast_paths.Placed) -> int:
@@ -91,20 +84,23 @@ def streams(model: fast_paths.Placed) -> int:
     return torch.get_num_threads() if several else 1
 
 
-def together(streams: Sequence[Iterator[T]]) -> Iterator[T]:
+def together(streams: Sequence[Iterator[T]], lanes: int | None = None) -> Iterator[T]:
     """The items of all streams as they come; an error in one ends all and is raised here.
 
-    A single stream runs in the calling thread, on all cores.
+    A single stream runs in the calling thread, on all cores. Of several each has its share of the cores, also if only
+    `lanes` of them run at one time: what they compute is the same, bit for bit.
     """
     if len(streams) < 2:
         yield from streams[0] if streams else ()
         return
     cores, found, stop = torch.get_num_threads(), SimpleQueue(), Event()
 
-    def work(stream: Iterator[T]) -> None:
+    waiting = iter(streams)
+
+    def work() -> None:
         torch.set_num_threads(max(1, cores // len(streams)))  # of this thread
         try:
-            for item in stream:
+            for item in chain.from_iterable(waiting):
                 found.put((item, None))
                 del item  # not to be kept while the next is made
                 if stop.is_set():
@@ -113,7 +109,7 @@ def together(streams: Sequence[Iterator[T]]) -> Iterator[T]:
         except BaseException as error:
             found.put((None, error))
 
-    threads = [Thread(target=work, args=(stream,), daemon=True) for stream in streams]
+    threads = [Thread(target=work, daemon=True) for _ in range(min(lanes or len(streams), len(streams)))]
     try:
         for thread in threads:
             thread.start()

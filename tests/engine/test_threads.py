@@ -56,17 +56,31 @@ def test_lanes_share_the_cores_and_give_them_back():
     [(2, 2, 1, 2), (2, 2, 2, 1), (2, 2, 3, 1), (1, 2, 9, 1), (16, 16, 2, 15), (16, 16, 17, 8), (8, 64, 70, 6)],
 )
 def test_threads_are_as_many_as_cores_in_their_share(monkeypatch, tmp_path, own, cores, running, expected):
-    before = torch.get_num_threads()
     (tmp_path / "stat").write_text(f"cpu  1 2 3\nprocs_running {running}\nprocs_blocked 5\n")
     monkeypatch.setattr(threads, "STAT", tmp_path / "stat")
     monkeypatch.setattr(threads.os, "cpu_count", lambda: cores)
-    torch.set_num_threads(own)
+    assert threads.fair_share(own) == expected
+
+
+@pytest.mark.parametrize("lanes", [1, 2, 3, 9])
+def test_streams_wait_for_a_lane_and_keep_their_share_of_the_cores(lanes):
+    before, at_work, most = torch.get_num_threads(), set(), []
+
+    def stream(name: int):
+        at_work.add(name)
+        for item in range(3):
+            most.append(len(at_work))
+            time.sleep(0.005)
+            yield name, item, torch.get_num_threads()
+        at_work.remove(name)
+
+    torch.set_num_threads(6)
     try:
-        with threads.beside_others():
-            assert torch.get_num_threads() == expected
-        assert torch.get_num_threads() == own
+        found = list(together([stream(name) for name in range(3)], lanes))
     finally:
         torch.set_num_threads(before)
+    assert sorted(found) == [(name, item, 2) for name in range(3) for item in range(3)]
+    assert max(most) == min(lanes, 3)
 
 
 def test_busy_processes_are_seen(monkeypatch, tmp_path):

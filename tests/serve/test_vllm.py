@@ -124,14 +124,16 @@ def group_mib(serving) -> dict[str, float]:
 
 
 def test_memory_stays_flat_over_many_requests(server, serving, tmp_path):
+    """After a warm-up of as many: each of 120 matrix products keeps what oneDNN compiled for the last 32 numbers of
+    tokens in a pass, and the worker grows by 0.2 GiB until these are there."""
     levels, sampling = [], Sampling(max_new_tokens=2)
-    for part in range(5):
+    for part in range(8):
         for id in WORDS:
             model = server.chat(id, name(id), tmp_path / "l.sqlite")
             ask(model, asked(MANY // 4 // len(WORDS) + 1, f"{id}{part}"), sampling)
         levels.append(group_mib(serving))
         print(f"MiB after part {part}:", levels[-1])
-    first, last = (sum(level.values()) for level in (levels[0], levels[-1]))  # the first part is the warm-up
+    first, last = (sum(level.values()) for level in (levels[3], levels[-1]))
     assert first > 100
     assert last < 1.03 * first, levels
 
