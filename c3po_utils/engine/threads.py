@@ -7,6 +7,7 @@ than it gains where operations are small. Threads with work of their own do not 
 from __future__ import annotations
 
 import ctypes
+import math
 import os
 import platform
 import re
@@ -70,12 +71,13 @@ def running() -> int:
 
 
 def fair_share(most: int) -> int:
-    """How many of so many threads have a core each if all that runs on the machine takes turns; at least one.
+    """How many of so many threads use up their share of the cores, if all that runs on the machine takes turns.
 
-    Threads that take turns with other processes wait for one another: beside one and two busy processes on two cores,
-    one thread answered 1.5 and 2 times as many tokens a second as two did (results/README.md).
+    Threads that take turns with other processes wait for one another: beside two busy processes on two cores, one
+    thread answered 1.8 times as many tokens a second as two did (results/README.md).
     """
-    return max(1, min(most, most * (os.cpu_count() or most) // (most + running() - 1))) if most > 1 else 1
+    share = most * (os.cpu_count() or most) / (most + running() - 1) if most > 1 else 1
+    return min(most, math.ceil(share))
 
 
 def streams(model: fast_paths.Placed) -> int:
