@@ -74,7 +74,7 @@ def fair_share(most: int) -> int:
     """How many of so many threads use up their share of the cores, if all that runs on the machine takes turns.
 
     Threads that take turns with other processes wait for one another: beside two busy processes on two cores, one
-    thread answered 1.8 times as many tokens a second as two did (results/README.md).
+    thread answered 1.3 to 1.8 times as many tokens a second as two did (results/README.md).
     """
     share = most * (os.cpu_count() or most) / (most + running() - 1) if most > 1 else 1
     return min(most, math.ceil(share))
