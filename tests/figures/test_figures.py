@@ -400,7 +400,7 @@ def test_fig7_shows_each_feedbacks_own_share(two):
     axes = paper_figures.fig7(shares, rows)
     own = two.assign(share=scores.applied(two)).groupby(["method", "split", "feedback"])["share"].mean()
     for ax in axes:
-        dots = [line for line in ax.lines if line.get_color() == "#111111" and len(line.get_xdata()) == 6]
+        dots = [line for line in ax.lines if line.get_marker() == "o" and len(line.get_xdata()) == 6]
         assert len(dots) == len(THREE)
         for method, line in zip(THREE, dots, strict=True):
             np.testing.assert_allclose(line.get_ydata(), own[method].loc[list(scores.SPLITS)])
@@ -413,7 +413,7 @@ def test_fig7_leaves_room_for_a_method_without_one_of_the_settings(two):
     shares = pd.concat([scores.application_share(own).assign(setting=name) for name, own in rows.groupby("setting")])
     axes = paper_figures.fig7(shares, rows)
     assert [ax.get_title() for ax in axes] == ["Two feedbacks, adapters added", "One feedback at a time"]
-    assert [sum(line.get_color() == "#111111" for line in ax.lines) for ax in axes] == [2, 3]  # dots, by method
+    assert [sum(line.get_marker() == "o" for line in ax.lines) for ax in axes] == [2, 3]  # dots, by method
     feet = [[len(foot.get_paths()) for foot in ax.collections if foot.get_hatch() is not None] for ax in axes]
     assert [sorted(counts) for counts in feet] == [[0, 3, 3], [3, 3, 3]]
 
