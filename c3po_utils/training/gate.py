@@ -7,7 +7,7 @@ linear probe (probe.py) that is fitted in seconds on the prompts of the training
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -196,25 +196,21 @@ class GateTraining(RunTraining):
         """The rows of both folds; only those of the fold `train` are fitted on."""
         return load_rows(self.run, self.feedback_id)
 
-    @cached_property
-    def prompts(self) -> list[list[int]]:
-        """The rows' prompts as token ids."""
-        return [self._encode(row["prompt"]) for row in self.rows]
-
-    def _encode(self, prompt: str) -> list[int]:
+    def encode(self, prompt: str) -> list[int]:
+        """A prompt's tokens as pi_0 sees them in this run."""
         return prompt_ids(self.tokenizer, prompt, self.sampled_with.system_prompt)
 
     @property
     def preflight(self) -> GatePreflight:
-        own = list(self._of("train"))
-        counts = Counter(row["split"] for row, _ in own)
-        categories = {(row["feedback"], row["category"]) for row, _ in own if row["split"] != "out_of_scope"}
-        longest = max((len(prompt) for _, prompt in own), default=0)
+        own = self.rows_of("train")
+        counts = Counter(row["split"] for row in own)
+        categories = {(row["feedback"], row["category"]) for row in own if row["split"] != "out_of_scope"}
+        longest = max((len(self.encode(row["prompt"])) for row in own), default=0)
         return GatePreflight(*(counts[split] for split in probes.SHARES), len(categories), longest)
 
     def first_pair(self) -> str:
         """The first prompt as the model sees it; a gate reads no answers."""
-        return self.tokenizer.decode(self.prompts[0])
+        return self.tokenizer.decode(self.encode(self.rows[0]["prompt"]))
 
     def fit(self) -> pd.DataFrame:
         """Fit and store the gate, or do nothing if that was done; returns the scores of all prompts.
@@ -227,19 +223,20 @@ class GateTraining(RunTraining):
                 self._fit(stage)
         return pd.DataFrame(files.read_jsonl(self.stage.path(GATE_SCORES)))
 
-    def _of(self, fold: str) -> Iterator[tuple[dict, list[int]]]:
-        return ((row, ids) for row, ids in zip(self.rows, self.prompts, strict=True) if row["fold"] == fold)
+    def rows_of(self, fold: str) -> list[dict]:
+        return [row for row in self.rows if row["fold"] == fold]
 
     def _fit(self, stage: Stage) -> None:
         model, method = shared_model(self.sampled_with.model), self.settings.objective
-        (rows, _), (others, held) = (tuple(zip(*self._of(fold), strict=True)) or ((), ()) for fold in FOLDS)
+        rows, others = map(self.rows_of, FOLDS)
         try:
-            gate, card, scores_N = fit_gate(model, self._encode, rows, method)
+            gate, card, scores_N = fit_gate(model, self.encode, rows, method)
         except ValueError as error:
             raise ValueError(f"the gate of {self.feedback_id!r}: {error}") from None
         card = {"gated": method.gated, "base": self.sampled_with.model, **card}
         save_gate(gate, stage.folder, model, card)
-        scored = zip([*rows, *others], [*scores_N, *gate.scores(model, held)], strict=True)
+        held_N = gate.scores(model, [self.encode(row["prompt"]) for row in others])
+        scored = zip([*rows, *others], [*scores_N, *held_N], strict=True)
         kept = ("id", "split", "category", "fold", "prompt")
         files.write_jsonl(
             stage.path(GATE_SCORES),

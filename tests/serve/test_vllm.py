@@ -124,18 +124,19 @@ def group_mib(serving) -> dict[str, float]:
 
 
 def test_memory_stays_flat_over_many_requests(server, serving, tmp_path):
-    """After a warm-up of as many. vLLM keeps what oneDNN compiled for 32 numbers of tokens in a pass, for each product.
+    """After a warm-up of a quarter as many.
 
-    The worker grew by 0.2 GiB in the first 1,250 requests of a trial, which that may be; it was not seen to level off.
+    Last seen to fail: vLLM 0.32's worker grew by 0.2 GiB, its other processes not at all. It keeps what oneDNN compiled
+    for 32 numbers of tokens in a pass, for each product, which that may be.
     """
     levels, sampling = [], Sampling(max_new_tokens=2)
-    for part in range(8):
+    for part in range(5):
         for id in WORDS:
             model = server.chat(id, name(id), tmp_path / "l.sqlite")
             ask(model, asked(MANY // 4 // len(WORDS) + 1, f"{id}{part}"), sampling)
         levels.append(group_mib(serving))
         print(f"MiB after part {part}:", levels[-1])
-    first, last = (sum(level.values()) for level in (levels[3], levels[-1]))
+    first, last = (sum(level.values()) for level in (levels[0], levels[-1]))  # the first part is the warm-up
     assert first > 100
     assert last < 1.03 * first, levels
 

@@ -127,8 +127,8 @@ def test_a_gate_is_fitted_once_beside_its_adapter_on_the_training_fold_alone(run
     assert Training.of(run, "short", SETTINGS).fit().equals(scores)
     assert (folder / GATE).stat().st_mtime_ns == before
     fitted = gate.load_gate(folder, load_model(str(tiny_folder)))
-    tests = [place for place, row in enumerate(training.rows) if row["fold"] == "test"]
-    again = fitted.scores(load_model(str(tiny_folder)), [training.prompts[place] for place in tests])
+    held = [training.encode(row["prompt"]) for row in training.rows_of("test")]
+    again = fitted.scores(load_model(str(tiny_folder)), held)
     assert np.allclose(again, scores[scores["fold"] == "test"]["score"], atol=1e-6)
 
 
@@ -193,7 +193,7 @@ def test_a_gate_can_be_fitted_on_prompts_in_other_manners_too(run):
     for settings in ({}, {"gate_manners": True}):
         training = Training.of(run, "short", TrainSettings("scd_gated", 1e-3, 1.0, 2, 0, method_settings=settings))
         scores = training.fit()
-        assert scores["prompt"].tolist() == [row["prompt"] for fold in gate.FOLDS for row, _ in training._of(fold)]
+        assert scores["prompt"].tolist() == [row["prompt"] for fold in gate.FOLDS for row in training.rows_of(fold)]
         told[bool(settings)] = read_json(training.stage.folder / GATE_CARD)
     assert told[False]["prompts"] == {"in_scope": 4, "near_scope": 4, "out_of_scope": 2}
     assert told[True]["prompts"] == {"in_scope": 20, "near_scope": 20, "out_of_scope": 10}
