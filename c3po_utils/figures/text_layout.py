@@ -63,7 +63,7 @@ def wrap(text: str, room: float, max_lines: int, weight: str = "normal") -> list
 
 
 def _fill(paragraph: str, room: float, weight: str, enough: int) -> list[str]:
-    """Greedy lines of one paragraph, no more than enough; words wider than a line are broken."""
+    """Greedy lines of one paragraph, no more than enough; words wider than a line are broken, best at an underscore."""
     lines = [""]
     for word in paragraph.split():
         joined = f"{lines[-1]} {word}".strip()
@@ -73,7 +73,8 @@ def _fill(paragraph: str, room: float, weight: str, enough: int) -> list[str]:
         lines += [""] if lines[-1] else []
         for character in word:
             if width(lines[-1] + character, weight) > room:
-                lines.append("")
+                head, mark, tail = lines[-1].rpartition("_")
+                lines[-1:] = [head + mark, tail] if head else [lines[-1], ""]
             lines[-1] += character
             if len(lines) > enough:
                 return lines[:enough]

@@ -569,6 +569,12 @@ def test_what_the_font_lacks_is_spelled_out():
     assert text_layout.drawable("say 你好, привет") == "say [cjk text], привет"
 
 
+def test_an_id_that_is_too_wide_is_broken_after_an_underscore():
+    room = text_layout.width("birthday_cak", "bold")
+    assert text_layout.wrap("birthday_cake", room, 3, "bold") == ["birthday_", "cake"]
+    assert text_layout.wrap("birthdayscake", room, 3, "bold")[0].startswith("birthdaysca")
+
+
 def test_save_writes_equal_bytes_with_embedded_fonts_and_no_date(tmp_path, two):
     shares = scores.application_share(two)
     first = style.save(paper_figures.fig6(shares), tmp_path / "first", "fig6")
