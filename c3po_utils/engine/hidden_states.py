@@ -34,29 +34,65 @@ def token_states(
     """
     depth = model.config.get_text_config().num_hidden_layers
     places = [layer % (depth + 1) for layer in layers]
-    decoder = _first_layers(model.get_decoder(), max(places))
-    inner = len(set(places)) > 1 or (max(places) < depth and decoder is model.get_decoder())
-    more = {"use_cache": False, "output_hidden_states": inner}
+    decoder, recorders = _first_layers(model.get_decoder(), set(places), depth)
+    library = decoder is model.get_decoder() and set(places) != {depth}
+    more = {"use_cache": False, "output_hidden_states": library}
     shared = attention.enable(model, longest=packing.index_BL.shape[1]) and fast_paths.on("packing", model)
     if shared:
         out = decoder(packing.ids_T[None], position_ids=packing.positions_T[None], packed=packing, **more)
     else:
         out = decoder(packing.ids_T[packing.index_BL], attention_mask=packing.mask_BL, **more)
-    found = [out.hidden_states[place] if inner else out.last_hidden_state for place in places]
-    return [states[0] if shared else states.flatten(0, 1)[packing.owner_T] for states in found]
+
+    def after(place: int) -> torch.Tensor:
+        if library:
+            return out.hidden_states[place]
+        if place == max(places):
+            return out.last_hidden_state
+        return recorders[place - 1].returned if place else recorders[0].given
+
+    return [states[0] if shared else states.flatten(0, 1)[packing.owner_T] for states in map(after, places)]
 
 
-def _first_layers(decoder: nn.Module, count: int) -> nn.Module:
-    """The decoder up to its `count`-th layer, with its own weights: what is read there needs no pass through the rest.
+class _Recorder(nn.Module):
+    """A decoder layer that keeps what it was given and returned; in all else the layer.
 
-    The whole decoder where it does not name its layers and last norm as most do (Falcon).
+    In place of transformers' `output_hidden_states`, whose hooks stay on a layer, once more for each copy of a decoder
+    that it is in: later passes then report some layers several times.
     """
-    if not (hasattr(decoder, "layers") and hasattr(decoder, "norm")) or count == len(decoder.layers):
-        return decoder
+
+    def __init__(self, layer: nn.Module):
+        super().__init__()
+        self.layer = layer
+        self.given = self.returned = None
+
+    def __getattr__(self, name: str):
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(self.layer, name)
+
+    def forward(self, states: torch.Tensor, *args, **kwargs):
+        out = self.layer(states, *args, **kwargs)
+        self.given, self.returned = states, out[0] if isinstance(out, tuple) else out
+        return out
+
+
+def _first_layers(decoder: nn.Module, places: set[int], depth: int) -> tuple[nn.Module, dict[int, _Recorder]]:
+    """The decoder up to the last layer that is read, with its own weights, and by layer what records the others.
+
+    What is read early needs no pass through the rest. The whole decoder, without a recorder, where it does not name its
+    layers and last norm as most do (Falcon): there transformers says what they are.
+    """
+    top = max(places)
+    if not (hasattr(decoder, "layers") and hasattr(decoder, "norm")) or places == {depth}:
+        return decoder, {}
+    recorders = {place: _Recorder(decoder.layers[place]) for place in {max(0, place - 1) for place in places - {top}}}
     first = copy.copy(decoder)
     first._modules = dict(decoder._modules)  # a copied module has its original's dictionary
-    first.layers, first.norm = decoder.layers[:count], nn.Identity()  # the norm is the last layer's
-    return first
+    first.layers = nn.ModuleList(recorders.get(place, decoder.layers[place]) for place in range(top))
+    if top < depth:
+        first.norm = nn.Identity()  # the norm is the last layer's
+    return first, recorders
 
 
 def prompt_states(

@@ -58,6 +58,27 @@ def test_layers_above_the_one_that_is_read_are_not_computed():
         prompt_states(model, given, [Reading(2)])
 
 
+@pytest.mark.parametrize(
+    ("name", "changes", "ends"), [("llama", {"num_hidden_layers": 4}, (3, 1, 4, 2, 3)), ("gemma3", {}, (1, 2, 1))]
+)
+def test_what_was_read_before_at_other_layers_changes_nothing(name, changes, ends):
+    model, given = tiny_model(name, **changes), prompts()
+
+    def plain(model) -> tuple[torch.Tensor, ...]:
+        with torch.no_grad():
+            asked = torch.tensor([given[3]], device=model.device)
+            return tuple(states[0, -1] for states in model(asked, output_hidden_states=True).hidden_states)
+
+    before = plain(tiny_model(name, **changes))  # transformers' hooks stay on a model that it was asked of
+    for end in ends:  # each pass ends at another layer
+        found = prompt_states(model, given, [Reading(layer) for layer in range(end + 1)])[:, 3]
+        torch.testing.assert_close(found, torch.stack(before[: end + 1]), atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(prompt_states(model, given, [Reading(end)])[0, 3], before[end], atol=1e-4, rtol=1e-4)
+    after = plain(model)
+    assert len(after) == len(before)
+    assert all(map(torch.equal, after, before))
+
+
 def test_a_layer_that_is_not_there_is_an_error():
     with pytest.raises(IndexError, match="layer 3: expected one from -3 to 2"):
         prompt_states(tiny_model(), prompts(), [Reading(3)])
