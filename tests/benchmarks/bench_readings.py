@@ -1,7 +1,7 @@
 """What a gate should read of pi_0: each depth and pooling alone, or all side by side (`gate_all`), and with which L2;
-and whether it should be fitted on prompts in other manners, too (`gate_manners`).
+whether it should be fitted on prompts in other manners, too (`gate_manners`); and what reading costs, also early on.
 
-`python -m tests.benchmarks.bench_readings`, about 12 minutes on 2 cores; writes results/bench/readings.json. On the 16
+`python -m tests.benchmarks.bench_readings`, about 15 minutes on 2 cores; writes results/bench/readings.json. On the 16
 feedbacks with bundled prompts that are not in the second benchmark, with its folds: ten of the embedded model's, and
 six of the library's that it leaves out. `log_loss` is by cross-validation on the training fold, which is what decides;
 the rest are the test fold's. And on prompts by another hand (bench_gate), the gate as it is and those that read all.
@@ -11,11 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import product
 
 import numpy as np
 
 from c3po_utils.engine import load_tokenizer, names, shared_model
+from c3po_utils.engine.hidden_states import Reading
 from c3po_utils.feedback import Feedback, load_feedbacks
 from c3po_utils.feedback.records import FEEDBACK_FOLDER, feedback_set, load_general_prompts, load_prompts
 from c3po_utils.runs.config import load_config
@@ -31,6 +33,7 @@ from tests.benchmarks.bench_gate import (
     Reader,
     balanced,
     by_another_hand,
+    cost,
     doubted,
     fitted,
     held_out,
@@ -42,6 +45,13 @@ SETS = ("human", "style", "content", "embedded", "embedded_tuning")
 FOLDS = replace(SETTINGS, categories=13, prompts_per_category=6, test_share=0.46)  # as in benchmark.yaml
 MANNERS = "all, in other manners too"
 PENALTIES, CHOSEN = (1e-3, 1e-2, 1e-1), 1e-1  # chosen by log_loss
+EARLY = tuple(Reading(layer, "mean") for layer in (2, 4, 6))
+GATED = METHODS["scd_gated"]
+PRICED = {  # the cheapest last
+    "30, last": GATED,
+    "all": replace(GATED, gate_all=True, gate_l2=CHOSEN),
+    **{f"{layer}, mean": replace(GATED, gate_layer=layer, gate_pooling="mean", gate_l2=1e-2) for layer in (8, 6, 4)},
+}
 
 
 def outside() -> list[Feedback]:
@@ -66,14 +76,16 @@ def rates(rows: Sequence[dict], read_ND: np.ndarray, l2: float) -> dict[str, flo
 
 
 def compared(feedback: Feedback, readings: gate.Readings) -> Iterator[dict]:
-    """A row for each reading alone and for all together, with each L2; at the end, fitted on other manners too."""
+    """A row for each reading alone, early ones too, and for `readings` together, with each L2; at the end, fitted on
+    other manners too."""
     model, tokenizer = shared_model(names.EMBEDDED), load_tokenizer(names.EMBEDDED)
     rows = deal_prompts(feedback, [*load_prompts(feedback.id), *load_general_prompts()], FOLDS)
     every = [*rows, *in_other_manners([row for row in rows if row["fold"] == "train"])]
     prompts = [gate.prompt_ids(tokenizer, row["prompt"], SYSTEM) for row in every]
-    read_RND = gate.features(model, prompts, readings)
-    all_ND, own = gate.side_by_side(read_RND), slice(len(rows))
-    alone = {f"{one.layer}, {one.pooling}": read_ND[own] for one, read_ND in zip(readings, read_RND, strict=True)}
+    tried = (*readings, *EARLY)
+    read_RND = gate.features(model, prompts, tried)
+    all_ND, own = gate.side_by_side(read_RND[: len(readings)]), slice(len(rows))
+    alone = {f"{one.layer}, {one.pooling}": read_ND[own] for one, read_ND in zip(tried, read_RND, strict=True)}
     for name, read_ND in {**alone, "all": all_ND[own], MANNERS: all_ND}.items():
         for l2 in PENALTIES:
             yield {"feedback": feedback.id, "reads": name, "l2": l2, **rates(every[: len(read_ND)], read_ND, l2)}
@@ -87,7 +99,9 @@ def mean_of(rows: Sequence[dict]) -> dict[str, float]:
 def other_hand(readings: gate.Readings) -> dict[str, dict]:
     """Held-out prompts and those by another hand, means over the feedbacks that have some."""
     every = Reader(names.EMBEDDED, readings)
+    early = Reader(names.EMBEDDED, (Reading(4, "mean"),))
     readers = {"last": (Reader(names.EMBEDDED), 1e-3), "all": (every, CHOSEN), MANNERS: (every, CHOSEN)}
+    readers["4, mean"] = early, 1e-2
     found: dict[str, list[dict]] = {name: [] for name in readers}
     for one, (name, (reader, l2)) in product(doubted(), readers.items()):
         rows = one.of("train")
@@ -96,9 +110,16 @@ def other_hand(readings: gate.Readings) -> dict[str, dict]:
     return {name: means(rows) for name, rows in found.items()}
 
 
+def costs() -> dict[str, dict[str, float]]:
+    """Of a gate by what it reads, beside pi_0's answers to the same prompts."""
+    reader, one = Reader(names.EMBEDDED), doubted()[0]
+    encode, texts = partial(gate.prompt_ids, reader.tokenizer, system=SYSTEM), [row["prompt"] for row in one.rows][:128]
+    fitted_gates = {name: gate.fit_gate(reader.model, encode, one.of("train"), how)[0] for name, how in PRICED.items()}
+    return {name: cost(reader, texts, own) for name, own in fitted_gates.items()}
+
+
 def main() -> None:
-    method = replace(METHODS["scd_gated"], gate_all=True)
-    ((readings, _),) = gate.readings_to_try(method, shared_model(names.EMBEDDED))
+    ((readings, _),) = gate.readings_to_try(PRICED["all"], shared_model(names.EMBEDDED))
     rows = []
     for feedback in outside():
         rows += compared(feedback, readings)
@@ -109,7 +130,7 @@ def main() -> None:
         for reads, l2 in kinds
     ]
     ranked.sort(key=lambda row: row["log_loss"])
-    where = {"machine": hardware(), "commit": git_commit()}
+    where = {"machine": hardware(), "commit": git_commit(), "cost": costs()}
     write_json(OUTPUT, where | {"means": ranked, "other_hand": other_hand(readings), "feedbacks": rows})
     for row in ranked:
         print(row)
