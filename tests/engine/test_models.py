@@ -14,7 +14,17 @@ import torch
 
 from c3po_utils.engine import models
 from c3po_utils.engine.models import EMBEDDED, GGUF, eos_ids, load_model, load_tokenizer, resolve, verify_checksum
+from c3po_utils.runs import progress
 from tests.tiny import save_tiny
+
+
+def test_loading_shows_a_bar_but_in_a_headless_job(tmp_path, tiny_folder, monkeypatch, capfd):
+    monkeypatch.setenv(progress.VARIABLE, str(tmp_path / "job.json"))
+    load_model(str(tiny_folder))
+    assert capfd.readouterr() == ("", "")
+    monkeypatch.delenv(progress.VARIABLE)
+    load_model(str(tiny_folder))
+    assert "Loading weights" in capfd.readouterr().err
 
 
 def test_a_wrong_checksum_is_a_clear_error(tmp_path):
