@@ -126,6 +126,15 @@ def test_the_child_gets_our_key_as_its_own_and_no_other(monkeypatch):
     assert "VLLM_API_KEY" not in environment("http://127.0.0.1:8000/v1", "/scratch")
 
 
+def test_the_child_keeps_few_compiled_products_unless_told_otherwise(monkeypatch):
+    names = ("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY")
+    for name in names:
+        monkeypatch.delenv(name, raising=False)
+    assert [environment("http://127.0.0.1:8000/v1", "/scratch")[name] for name in names] == ["16", "16"]
+    monkeypatch.setenv(names[0], "1024")
+    assert environment("http://127.0.0.1:8000/v1", "/scratch")[names[0]] == "1024"
+
+
 def test_a_child_that_dies_at_its_start_is_told_with_the_end_of_its_log(vllm, tmp_path, tiny_folder, monkeypatch):
     monkeypatch.setenv("FAKE_VLLM", "die")
     with (

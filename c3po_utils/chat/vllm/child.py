@@ -24,7 +24,10 @@ START_S = 1800.0  # large models load for long
 ENDING_S, POLL_S = 3.0, 0.2
 LAST_LINES = 12  # of the log, for an error
 PRIVATE = ("OPENAI_", "C3PO_API_KEY", "VLLM_API_KEY", "PYTHONPATH")  # beginnings of variables that are not handed on
-DEFAULTS = {"VLLM_CPU_KVCACHE_SPACE": "2", "VLLM_DO_NOT_TRACK": "1", "VLLM_NO_USAGE_STATS": "1"}
+# On a CPU an adapter's products, five a pass, are compiled for each number of tokens, which takes 0.65 MiB each; torch
+# and oneDNN would keep the last 1024.
+COMPILED = {"LRU_CACHE_CAPACITY": "16", "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "16"}
+DEFAULTS = {"VLLM_CPU_KVCACHE_SPACE": "2", "VLLM_DO_NOT_TRACK": "1", "VLLM_NO_USAGE_STATS": "1"} | COMPILED
 
 
 def environment(endpoint: str, scratch: str) -> dict[str, str]:
