@@ -1,6 +1,6 @@
 """What results/benchmark says of the second gate and its tables do not; from stored rows and answers, no training.
 
-`python -m tests.benchmarks.second_gate [run]`, about 12 minutes on 2 cores. How often gates open at test prompts (the
+`python -m tests.benchmarks.second_gate [run]`, about 25 minutes on 2 cores. How often gates open at test prompts (the
 first, the second, and the second fitted on prompts in other manners, too), what every stored method would score behind
 each (its answers where the gate is open, pi_0's second ones elsewhere), and, where the second gate has run, its lead
 over SCD + Negatives with 97.5% intervals, as it is the second look.
