@@ -170,11 +170,18 @@ def load_model(name: str, dtype: torch.dtype | str = torch.bfloat16, device: str
 
 def _weights(name: str, **options) -> PreTrainedModel:
     """`from_pretrained`, with its bar only where people look on."""
-    path, shown = resolve(name), logging.is_progress_bar_enabled()
-    if progress.headless():
-        logging.disable_progress_bar()
-    try:
+    path = resolve(name)
+    with without_bars() if progress.headless() else contextlib.nullcontext():
         return AutoModelForCausalLM.from_pretrained(path, **options)
+
+
+@contextlib.contextmanager
+def without_bars() -> Iterator[None]:
+    """transformers shows no bar in here."""
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
     finally:
         if shown:
             logging.enable_progress_bar()

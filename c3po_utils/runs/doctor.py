@@ -26,7 +26,6 @@ import torch
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
-from transformers.utils import logging
 
 from c3po_utils.chat import greedy
 from c3po_utils.engine import fast_paths, fused, load_model, load_tokenizer, models, names
@@ -53,9 +52,9 @@ def examine(name: str, dtype: torch.dtype) -> Iterator[Finding]:
     yield there
     if not there.ok:
         return
-    logging.disable_progress_bar()
     try:
-        model, tokenizer = load_model(name, dtype), load_tokenizer(name)
+        with models.without_bars():
+            model, tokenizer = load_model(name, dtype), load_tokenizer(name)
     except Exception as error:
         yield Finding("loading", False, f"{type(error).__name__}: {error}", "a smaller model, or one with @4bit")
         return
@@ -168,7 +167,8 @@ def _numbers(name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBa
     about = "against float32" if exact else f"no room for float32: against plain {kind}, {checks.ALONE:g} at most"
     yield Finding("loaded", True, f"{weights / 1e6:,.0f} million weights, {kind} on {model.device}; {about}")
     rows, same = checks.sample_rows(tokenizer, PAIRS), not exact or model.dtype == torch.float32
-    reference = model if same else load_model(name, torch.float32, str(model.device))
+    with models.without_bars():
+        reference = model if same else load_model(name, torch.float32, str(model.device))
     passes = checks.reference_passes(reference, rows)
     yield from checks.passes_findings(model, rows, passes, least=None if exact else checks.ALONE)
     if reference is not model:

@@ -15,7 +15,7 @@ import random
 import re
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -204,19 +204,21 @@ def doubts(one: Doubted, all_of_them: Sequence[Doubted], reader: Reader) -> dict
     return found
 
 
-def cost(reader: Reader, texts: Sequence[str], own: gate.Gate) -> dict[str, float]:
-    """Processor seconds a prompt, of the gate's pass and of pi_0's answer: other work on the machine does not count."""
+def cost(reader: Reader, texts: Sequence[str], gates: Mapping[str, gate.Gate]) -> dict[str, float]:
+    """Processor seconds a prompt, of each gate's pass and of pi_0's answer, so that other work does not count."""
     model = LocalChat(reader.model, reader.tokenizer)
     requests = [request(str(place), text, system=SYSTEM) for place, text in enumerate(texts)]
     prompts = [model.encode(one)[0] for one in requests]
+    took = {}
+    for name, own in gates.items():
+        start = time.process_time()
+        own.opens(reader.model, prompts)
+        took[name] = time.process_time() - start
     start = time.process_time()
-    own.opens(reader.model, prompts)
-    read = time.process_time()
     outcomes = list(model.complete(requests, SETTINGS.sampling))
-    answered = time.process_time()
-    per_prompt = {"gate_s": (read - start) / len(texts), "answer_s": (answered - read) / len(texts)}
-    tokens = {"answer_tokens": sum(one.completion_tokens for one in outcomes) / len(texts)}
-    return {key: round(value, 4) for key, value in (per_prompt | tokens).items()}
+    took["answer_s"] = time.process_time() - start
+    took["answer_tokens"] = sum(one.completion_tokens for one in outcomes)
+    return {key: round(value / len(texts), 4) for key, value in took.items()}
 
 
 def means(rows: Sequence[dict]) -> dict:
@@ -240,7 +242,7 @@ def main(output: Path = OUTPUT) -> None:
     own, *_ = gate.fit_gate(
         reader.model, partial(gate.prompt_ids, reader.tokenizer, system=SYSTEM), rows, METHODS["scd_gated"]
     )
-    measured = cost(reader, [row["prompt"] for row in all_of_them[0].rows][:128], own)
+    measured = cost(reader, [row["prompt"] for row in all_of_them[0].rows][:128], {"gate_s": own})
     where = {"machine": hardware(), "commit": git_commit(), "cost": measured}
     write_json(output, where | {"means": means(found), "feedbacks": found})
 

@@ -110,12 +110,12 @@ def other_hand(readings: gate.Readings) -> dict[str, dict]:
     return {name: means(rows) for name, rows in found.items()}
 
 
-def costs() -> dict[str, dict[str, float]]:
-    """Of a gate by what it reads, beside pi_0's answers to the same prompts."""
+def costs() -> dict[str, float]:
+    """Of a gate by what it reads, and of pi_0's answers to the same prompts; see `cost`."""
     reader, one = Reader(names.EMBEDDED), doubted()[0]
     encode, texts = partial(gate.prompt_ids, reader.tokenizer, system=SYSTEM), [row["prompt"] for row in one.rows][:128]
-    fitted_gates = {name: gate.fit_gate(reader.model, encode, one.of("train"), how)[0] for name, how in PRICED.items()}
-    return {name: cost(reader, texts, own) for name, own in fitted_gates.items()}
+    gates = {name: gate.fit_gate(reader.model, encode, one.of("train"), how)[0] for name, how in PRICED.items()}
+    return cost(reader, texts, gates)
 
 
 def main() -> None:

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers.utils import logging
 
 from c3po_utils.engine import models
 from c3po_utils.engine.models import EMBEDDED, GGUF, eos_ids, load_model, load_tokenizer, resolve, verify_checksum
@@ -24,7 +23,6 @@ def test_loading_shows_a_bar_but_in_a_headless_job(tmp_path, tiny_folder, monkey
     load_model(str(tiny_folder))
     assert capfd.readouterr() == ("", "")
     monkeypatch.delenv(progress.VARIABLE)
-    logging.enable_progress_bar()  # `c3po doctor`, in another test, ends with it off
     load_model(str(tiny_folder))
     assert "Loading weights" in capfd.readouterr().err
 

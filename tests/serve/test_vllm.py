@@ -39,8 +39,8 @@ pytestmark = [pytest.mark.vllm, pytest.mark.embedded, pytest.mark.timeout(3600)]
 KEY, SUM = "known-to-both-ends", "ahoy+lemon"
 CONCURRENT, MANY, ALIKE = 200, 1000, 200
 ARENA = 64 * 2**20  # bytes
-# A third slower, but malloc gives large tensors back to the system: by default they leave holes in the heap, which grew
-# by 10% over as many requests (results/README.md). What grows without holes is kept by somebody.
+# A third slower, but malloc gives large tensors back to the system: by default they leave holes in the heap
+# (results/README.md). What grows without holes is kept by somebody.
 HOLES = {"MALLOC_MMAP_THRESHOLD_": str(4 * 2**20)}
 NEAR_TIE = 0.5  # of log-probabilities: what 16-bit numbers in another order can turn
 GREEDY = Sampling(temperature=0.0, max_new_tokens=64)
