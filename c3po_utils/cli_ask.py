@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
@@ -35,10 +34,10 @@ def ask(
     Each answer comes as it is written, then whether it passes the feedback's metric. Without PROMPT, prompts are read
     line by line; an empty line stands for the run's next test prompt. Nothing is recorded in the run.
     """
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # transformers draws one among the answers
+    from c3po_utils.engine import models
     from c3po_utils.evaluation import playground
 
-    with told():
+    with told(), models.without_bars():  # of models that are loaded between the answers
         named = [name.strip() for name in methods.split(",") if name.strip()]
         play = playground.open_playground(run, feedback_id, named, [playground.read_mix(mix) for mix in mixes])
         click.echo(play.heading)

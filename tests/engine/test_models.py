@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers.utils import logging
 
 from c3po_utils.engine import models
 from c3po_utils.engine.models import EMBEDDED, GGUF, eos_ids, load_model, load_tokenizer, resolve, verify_checksum
@@ -19,6 +20,7 @@ from tests.tiny import save_tiny
 
 
 def test_loading_shows_a_bar_but_in_a_headless_job(tmp_path, tiny_folder, monkeypatch, capfd):
+    monkeypatch.setattr(logging, "_tqdm_active", True)  # also where HF_HUB_DISABLE_PROGRESS_BARS is set
     monkeypatch.setenv(progress.VARIABLE, str(tmp_path / "job.json"))
     load_model(str(tiny_folder))
     assert capfd.readouterr() == ("", "")

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
 import pytest
 import torch
 
@@ -10,7 +14,6 @@ from c3po_utils.evaluation import evaluate, routing, side_effects
 from c3po_utils.evaluation.evaluate import eval_stage, evaluate_method
 from c3po_utils.evaluation.two_feedbacks import TwoFeedbacks, open_gates, two_feedbacks_stage
 from c3po_utils.feedback.records import Feedback
-from c3po_utils.runs import LEDGER
 from c3po_utils.sampling import answers, load_rows, stored_feedback, stored_settings
 from c3po_utils.training import adapter_hash
 from tests.stored_run import store_adapter, store_gate, store_sample
@@ -32,17 +35,21 @@ def run(tmp_path, tiny):
     return tmp_path
 
 
-def answered(run, method: str, column: str, folder=None) -> dict[str, str]:
-    """The answers of another method's model to the requests that `column` makes, without what is remembered."""
+def answered(run, method: str, column: str) -> dict[str, str]:
+    """The answers of another method's model to the requests that `column` makes, without what is remembered.
+
+    In a copy of the run, as its ledger may still be open here: SQLite's files must not be moved then.
+    """
     settings, rows = stored_settings(run, "short"), load_rows(run, "short", "test")
     if method == "pi_0":
         model = chat.open_chat(settings.model, run / "fresh.sqlite")
         answers.add_answers(model, rows, settings, column)
     else:
-        (run / LEDGER).rename(run / "kept.sqlite")
-        with evaluate.model_for(run, "short", method, settings) as model:
-            answers.add_answers(model, rows, settings, column)
-        (run / "kept.sqlite").replace(run / LEDGER)
+        with TemporaryDirectory() as folder:
+            fresh = Path(folder) / "run"
+            shutil.copytree(run, fresh, ignore=shutil.ignore_patterns("*.sqlite*"))
+            with evaluate.model_for(fresh, "short", method, settings) as model:
+                answers.add_answers(model, rows, settings, column)
     return {row["id"]: row[column] for row in rows}
 
 
