@@ -55,12 +55,15 @@ def weights_folder(folder: Path) -> Path:
 def adapter_hash(folder: Path) -> str:
     """The hash by which later stages know an adapter, or a gate together with the adapter that it adds.
 
+    Of a gate's card only what decides counts, its threshold: what else it tells may be told otherwise one day.
+
     Raises:
         FileNotFoundError: it is not trained yet; says how it is.
         DamagedFile: it is not the one that its stage's manifest was written for.
     """
     if gated := gated_folder(folder):
-        return files.content_hash([stage.intact(folder, name) for name in (GATE, GATE_CARD)] + [adapter_hash(gated)])
+        card = files.read_json(folder / GATE_CARD, dict)
+        return files.content_hash([stage.intact(folder, GATE), card["threshold"], adapter_hash(gated)])
     if not (folder / WEIGHTS).exists():
         raise FileNotFoundError(
             f"{folder} has no adapter: run notebooks/02_train.ipynb with feedback={folder.parent.name!r} and"
@@ -83,7 +86,7 @@ def known_hash(folder: Path) -> str:
 
     if GATE in told:
         gated = folder.parent / manifest["identity"]["objective"]["gated"]
-        return files.content_hash([known(GATE), known(GATE_CARD), known_hash(gated)])
+        return files.content_hash([known(GATE), manifest["gate"]["threshold"], known_hash(gated)])
     return known(WEIGHTS) if WEIGHTS in told else adapter_hash(folder)
 
 

@@ -202,6 +202,17 @@ def test_a_gate_whose_adapter_is_not_kept_is_known_as_it_was(run):
     assert known_hash(gated) == known
 
 
+def test_a_gate_is_known_by_what_decides_and_not_by_what_else_its_card_tells(run):
+    Training.of(run, "short", SETTINGS).fit()
+    folder = run / "train" / "short" / "scd_gated"
+    known, card = adapter_hash(folder), read_json(folder / GATE_CARD)
+    (folder / MANIFEST).unlink()  # which refuses a card that was changed by hand
+    write_json(folder / GATE_CARD, card | {"told": "in other words"})
+    assert adapter_hash(folder) == known
+    write_json(folder / GATE_CARD, card | {"threshold": card["threshold"] + 0.5})
+    assert adapter_hash(folder) != known
+
+
 def test_a_gate_can_read_all_depths_side_by_side(run):
     settings = TrainSettings("scd_gated", 1e-3, 1.0, 2, 0, method_settings={"gate_all": True})
     Training.of(run, "short", settings).fit()
