@@ -13,7 +13,8 @@ from peft import get_peft_model
 from c3po_utils import engine
 from c3po_utils.engine.hidden_states import Reading
 from c3po_utils.engine.models import load_model
-from c3po_utils.runs.files import write_json, write_jsonl
+from c3po_utils.feedback import Feedback
+from c3po_utils.runs.files import read_json, write_json, write_jsonl
 from c3po_utils.sampling import load_rows, stored_settings
 from c3po_utils.sampling.settings import SampleSettings
 from c3po_utils.training import gate, probe
@@ -47,6 +48,16 @@ def store_sample(run: Path, id: str, model: str, general_tests=GENERAL_TESTS, **
     identity = {"settings": asdict(SampleSettings(**settings | changes)), "feedback": RECORD | {"id": id}}
     write_json(folder / "manifest.json", {"status": "done", "identity": identity})
     return rows
+
+
+def sampled_for(run: Path, feedback: Feedback, **changes) -> Feedback:
+    """Let the run's sample have been made for this record, and with other settings."""
+    path = run / "sample" / feedback.id / "manifest.json"
+    manifest = read_json(path)
+    manifest["identity"]["feedback"] = feedback.model_dump(mode="json", exclude={"examples"})
+    manifest["identity"]["settings"] |= changes
+    write_json(path, manifest)
+    return feedback
 
 
 def _row(name: str, feedback: str, split: str, category: str, fold: str) -> dict:

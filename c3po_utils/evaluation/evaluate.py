@@ -17,6 +17,7 @@ from c3po_utils.evaluation.routing import adapted
 from c3po_utils.feedback import Feedback, find_feedback
 from c3po_utils.runs import LEDGER, Stage, done_stages, files, stage
 from c3po_utils.sampling import SampleSettings, answers, load_rows, rows_hash, stored_settings
+from c3po_utils.sampling import rows as sampled
 from c3po_utils.training import BASE_RESAMPLED, adapter_folder
 
 ANSWERS = "answers.jsonl"
@@ -25,12 +26,23 @@ Answered = tuple[Sequence[dict], dict]  # rows with a column of answers, and the
 
 def eval_stage(run: Path | str, feedback_id: str, method: str, judge: Judge | None = None) -> Stage:
     """The folder of one method's scores, done when they came from these samples, this adapter and this judge."""
-    inputs: dict[str, Any] = {"rows": rows_hash(run, feedback_id)}
+    folder = Path(run) / "eval" / feedback_id / method
+    rows = rows_hash(run, feedback_id)
+    inputs: dict[str, Any] = {"rows": rows, **asked_of(folder, run, [feedback_id], rows)}
     if method not in training.methods.PROMPTED:
         inputs["adapter"] = training.stage.known_hash(adapter_folder(run, feedback_id, method))
     if judge:
         inputs["judge"] = judge.identity
-    return Stage(Path(run) / "eval" / feedback_id / method, {"method": method, **inputs}, ANSWERS)
+    return Stage(folder, {"method": method, **inputs}, ANSWERS)
+
+
+def asked_of(folder: Path, run: Path | str, ids: Sequence[str], rows: str | dict[str, str]) -> dict[str, str]:
+    """What else answers to these rows and their scores depend on; nothing where they were stored before that was."""
+    known = (Stage(folder, {}).manifest or {}).get("identity", {"asked": ""})
+    if "asked" not in known and known.get("rows") == rows:
+        return {}
+    every = [sampled.asked_and_scored(run, id) for id in ids]
+    return every[0] if len(every) == 1 else {key: files.content_hash([one[key] for one in every]) for key in every[0]}
 
 
 @contextmanager
@@ -169,12 +181,13 @@ def evaluate_method(
     server: chat.vllm.Engine | None = None,
 ) -> list[dict]:
     """Answer, score and store one method on the test prompts; see `stored_scores`, `rows_to_answer`, `model_for`."""
+    sampled.refuse_changed(run, feedback)
     own = eval_stage(run, feedback.id, method, judge)
     stored = _stored_answers(own)
 
     def answered() -> Iterator[Answered]:
         rows = rows_to_answer(run, feedback.id)
-        if stored.keys() >= {row["id"] for row in rows}:  # by another judge: no need of the model that answered
+        if stored.keys() >= {row["id"] for row in rows}:  # scored otherwise: no need of the model that answered
             rows = [row | stored[row["id"]] for row in rows]
         else:
             fill_answers(run, feedback.id, method, rows, stored_settings(run, feedback.id), limits, server)
@@ -193,8 +206,8 @@ def rows_to_answer(run: Path | str, feedback_id: str) -> list[dict]:
 
 
 def _stored_answers(own: Stage) -> dict[str, dict]:
-    """By prompt id, the answers of a finished evaluation that differs in nothing but the judge; none without one."""
-    if own.done or not own.manifest or not own.changes().keys() <= {"judge"}:
+    """By prompt id, the answers of a finished evaluation that differs in nothing but who scores, and by what."""
+    if own.done or not own.manifest or not own.changes().keys() <= {"judge", "scored"}:
         return {}
     method = own.identity["method"]
     try:
@@ -234,6 +247,7 @@ class Evaluation:
             for folder, manifest in done_stages(self.run, f"eval/{self.record.id}")
             if folder.name not in set(answers["method"])
             and (manifest["identity"].get("rows"), manifest["identity"].get("judge")) == (rows, judge)
+            and asked_of(folder, self.run, [self.record.id], rows).items() <= manifest["identity"].items()
             for row in read_scores(folder)
         ]
         return pd.concat([pd.DataFrame(others), answers], ignore_index=True) if others else answers

@@ -106,10 +106,10 @@ class Playground:
         self, method: str, weights: Weights, row: dict, seed: int | None, follow: Follow | None
     ) -> tuple[Outcome, bool | None]:
         sampling = self.settings.sampling if seed is None else replace(self.settings.sampling, seed=seed)
-        prompt, tag = row["prompt"], "baseline" if method == BASE else method  # as the run's own columns are named
         if method == IN_CONTEXT:
-            prompt = answers.in_context_prompt(prompt, self.record)
-        asked = answers.question(row, tag, prompt, self.settings)
+            asked = answers.question(row, method, answers.in_context_prompt(row["prompt"], self.record), self.settings)
+        else:  # as the run's own columns are named
+            asked = answers.own_question(row, "baseline" if method == BASE else method, self.settings)
         told = follow and (lambda _, text: follow(method, text))
         base = shared_chat(self.settings.model)
         gates = {folder: training.stage.gated_folder(folder) for folder in weights}

@@ -191,12 +191,12 @@ def _levels(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _kept(table: pd.DataFrame) -> pd.Series:
-    """1.0 above the floor, 0.0 below, NaN where there is no answer that a model gave."""
+    """1.0 above the floor, 0.0 below, NaN where there is no answer that a model gave, or no reference to its split."""
     place = np.where(table["split"] == "in_scope", "in_scope", "elsewhere")
     floor = pd.DataFrame([FLOOR[name] for name in place], index=table.index, columns=FLOOR["in_scope"])
     enough = (table[["length", "distinct"]] >= floor[["length", "distinct"]]).all(axis=1)
     above = enough & (table["excess"] <= floor["excess"])
-    return above.astype(float).where(table["status"].isin(("ok", "truncated")))
+    return above.astype(float).where(table["status"].isin(("ok", "truncated")) & table["length"].notna())
 
 
 def floored(qualities: pd.DataFrame) -> pd.DataFrame:

@@ -16,13 +16,14 @@ from typing import Literal
 import pandas as pd
 
 from c3po_utils import training  # as a room: its heavy parts are imported when they are used
-from c3po_utils.evaluation.evaluate import ANSWERS, Answered, collected, rows_to_answer, stored_scores
+from c3po_utils.evaluation.evaluate import ANSWERS, Answered, asked_of, collected, rows_to_answer, stored_scores
 from c3po_utils.evaluation.judge import Judge
 from c3po_utils.evaluation.routing import RoutedChat, adapted
 from c3po_utils.evaluation.scores import application_share, applied
 from c3po_utils.feedback import Feedback, find_feedback, records
 from c3po_utils.runs import Stage, done_stages
 from c3po_utils.sampling import answers, rows_hash, stored_settings
+from c3po_utils.sampling import rows as sampled
 from c3po_utils.training import BASE_RESAMPLED, adapter_folder
 
 How = Literal["add", "joint"]
@@ -55,15 +56,18 @@ def two_feedbacks_stage(
         raise ValueError(f"expected different feedbacks and how in {list(SUFFIX)}; found {list(ids)} and {how!r}")
     together = joint_id(ids)
     adapters = ids if how == "add" else [together]
+    folder = Path(run) / "eval" / together / (method + SUFFIX[how])
+    rows = {id: rows_hash(run, id) for id in ids}
     identity = {
         "two_feedbacks": together,
         "method": method,
         "how": how,
-        "rows": {id: rows_hash(run, id) for id in ids},
+        "rows": rows,
+        **asked_of(folder, run, ids, rows),
         "adapters": {id: training.stage.known_hash(adapter_folder(run, id, method)) for id in adapters},
         **({"judge": judge.identity} if judge else {}),
     }
-    return Stage(Path(run) / "eval" / together / (method + SUFFIX[how]), identity, ANSWERS)
+    return Stage(folder, identity, ANSWERS)
 
 
 @dataclass(frozen=True)
@@ -90,6 +94,8 @@ class TwoFeedbacks:
         Rows are those of evaluate.score_rows with `prompts_of`, the feedback whose test prompt it is (general prompts
         are in each feedback's test set), `two_feedbacks`, and `setting`; see evaluate.stored_scores.
         """
+        for record in self.records:
+            sampled.refuse_changed(self.run, record)
         return stored_scores(self.stage, self.records, self.method, self.judge, self._answered)
 
     def _answered(self) -> Iterator[Answered]:

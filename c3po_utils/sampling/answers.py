@@ -55,11 +55,16 @@ def _fill(rows: Sequence[dict], column: str, outcomes: dict[str, Outcome]) -> No
             row[f"{column}_reason"] = outcome.reason
 
 
-def add_answers(model: ChatModel, rows: Sequence[dict], settings: SampleSettings, column: str = "baseline") -> None:
-    """The model's own answers, as column `column`; another column name is another, independent sample."""
+def own_question(row: dict, column: str, settings: SampleSettings) -> types.Request:
+    """What `add_answers` asks for a row: another column is another, independent sample."""
     # An API's ledger knows conversations, not ids: only a replicate makes the second sample another one.
     again = int(column != "baseline" and bool(settings.completion_model))
-    requests = [question(row, column, row["prompt"], settings, replicate=again) for row in rows]
+    return question(row, column, row["prompt"], settings, replicate=again)
+
+
+def add_answers(model: ChatModel, rows: Sequence[dict], settings: SampleSettings, column: str = "baseline") -> None:
+    """The model's own answers, as column `column`."""
+    requests = [own_question(row, column, settings) for row in rows]
     _fill(rows, column, ask(model, requests, settings.sampling, column))
 
 

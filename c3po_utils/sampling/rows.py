@@ -13,6 +13,7 @@ from c3po_utils.runs import files, parameters, stage
 from c3po_utils.sampling.settings import SampleSettings
 
 ROWS = "rows.jsonl"
+SCORED = ("content", "effect", "metric")  # what of a record metrics and judges score by
 
 
 def deal_prompts(feedback: Feedback, prompts: Sequence[Prompt], settings: SampleSettings) -> list[dict]:
@@ -95,6 +96,29 @@ def rows_hash(run: Path | str, feedback_id: str) -> str:
     """The hash by which later stages know the sampled rows of one feedback. Errors as in `load_rows`."""
     _identity(run, feedback_id)
     return stage.intact(_folder(run, feedback_id), ROWS)
+
+
+def asked_and_scored(run: Path | str, feedback_id: str) -> dict[str, str]:
+    """Hashes of what else answers and their scores depend on: the rows may be the same with another metric.
+
+    Errors as in `load_rows`.
+    """
+    record, settings = _identity(run, feedback_id)["feedback"], stored_settings(run, feedback_id)
+    return {
+        "asked": files.content_hash([settings.system_prompt, settings.max_new_tokens, settings.seed]),
+        "scored": files.content_hash([record.get(key) for key in SCORED]),
+    }
+
+
+def refuse_changed(run: Path | str, feedback: Feedback) -> None:
+    """Raise ValueError for a record that answers would be scored by, and that was another when it was sampled."""
+    sampled = stored_feedback(run, feedback.id)
+    for key in SCORED:
+        if (then := getattr(sampled, key)) != (now := getattr(feedback, key)):
+            raise ValueError(
+                f"feedback {feedback.id!r}: {key} was {then!r} when it was sampled, and is {now!r}:"
+                " run notebooks/01_sample.ipynb for it again"
+            )
 
 
 def members(feedback_id: str) -> list[str]:

@@ -27,7 +27,7 @@ from c3po_utils.training.gate import GateTraining
 from c3po_utils.training.limits import check_arguments
 from c3po_utils.training.methods import Method
 from c3po_utils.training.references import with_references
-from c3po_utils.training.stage import LOG, RunTraining, TrainSettings, adapter_folder
+from c3po_utils.training.stage import LOG, RunTraining, TrainSettings, adapter_folder, adapter_hash
 from c3po_utils.training.trainer import Bar, C3POTrainer, last_valid
 from c3po_utils.training.transfer import transfer_rows
 
@@ -100,7 +100,10 @@ def train(
     trainer = C3POTrainer(
         policy, args=config, method=method, train_dataset=Dataset.from_list(rows), processing_class=tokenizer,
         callbacks=[Bar()], tokens_per_pass=None if WHOLE_BATCH & set(config.loss_type) else per_pass,
-        identity=[asdict(method), str(start), policy.peft_config["default"].to_dict(), arguments, rows],
+        identity=[
+            asdict(method), adapter_hash(Path(start)) if start else None, policy.peft_config["default"].to_dict(),
+            arguments, rows,
+        ],
     )  # fmt: skip
     trainer.remove_callback(PrinterCallback)
     _run(trainer, policy)

@@ -122,13 +122,6 @@ def fit_gate(
     return gate, card, scores_N[: len(rows)]
 
 
-def base_identity(model: PreTrainedModel) -> str:
-    """A hash of what pi_0's configuration says of its architecture."""
-    config = model.config.get_text_config().to_dict()
-    passing = ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "use_cache", "_attn_implementation")
-    return files.content_hash({key: value for key, value in config.items() if key not in passing})
-
-
 def save_gate(gate: Gate, folder: Path, model: PreTrainedModel, card: dict[str, Any]) -> None:
     """Store a gate in `folder`: its tensors, with what pi_0 reads in a fixed input, and the card, which says the rest.
 
@@ -144,7 +137,7 @@ def save_gate(gate: Gate, folder: Path, model: PreTrainedModel, card: dict[str, 
         folder.mkdir(parents=True, exist_ok=True)
         save_file(own, folder / GATE)
     where = {"readings": [reading._asdict() for reading in gate.readings], "threshold": gate.threshold}
-    files.write_json(folder / GATE_CARD, {**card, **where, "base_config": base_identity(model)})
+    files.write_json(folder / GATE_CARD, {**card, **where})
 
 
 def load_gate(folder: Path, model: PreTrainedModel) -> Gate:
@@ -152,15 +145,17 @@ def load_gate(folder: Path, model: PreTrainedModel) -> Gate:
 
     Raises:
         DamagedFile: its files are not those that its stage's manifest was written for.
-        RuntimeError: another base model: its configuration differs, or what it reads in a fixed input.
+        RuntimeError: another base model: it has another shape, or what is read in a fixed input differs.
     """
     own, card = stored_tensors(folder, GATE), files.read_json(folder / GATE_CARD, dict)
     other = f"{folder}: this gate was fitted on {card['base']!r}, and the model given is another"
-    if card["base_config"] != base_identity(model):
-        raise RuntimeError(f"{other}: its configuration differs")
     of_one = [{"layer": card.get("layer"), "pooling": card.get("pooling")}]  # as cards said it before `gate_all`
     readings = tuple(Reading(**one) for one in card.get("readings", of_one))
-    read, found = own.pop("read"), _read(model, readings)
+    read, config = own.pop("read"), model.config.get_text_config()
+    deepest = max(reading.layer for reading in readings)
+    if len(readings) * config.hidden_size != len(read) or deepest > config.num_hidden_layers:
+        raise RuntimeError(f"{other}: {config.num_hidden_layers} layers of {config.hidden_size} are not what it reads")
+    found = _read(model, readings)
     difference = (found - read).abs().max() / read.abs().max()
     if not difference <= TOLERANCE:
         raise RuntimeError(

@@ -41,7 +41,8 @@ def gated_folder(folder: Path) -> Path | None:
     Raises:
         DamagedFile: the gate is not the one that its stage's manifest was written for.
     """
-    if not (folder / GATE_CARD).exists():
+    told = (Stage(folder, {}).manifest or {}).get("files")
+    if not (folder / GATE_CARD).exists() or (told and GATE_CARD not in told):  # an adapter was trained where a gate lay
         return None
     stage.intact(folder, GATE_CARD)
     return folder.parent / files.read_json(folder / GATE_CARD, dict)["gated"]

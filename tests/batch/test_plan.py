@@ -19,7 +19,7 @@ from c3po_utils.feedback.records import FEEDBACK_FOLDER, find_feedback
 from c3po_utils.runs.config import RunConfig, load_config, load_runs
 from c3po_utils.runs.estimate import estimates
 from tests.speed import slowness
-from tests.stored_run import store_sample
+from tests.stored_run import sampled_for, store_sample
 
 TWELVE = [
     "base_resampled", "in_context", "in_context_cot", "revised", "scd", "scd_negatives", "scd_mixed", "dpo",
@@ -148,7 +148,8 @@ def test_a_plan_of_a_run_that_is_on_its_way_changes_nothing_in_it(tmp_path, tiny
 
 def test_whether_a_judged_job_is_done_is_said_without_its_ledger(tmp_path, tiny_folder):
     store_sample(tmp_path / "run", "boss_signoff", str(tiny_folder))
-    evaluate_method(tmp_path / "run", find_feedback("boss_signoff"), "revised")  # by the metric, and now by a judge
+    record = sampled_for(tmp_path / "run", find_feedback("boss_signoff"))
+    evaluate_method(tmp_path / "run", record, "revised")  # by the metric, and now by a judge
     judge = "evaluate.judge_model=openai:m@http://127.0.0.1:9/v1"
     config = load_config("demo", [f"run={tmp_path}/run", "feedbacks=[boss_signoff]", "methods=[revised]", judge])
     before = contents(tmp_path)

@@ -21,7 +21,7 @@ from c3po_utils.runs.stage import ROOT, Stage, done_stages, fingerprint
 from c3po_utils.sampling import load_rows
 from c3po_utils.training.methods import trained_methods
 from tests.servers import Reply, error, scripted
-from tests.stored_run import store_sample
+from tests.stored_run import sampled_for, store_sample
 
 SIGNED, PLAIN = "Done. Onward and upward, Sam", "Done. Best, Sam"
 
@@ -64,13 +64,39 @@ def test_the_score_compares_with_the_baseline(feedback, baseline, answer, score)
 
 
 def test_a_feedback_without_a_metric_needs_a_judge(run, feedback):
+    unchecked = sampled_for(run, feedback.model_copy(update={"metric": None}))
     with pytest.raises(ValueError, match=r"'boss_signoff' has no metric .* set judge_model"):
-        evaluate_method(run, feedback.model_copy(update={"metric": None}), "in_context")
+        evaluate_method(run, unchecked, "in_context")
     assert not (run / "eval").exists()
 
 
+def test_the_same_rows_are_scored_anew_by_another_metric_and_asked_anew_with_a_longer_limit(run, feedback, monkeypatch):
+    assert [row["score"] for row in evaluate_method(run, feedback, "revised")] == [1, 0, 0]
+    metric = feedback.metric.model_copy(update={"value": ("Best, Sam",)})
+    other = feedback.model_copy(update={"metric": metric, "demonstrations": ()})
+    with pytest.raises(ValueError, match=r"'boss_signoff': metric was .*Onward.* when it was sampled, and is .*Best"):
+        evaluate_method(run, other, "revised")
+    sampled_for(run, other)
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluate, "fill_answers", lambda *_: pytest.fail("answered again"))
+        assert [row["score"] for row in evaluate_method(run, other, "revised")] == [-1, 0, 0]
+    sampled_for(run, other, max_new_tokens=9)
+    assert eval_stage(run, "boss_signoff", "revised").changes().keys() == {"asked"}
+
+
+def test_an_evaluation_from_before_that_was_noted_stays_done(run, feedback):
+    evaluate_method(run, feedback, "revised")
+    path = eval_stage(run, "boss_signoff", "revised").path("manifest.json")
+    manifest = read_json(path)
+    manifest["identity"] = {key: manifest["identity"][key] for key in ("method", "rows")}
+    write_json(path, manifest)
+    assert eval_stage(run, "boss_signoff", "revised").done
+    write_jsonl(run / "sample" / "boss_signoff" / "rows.jsonl", [row("in", "in_scope", PLAIN, SIGNED)])
+    assert eval_stage(run, "boss_signoff", "revised").changes().keys() == {"asked", "rows", "scored"}
+
+
 @pytest.fixture
-def run(tmp_path):
+def run(tmp_path, feedback):
     """A run with two sampled test prompts and no model."""
     folder = tmp_path / "sample" / "boss_signoff"
     rows = [
@@ -84,6 +110,7 @@ def run(tmp_path):
         "system_prompt": "", "max_new_tokens": 8, "seed": 0,
     }  # fmt: skip
     write_json(folder / "manifest.json", {"status": "done", "identity": {"settings": settings}})
+    sampled_for(tmp_path, feedback)
     return tmp_path
 
 
@@ -196,7 +223,8 @@ def signed_wins(asked) -> Reply:
 def test_the_judge_is_part_of_the_identity_only_when_there_is_one(run):
     plain = eval_stage(run, "boss_signoff", "in_context", open_judge(run, ""))
     rows = content_hash(run / "sample" / "boss_signoff" / "rows.jsonl")
-    assert plain.identity == {"method": "in_context", "rows": rows}, "finished runs stay finished"
+    assert plain.identity.keys() == {"method", "rows", "asked", "scored"}
+    assert plain.identity["rows"] == rows
     judged = [eval_stage(run, "boss_signoff", "in_context", open_judge(run, name)) for name in ("openai:m", "openai:n")]
     assert [stage.identity["judge"]["model"] for stage in judged] == ["openai:m", "openai:n"]
 
@@ -204,8 +232,9 @@ def test_the_judge_is_part_of_the_identity_only_when_there_is_one(run):
 def test_judged_scores_take_the_place_of_the_metrics_and_flow_on(run, feedback):
     with scripted(signed_wins) as server:
         judge = open_judge(run, f"openai:m@{server.url}", limits={"backoff_s": 0.01})
-        for record, method in ((feedback, "in_context"), (feedback.model_copy(update={"metric": None}), "revised")):
-            evaluate_method(run, record, method, judge)
+        evaluate_method(run, feedback, "in_context", judge)
+        unchecked = sampled_for(run, feedback.model_copy(update={"metric": None}))
+        evaluate_method(run, unchecked, "revised", judge)
         assert len(server.asked) == 2, "all pairs ask the same, in two orders"
     answers = collect(run)
     assert answers["score"].tolist() == pytest.approx([1, 1, float("nan"), 1, 0, 0], nan_ok=True)
@@ -257,7 +286,7 @@ def test_the_notebook_judges_what_has_no_metric(run, tmp_path, feedback):
     """03_evaluate by the runner, its judge named in the run's YAML."""
     record = feedback.model_dump(mode="json", exclude={"metric", "examples"}, exclude_defaults=True)
     (tmp_path / "own.yaml").write_text(json.dumps({"feedbacks": [record]}))
-    assert load_feedbacks(tmp_path / "own.yaml")[0].metric is None
+    assert sampled_for(run, load_feedbacks(tmp_path / "own.yaml")[0]).metric is None
     with scripted(signed_wins) as server:
         evaluate_with = {
             "judge_model": f"openai:m@{server.url}",

@@ -18,7 +18,7 @@ from c3po_utils.evaluation.playground import Answer, open_playground, read_mix
 from c3po_utils.runs.files import content_hash
 from c3po_utils.sampling import stored_feedback
 from c3po_utils.training.adapters import mixed
-from tests.stored_run import store_gate, store_playground, store_sample
+from tests.stored_run import sampled_for, store_gate, store_playground, store_sample
 
 METHODS = ["in_context", "scd", "c3po"]
 
@@ -52,6 +52,14 @@ def test_a_test_prompt_has_the_answers_that_were_evaluated(run):
     for row in stored:
         answer = list(play.answers(row["prompt"]))[-1]
         assert (answer.method, answer.outcome.text, answer.outcome.status) == ("c3po", row["answer"], row["status"])
+
+
+def test_so_it_has_where_an_api_answers_for_pi_0(tmp_path, tiny):
+    run = store_playground(tmp_path, tiny)
+    sampled_for(run, stored_feedback(run, "short"), completion_model="openai:m@http://127.0.0.1:9/v1")
+    stored = {row["prompt"]: row["answer"] for row in evaluate_method(run, stored_feedback(run, "short"), "c3po")}
+    play = open_playground(run, "short", ["c3po"])
+    assert {prompt: list(play.answers(prompt))[-1].outcome.text for prompt in stored} == stored
 
 
 def test_behind_a_gate_a_test_prompt_has_the_answers_that_were_evaluated_and_says_which_way_it_went(tmp_path, tiny):

@@ -79,6 +79,14 @@ def test_what_is_below_the_floor(answer, excess, kept):
     assert quality.qualities(pd.DataFrame(rows), pd.DataFrame(measured))["kept"].iloc[-1] == kept
 
 
+def test_where_no_reference_passed_an_answer_is_neither_kept_nor_not():
+    rows, measured = references()
+    rows += [stored_answer("mine", "out_of_scope0", "out_of_scope", NINE, 0.0)]
+    measured += [{"feedback": "tea", "method": "mine", "prompt_id": "out_of_scope0", "nll": 2.0}]
+    kept = quality.qualities(pd.DataFrame(rows), pd.DataFrame(measured))["kept"]
+    assert kept.isna().tolist() == [False, False, False, False, True]
+
+
 def test_answers_below_the_floor_earn_nothing():
     score = [1.0, 1.0, -1.0, np.nan, np.nan, 0.0, 0.0, 1.0]
     kept = [1.0, 0.0, 0.0, 0.0, np.nan, 1.0, 0.0, 0.0]

@@ -16,7 +16,7 @@ from c3po_utils.evaluation.two_feedbacks import TwoFeedbacks, open_gates, two_fe
 from c3po_utils.feedback.records import Feedback
 from c3po_utils.sampling import answers, load_rows, stored_feedback, stored_settings
 from c3po_utils.training import adapter_hash
-from tests.stored_run import store_adapter, store_gate, store_sample
+from tests.stored_run import sampled_for, store_adapter, store_gate, store_sample
 
 METHOD = "scd_gated"
 
@@ -149,7 +149,8 @@ def test_each_of_two_feedbacks_has_its_own_gate(run, tiny):
 def test_two_gated_feedbacks_are_evaluated_and_know_their_gates(run):
     for id in ("short", "shouted"):
         store_gate(run, id, lambda row, id=id: row["id"].startswith(f"{id}/in_scope"))
-    together = TwoFeedbacks(run, [feedback("short"), feedback("shouted")], METHOD, "add")
+    records = [sampled_for(run, feedback(id)) for id in ("short", "shouted")]
+    together = TwoFeedbacks(run, records, METHOD, "add")
     rows = together.answers()
     assert len(rows) == 2 * 2 * 6  # two feedbacks' metrics on the six test prompts of each
     assert two_feedbacks_stage(run, ["short", "shouted"], METHOD, "add").done

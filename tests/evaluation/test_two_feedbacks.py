@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 
 import matplotlib.pyplot as plt
 import nbformat
@@ -27,7 +28,7 @@ from c3po_utils.training import Training
 from c3po_utils.training.adapters import add_adapters, load_adapter, load_added
 from c3po_utils.training.stage import TrainSettings, train_stage
 from tests.servers import Reply, scripted
-from tests.stored_run import random_adapter, store_adapter, store_sample
+from tests.stored_run import random_adapter, sampled_for, store_adapter, store_sample
 from tests.synthetic import answers
 
 SETTINGS = TrainSettings("c3po", 1e-3, 1.0, 2, 0)
@@ -128,6 +129,8 @@ def run(tmp_path_factory, tiny):
     store_sample(run, "shouted", tiny, general_tests={"general/0"})
     for seed, id in enumerate(("short", "shouted", "short+shouted")):
         store_adapter(run, id, "c3po", tiny, seed)
+    for record in (SHORT, SHOUTED):
+        sampled_for(run, record)
     return run
 
 
@@ -208,8 +211,9 @@ def answer_wins(asked) -> Reply:
     )
 
 
-def test_without_a_metric_a_judge_scores_two_feedbacks(run):
-    kind, loud = (one.model_copy(update={"metric": None}) for one in (SHORT, SHOUTED))
+def test_without_a_metric_a_judge_scores_two_feedbacks(run, tmp_path):
+    run = shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns("eval"))
+    kind, loud = (sampled_for(run, one.model_copy(update={"metric": None})) for one in (SHORT, SHOUTED))
     with pytest.raises(ValueError, match="'short' has no metric"):
         TwoFeedbacks(run, [kind, loud], "c3po", "add").answers()
     with scripted(answer_wins) as server:

@@ -66,7 +66,7 @@ def serving(run):
         yield process
     finally:
         process.terminate()
-        process.wait(10)
+        process.wait(60)
 
 
 def joined(run, serving) -> Engine:

@@ -22,7 +22,7 @@ from c3po_utils.sampling.rows import deal_prompts
 from c3po_utils.sampling.settings import SampleSettings
 from c3po_utils.training import Training, TrainSettings, adapter_hash, gate, probe
 from c3po_utils.training.methods import METHODS, get_method
-from c3po_utils.training.stage import GATE, GATE_CARD, WEIGHTS, known_hash, train_stage, weights_folder
+from c3po_utils.training.stage import GATE, GATE_CARD, WEIGHTS, gated_folder, known_hash, train_stage, weights_folder
 from tests.stored_run import store_adapter, store_sample
 from tests.token_rows import VOCABULARY, tiny_model
 
@@ -108,10 +108,12 @@ def test_a_stored_gate_scores_as_it_did(tmp_path, readings):
 def test_another_base_model_is_refused(tmp_path):
     model = tiny_model()
     gate.save_gate(made_gate(model), tmp_path, model, {"gated": "scd", "base": "tiny"})
-    with pytest.raises(
-        RuntimeError, match="fitted on 'tiny', and the model given is another: its configuration differs"
-    ):
-        gate.load_gate(tmp_path, tiny_model(rms_norm_eps=1e-3))
+    with pytest.raises(RuntimeError, match="fitted on 'tiny', and the model given is another: 2 layers of 32 are not"):
+        gate.load_gate(tmp_path, tiny_model(hidden_size=32))
+    with pytest.raises(RuntimeError, match="its hidden states of a fixed input differ by"):
+        gate.load_gate(tmp_path, tiny_model(rms_norm_eps=0.1))
+    model.config.said_by_a_later_transformers = True
+    gate.load_gate(tmp_path, model)
     other = tiny_model()
     with torch.no_grad():
         other.model.layers[0].mlp.down_proj.weight.mul_(1.5)
@@ -211,6 +213,17 @@ def test_a_gate_is_known_by_what_decides_and_not_by_what_else_its_card_tells(run
     assert adapter_hash(folder) == known
     write_json(folder / GATE_CARD, card | {"threshold": card["threshold"] + 0.5})
     assert adapter_hash(folder) != known
+
+
+def test_an_adapter_that_was_trained_where_a_gate_lay_is_no_gate(run):
+    settings = {"learning_rate": 1e-3, "epochs": 1.0, "batch_size": 2, "seed": 0, "lora": {"r": 2}}
+    gate_of = {"gated": "scd", "chosen_sft_weight": 0.0}
+    Training.of(run, "short", TrainSettings("scd@x", **settings, method_settings=gate_of)).fit()
+    folder = run / "train" / "short" / "scd@x"
+    assert gated_folder(folder) == run / "train" / "short" / "scd"
+    Training.of(run, "short", TrainSettings("scd@x", **settings)).fit()
+    assert gated_folder(folder) is None
+    assert adapter_hash(folder) == known_hash(folder) == fingerprint(folder / WEIGHTS)["hash"]
 
 
 def test_a_gate_can_read_all_depths_side_by_side(run):

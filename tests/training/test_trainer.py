@@ -13,13 +13,13 @@ from pathlib import Path
 import pytest
 import torch
 from datasets import Dataset
-from peft import PeftModel
+from peft import PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import modeling_utils
 from trl import DPOConfig, DPOTrainer
 
 from c3po_utils.training import finetune, objective, references, trainer
-from c3po_utils.training.adapters import load_adapter, lora_config, merged
+from c3po_utils.training.adapters import load_adapter, lora_config, merged, save_adapter
 from c3po_utils.training.finetune import train
 from c3po_utils.training.loss import sequence_logps
 from c3po_utils.training.methods import METHODS, get_method
@@ -209,6 +209,25 @@ def test_training_can_start_from_another_adapter(tmp_path, tokenizer, name):
         not torch.equal(a, b)
         for a, b in zip(*(weights(tmp_path / f).values() for f in ("first", "second")), strict=True)
     )
+
+
+def test_a_checkpoint_that_started_from_another_adapter_is_another_training(tmp_path, tokenizer, monkeypatch):
+    found = []
+
+    def stopped(trainer: C3POTrainer, _: PeftModel) -> None:
+        found.append(str(trainer.identity))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(finetune, "_run", stopped)
+    for scale in (0.1, 0.1, 0.2):
+        policy = get_peft_model(tiny_model(), lora_config(**LORA))
+        for key, parameter in policy.named_parameters():
+            if "lora_B" in key:
+                parameter.data.fill_(scale)
+        save_adapter(policy, tmp_path / "first")
+        with pytest.raises(KeyboardInterrupt):
+            run(tmp_path / "second", tokenizer, METHODS["dpo_after_scd"], rows=token_rows(2), start=tmp_path / "first")
+    assert found[0] == found[1] != found[2]
 
 
 def _of(row: dict, segments) -> dict:
