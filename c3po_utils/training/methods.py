@@ -205,16 +205,17 @@ def get_method(name: str, **settings: Any) -> Method:
         made = replace(METHODS[known], **settings)
     except ValueError as error:
         raise ValueError(f"method {name!r}: {error}") from None
-    _refuse_other_kind(name, "gated", made.gated, [other for other, method in METHODS.items() if not method.gated])
-    _refuse_other_kind(name, "distils", made.distils, [other for other, method in METHODS.items() if method.gated])
+    _refuse_other_kind(name, made)
     return made
 
 
-def _refuse_other_kind(name: str, setting: str, other: str, known: Sequence[str]) -> None:
+def _refuse_other_kind(name: str, made: Method) -> None:
     """Raise ValueError where a setting names a method that has no adapter, or no gate, or that there is not."""
-    if other and registered(other) not in known:
-        kind = {"gated": "adapter", "distils": "gate"}[setting]
-        raise ValueError(f"method {name!r}: {setting}: no {kind} of {other!r} ({nearest(other, known)})")
+    for setting in OTHERS:
+        kind = "gate" if setting == "distils" else "adapter"
+        known = [other for other, method in METHODS.items() if bool(method.gated) == (kind == "gate")]
+        if (other := getattr(made, setting)) and registered(other) not in known:
+            raise ValueError(f"method {name!r}: {setting}: no {kind} of {other!r} ({nearest(other, known)})")
 
 
 BASE_RESAMPLED = "base_resampled"  # pi_0 answering once more: the noise floor of every score

@@ -76,6 +76,10 @@ WRONG_RUNS = [
     ({"figures": {"output": ""}}, "expected a folder for its results"),
     ({"figures": {"uncertainty": "sd"}}, "uncertainty: expected one of .*'se'.*found 'sd'"),
     ({"methods": ["c3po_after_scd_negatives", "scd_negatives"]}, "name that before it"),
+    (
+        {"methods": ["scd", "scd_gated", "c3po"], "train": {"method_settings": {"c3po": {"start": "scd_gated"}}}},
+        "train, method c3po: .*start: no adapter of 'scd_gated'",
+    ),
     ({"methods": ["c3po@../../x"]}, "expected a label of letters.*found '../../x'"),
     ({"methods": ["c3po", "scd", "c3po"]}, "'c3po' is named twice"),
     ({"methods": []}, "expected one method or more"),
