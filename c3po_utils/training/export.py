@@ -16,7 +16,7 @@ from c3po_utils.sampling import stored_settings
 from c3po_utils.training.adapters import merged
 from c3po_utils.training.gguf_file import write_gguf
 from c3po_utils.training.model_card import base_name, card, licence
-from c3po_utils.training.stage import CONFIG, WEIGHTS, TrainSettings, adapter_folder, adapter_hash
+from c3po_utils.training.stage import CONFIG, WEIGHTS, TrainSettings, adapter_folder, adapter_hash, gated_folder
 
 LOAD_ADAPTER = """from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -43,7 +43,8 @@ class Trained:
         """The adapter that is meant; feedback and method need not be named where there is only one.
 
         Raises:
-            ValueError: no such adapter, with the nearest name, or several.
+            ValueError: no such adapter, with the nearest name, or several; or a gated method, whose adapter has another
+                name.
             FileNotFoundError: its weights are not here, as in a checkout that keeps no adapters.
             DamagedFile: they are not those that were trained.
         """
@@ -51,6 +52,11 @@ class Trained:
         id = exports.only("trained feedback", feedback, (id for id, _ in trained), run)
         methods = (name for other, name in trained if other == id)
         found = cls(run, id, exports.only("trained method", method, methods, f"{run}, {id},"))
+        if gated := gated_folder(found.folder):
+            raise ValueError(
+                f"{id}/{found.method}: a gate decides at each prompt whether its adapter answers, which an exported"
+                f" model cannot: expected a method without a gate; export the adapter that it adds as {gated.name!r}"
+            )
         adapter_hash(found.folder)
         return found
 

@@ -12,6 +12,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from c3po_utils.engine import load_model
+from c3po_utils.runs.files import write_json
 from c3po_utils.training import adapters, model_card
 from c3po_utils.training.export import Trained, export_adapter, export_merged
 from tests.stored_run import store_sample, store_trained
@@ -94,3 +95,11 @@ def test_what_is_not_there_is_named(run, tiny_folder, tmp_path):
     (store_trained(tmp_path, "tea", "dpo", str(tiny_folder)) / "adapter_model.safetensors").unlink()
     with pytest.raises(FileNotFoundError, match=r"has no adapter: run notebooks/02_train.ipynb"):
         Trained.find(tmp_path)
+
+
+def test_of_a_gated_method_the_adapter_that_can_be_exported_is_named(run):
+    folder = run / "train" / "tea" / "c3po_gated"
+    write_json(folder / "gate.json", {"gated": "c3po"})
+    write_json(folder / "manifest.json", {"status": "done", "identity": {}})
+    with pytest.raises(ValueError, match=r"tea/c3po_gated: a gate decides at each prompt.*export .* 'c3po'"):
+        Trained.find(run, "tea", "c3po_gated")
