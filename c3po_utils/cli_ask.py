@@ -37,6 +37,8 @@ def ask(
     from c3po_utils.engine import models
     from c3po_utils.evaluation import playground
 
+    if prompt and tests:
+        raise click.UsageError("expected PROMPT or --test, found both")
     with told(), models.without_bars():  # of models that are loaded between the answers
         named = [name.strip() for name in methods.split(",") if name.strip()]
         play = playground.open_playground(run, feedback_id, named, [playground.read_mix(mix) for mix in mixes])

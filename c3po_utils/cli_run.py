@@ -110,10 +110,14 @@ def _estimate(config: RunConfig) -> None:
 def _draw(config: RunConfig) -> None:
     """Tables and figures anew, also where they are done."""
     from c3po_utils.batch import notebook
-    from c3po_utils.runs import jobs
+    from c3po_utils.runs import jobs, shown
 
     figures = jobs.figures_job(config)
-    notebook.execute(figures)
+    with told():
+        try:
+            notebook.execute(figures)
+        except notebook.PapermillExecutionError as failure:
+            raise RuntimeError(f"{shown(figures.output)}: {failure.ename}: {failure.evalue}") from failure
     _show_figures(figures.stages[0].folder)
 
 

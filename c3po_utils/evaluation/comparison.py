@@ -53,12 +53,12 @@ def leads_of_first(answers: pd.DataFrame, methods: Sequence[str]) -> pd.DataFram
         return None
     method, *references = methods
     scored = answers[answers["score"].notna()]
-    feedbacks = {one: set(scored.loc[scored["method"] == one, "feedback"]) for one in methods}
-    if lacking := [one for one in methods if not feedbacks[one]]:
+    if lacking := [one for one in methods if one not in set(scored["method"])]:
         print(f"No leads: no evaluation of {', '.join(lacking)}.")
         return None
-    if few := [one for one in references if len(feedbacks[one] & feedbacks[method]) < scores.FEW]:
-        print(f"No leads: {method} and {', '.join(few)} have less than {scores.FEW} feedbacks in common.")
+    if few := [one for one in references if len(feedback_differences(scored, method, one)) < scores.FEW]:
+        others = ", ".join(few)
+        print(f"No leads: {method} and {others} have less than {scores.FEW} feedbacks in common, with all splits.")
         return None
     return leads(answers, method, references)
 
@@ -68,6 +68,7 @@ def feedback_differences(answers: pd.DataFrame, method: str, reference: str, sco
     rows = answers[answers["method"].isin((method, reference)) & answers["score"].notna()]
     both = rows.groupby(scores.KEY)["method"].transform("nunique") == 2
     wide = scores.feedback_scores(rows[both]).pivot(index="feedback", columns="method", values=score)
+    wide = wide.reindex(columns=[method, reference])  # of which none is there where they have no prompt in common
     return (wide[method] - wide[reference]).dropna()
 
 

@@ -214,6 +214,8 @@ def check_figures(values: dict[str, Any]) -> None:
     for run in [*values["runs"], values["output"]]:
         run_folder(run)
     trained_methods([*values["methods"], *values["compare"]])
+    with _said_of("compare"):
+        _refuse_repeated(values["compare"])
     if len(values["compare"]) == 1:
         raise ValueError(f"compare: expected the methods that {values['compare'][0]!r} is compared with, found none")
     if values["uncertainty"] not in (known := get_args(scores.Uncertainty)):
@@ -265,10 +267,14 @@ def _methods(methods: list[str]) -> list[str]:
     """The trained methods, all of which are known, each named once."""
     if not methods:
         raise ValueError("expected one method or more, found none")
-    for name in methods:
-        if methods.count(name) > 1:
-            raise ValueError(f"{name!r} is named twice")
+    _refuse_repeated(methods)
     return trained_methods(methods)
+
+
+def _refuse_repeated(names: list[str]) -> None:
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(f"{name!r} is named twice")
 
 
 def _find_members(name: str) -> None:

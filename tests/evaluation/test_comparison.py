@@ -72,3 +72,8 @@ def test_a_run_on_its_way_has_no_leads_yet_and_says_why(capsys):
     assert comparison.leads_of_first(table, ["new", "absent"]) is None
     assert "no evaluation of absent" in capsys.readouterr().out
     assert list(comparison.leads_of_first(table, ["new", "old"])["reference"]) == ["old"]
+    without_near = table[(table["method"] != "old") | (table["split"] != "near_scope")]
+    assert comparison.leads_of_first(without_near, ["new", "old"]) is None
+    assert "new and old have less than 4 feedbacks in common" in capsys.readouterr().out
+    disjoint = table[(table["method"] == "old") == (table["split"] == "in_scope")]
+    assert comparison.leads_of_first(disjoint, ["new", "old"]) is None

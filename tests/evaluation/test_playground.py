@@ -216,6 +216,9 @@ def test_the_command_asks_test_prompts_and_what_is_typed(run):
 
 
 def test_the_command_tells_errors_in_a_line(run):
+    done = CliRunner().invoke(cli.c3po, ["ask", str(run), "Hello?", "--test", "1"])
+    assert done.exit_code == 2
+    assert done.output.endswith("Error: expected PROMPT or --test, found both\n")
     done = CliRunner().invoke(cli.c3po, ["ask", str(run), "Hello?"])
     assert done.exit_code == 1
     assert done.output.endswith("has several feedbacks, choose one: short, shouted\n")

@@ -10,6 +10,7 @@ import papermill
 import pytest
 import yaml
 from click.testing import CliRunner
+from papermill import PapermillExecutionError
 from papermill.cli import papermill as papermill_command
 
 from c3po_utils.batch import notebook, run_notebooks
@@ -123,6 +124,7 @@ WRONG_PARAMETERS = [
     ("04_two_feedbacks", {"how": "sum"}, "how: expected one of"),
     ("05_figures", {"uncertainty": "sd"}, "found 'sd'"),
     ("05_figures", {"compare": ["scd_gate", "scd"]}, "did you mean 'scd_gated'"),
+    ("05_figures", {"compare": ["c3po", "scd", "scd"]}, "compare: 'scd' is named twice"),
     ("05_figures", {"compare": ["scd_gated"]}, "expected the methods that 'scd_gated' is compared with"),
 ]
 
@@ -191,6 +193,18 @@ def test_figures_are_drawn_again_without_keys(tmp_path, monkeypatch):
     monkeypatch.setattr(notebook, "execute", lambda job: drawn.append(job.notebook))
     CliRunner().invoke(c3po, ["run", str(tmp_path / "mine.yaml"), "--figures-only"])
     assert drawn == ["05_figures.ipynb"]
+
+
+def test_figures_that_cannot_be_drawn_say_why_in_a_line(tmp_path, monkeypatch):
+    def fail(_: object) -> None:
+        raise PapermillExecutionError(0, 0, "collect()", "FileNotFoundError", "no finished evaluation", ["Traceback"])
+
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump({"run": str(tmp_path), "methods": ["c3po"]}))
+    monkeypatch.setattr(notebook, "execute", fail)
+    done = CliRunner().invoke(c3po, ["run", str(tmp_path / "mine.yaml"), "--figures-only"])
+    assert done.exit_code == 1
+    copy = tmp_path / "figures" / "05_figures.ipynb"
+    assert done.output == f"Error: {copy}: FileNotFoundError: no finished evaluation\n"
 
 
 def test_weights_that_cannot_be_had_are_said_before_anything_runs(tmp_path, monkeypatch):
