@@ -36,11 +36,12 @@ def ask(
     """
     from c3po_utils.engine import models
     from c3po_utils.evaluation import playground
+    from c3po_utils.training.methods import split_names
 
     if prompt and tests:
         raise click.UsageError("expected PROMPT or --test, found both")
     with told(), models.without_bars():  # of models that are loaded between the answers
-        named = [name.strip() for name in methods.split(",") if name.strip()]
+        named = split_names(methods)
         play = playground.open_playground(run, feedback_id, named, [playground.read_mix(mix) for mix in mixes])
         click.echo(play.heading)
         given = [row["prompt"] for row in play.test_prompts[:tests]] if tests else [prompt] if prompt else _typed(play)

@@ -14,13 +14,15 @@ from c3po_utils.cli_errors import told
 
 
 def _names(_: Any, __: Any, text: str) -> list[str]:
-    return [name.strip() for name in text.split(",") if name.strip()]
+    from c3po_utils.training.methods import split_names
+
+    return split_names(text)
 
 
 @click.command()
 @click.argument("run")
 @click.option("--feedback", "feedbacks", default="", callback=_names, help="Comma between; a+b is both in one  [all]")
-@click.option("--methods", default="", callback=_names, help="Comma between: c3po, scd@lr=2e-4  [all]")
+@click.option("--methods", default="", callback=_names, help="Comma between: c3po, scd@lr=2e-4,r=16  [all]")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Where to listen; any other needs a key.")
 @click.option("--port", type=click.IntRange(1, 65535), default=8000, show_default=True)
 @click.option("--print", "printing", is_flag=True, help="Only show the command, for another machine.")

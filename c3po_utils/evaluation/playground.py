@@ -237,14 +237,14 @@ def _weights(mix: Mapping[str, float], adapters: Mapping[str, Path]) -> dict[Pat
 
 
 def read_mix(text: str) -> dict[str, float]:
-    """`c3po=0.5, other/scd=0.5` as weights by adapter. Raises ValueError for anything else."""
+    """`c3po=0.5, other/scd@r=16=0.5` as weights (after the last `=`) by adapter. Raises ValueError for others."""
     mix = {}
-    for part in filter(str.strip, text.split(",")):
+    for part in training.methods.split_names(text):
         name, _, weight = part.rpartition("=")
         try:
             mix[name.strip()] = float(weight)
         except ValueError:
-            raise ValueError(f"mix: expected ADAPTER=WEIGHT, as in c3po=0.5,scd=0.5; found {part.strip()!r}") from None
+            raise ValueError(f"mix: expected ADAPTER=WEIGHT, as in c3po=0.5,scd=0.5; found {part!r}") from None
     return mix
 
 

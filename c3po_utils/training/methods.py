@@ -180,6 +180,22 @@ def registered(name: str) -> str:
     return name.partition("@")[0]
 
 
+def split_names(text: str) -> list[str]:
+    """Methods with commas between: `c3po,scd@lr=1e-4,r=16` names two, as a label may have commas, too.
+
+    After a label, `setting=value` goes on with it, unless a method's name is before the `=`, as in `scd@x=1,c3po=1`.
+    """
+    names: list[str] = []
+    for part in filter(None, map(str.strip, text.split(","))):
+        setting, equals, _ = part.partition("=")
+        begins = not equals or registered(setting.rpartition("/")[2]) in METHODS
+        if begins or not names or "@" not in names[-1]:
+            names.append(part)
+        else:
+            names[-1] += f",{part}"
+    return names
+
+
 def _check_label(name: str) -> None:
     _, at, label = name.partition("@")
     if at and not LABEL.fullmatch(label):

@@ -18,7 +18,7 @@ from c3po_utils.evaluation.playground import Answer, open_playground, read_mix
 from c3po_utils.runs.files import content_hash
 from c3po_utils.sampling import stored_feedback
 from c3po_utils.training.adapters import mixed
-from tests.stored_run import sampled_for, store_gate, store_playground, store_sample
+from tests.stored_run import sampled_for, store_adapter, store_gate, store_playground, store_sample
 
 METHODS = ["in_context", "scd", "c3po"]
 
@@ -184,8 +184,17 @@ def test_a_mixture_changes_weights_by_the_weighted_sum(run, tiny):
 def test_mixtures_are_read_from_one_line():
     assert read_mix(" c3po=0.5, other/c3po@beta=0.1=-1 ") == {"c3po": 0.5, "other/c3po@beta=0.1": -1.0}
     assert read_mix("") == {}
+    mixed_in = {"scd@lr=1e-4,r=16": 0.5, "other/c3po": 0.5, "c3po@beta=0.1,kl=0.5": -1.0}
+    assert read_mix("scd@lr=1e-4,r=16=0.5,other/c3po=0.5, c3po@beta=0.1,kl=0.5=-1") == mixed_in
     with pytest.raises(ValueError, match=r"expected ADAPTER=WEIGHT.*found 'c3po'"):
         read_mix("c3po")
+
+
+def test_a_variant_whose_label_has_a_comma_is_asked_by_name(tmp_path, tiny):
+    run, name = store_playground(tmp_path, tiny), "scd@lr=1e-4,r=16"
+    store_adapter(run, "short", name, tiny)
+    output = asked(run, "Is tea hot?", "--methods", f"{name},c3po", "--mix", f"{name}=0.5")
+    assert all(f"\n[{each}]\n" in output for each in (name, "c3po", f"0.5*{name}"))
 
 
 def asked(run, *arguments: str, **given) -> str:

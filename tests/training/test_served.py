@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
+from click.testing import CliRunner
 
+from c3po_utils import cli
 from c3po_utils.chat.vllm import BASE
 from c3po_utils.engine.models import load_model
 from c3po_utils.runs.files import write_json
 from c3po_utils.training import adapters, served
-from tests.stored_run import store_adapter, store_playground
+from tests.stored_run import store_adapter, store_playground, store_sample
 
 TOKENS = torch.arange(5, 25)[None]
 
@@ -37,6 +41,14 @@ def test_adapters_are_chosen_by_feedback_and_method(run, feedbacks, methods, nam
     assert list(found.adapters) == names
     assert found.rank == (6 if "short+shouted/c3po@added" in names else 3)
     assert found.gated == (["short/c3po_gated"] if names[0] == "short/c3po" and not methods else [])
+
+
+def test_the_command_takes_a_variant_whose_label_has_a_comma_by_name(tmp_path, tiny_folder):
+    store_sample(tmp_path, "short", str(tiny_folder))
+    for method in ("scd", "scd@lr=1e-4,r=16"):
+        store_adapter(tmp_path, "short", method, str(tiny_folder))
+    done = CliRunner().invoke(cli.c3po, ["serve", str(tmp_path), "--print", "--methods", "scd@lr=1e-4,r=16"])
+    assert re.findall('"name": "(.*?)"', done.output) == ["short/scd@lr=1e-4,r=16"]
 
 
 def test_the_sums_that_a_run_has_evaluated_are_served_with_it(tmp_path, tiny_folder):
