@@ -55,9 +55,11 @@ def check(config: RunConfig) -> None:
             check_two_feedbacks(jobs.two_feedbacks_values(config, *run))
     for name in names:
         with _said_of(config.place("sample")):
-            check_sample(jobs.sample_values(config, name))
+            check_sample(sampled := jobs.sample_values(config, name))
         with _said_of(config.place("evaluate")):
-            check_evaluate(jobs.evaluate_values(config, name))
+            check_evaluate(values := jobs.evaluate_values(config, name))
+            if chat.vllm.read_engine(values["engine"]) is not None:
+                chat.vllm.check_weights(sampled["model"])
     for place, method in enumerate(methods):
         with _said_of(config.place(f"{_key(config, method)}, method {method}")):
             values = jobs.train_values(config, names[0], method)

@@ -47,8 +47,10 @@ class SampleSettings:
         parameters.at_least(vars(self), least)
         if not 0 < self.test_share < 1:
             raise ValueError(f"test_share: expected a share between 0 and 1, found {self.test_share!r}")
-        if vllm.read_engine(self.engine) is not None and names.parse_model_name(self.answering).endpoint:
-            raise ValueError(f"engine: {self.engine!r} runs weights of ours, and {self.answering!r} answers here")
+        if vllm.read_engine(self.engine) is not None:
+            if names.parse_model_name(self.answering).endpoint:
+                raise ValueError(f"engine: {self.engine!r} runs weights of ours, and {self.answering!r} answers here")
+            vllm.check_weights(self.answering)
 
     @classmethod
     def of(cls, options: dict[str, Any], **given: Any) -> SampleSettings:

@@ -34,6 +34,7 @@ feedbacks:
     demonstrations: [{prompt: a, answer: b}]
 """
 LOCAL = "openai:m@http://127.0.0.1:9/v1"
+BITS = "smollm2-135m@4bit"
 NAN = float("nan")
 
 
@@ -66,6 +67,8 @@ WRONG_RUNS = [
     ({"train": {"epochs": 0}}, "epochs.*0"),
     ({"train": {"lora": {"r": -1}}}, "r.*-1"),
     ({"train": {"lora": {"rank": 8}}}, "rank"),
+    ({"sample": {"model": BITS, "options": {"engine": "vllm"}}}, f"sample: .*{BITS}.*vLLM is given whole weights"),
+    ({"sample": {"model": BITS}, "evaluate": {"engine": "vllm"}}, f"evaluate: .*{BITS}.*vLLM is given whole"),
     ({"evaluate": {"judge_modell": LOCAL}}, "judge_model"),
     ({"evaluate": {"judge_model": "smollm"}}, "judge_model: no model 'smollm'.*smollm2-135m"),
     ({"evaluate": {"judge_model": LOCAL, "limits": {"max_in_fligt": 2}}}, "max_in_flight"),

@@ -9,7 +9,7 @@ import lazy_loader
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
-        "command": ["BASE", "FOLDER", "LOCAL", "VLLM", "command", "printed", "program", "read_engine"],
+        "command": ["BASE", "FOLDER", "LOCAL", "VLLM", "check_weights", "command", "printed", "program", "read_engine"],
         "engine": ["Engine"],
     },
 )

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from c3po_utils import engine  # as a room: its heavy parts are imported when they are used
 from c3po_utils.chat.names import parse_model_name
 
 LOCAL, VLLM, BASE = "local", "vllm", "base"  # two engines, and pi_0's name on a server
@@ -40,6 +41,12 @@ def read_engine(engine: str) -> str | None:
         f"engine: expected {LOCAL!r}, {VLLM!r}, or 'vllm@http://127.0.0.1:8000/v1' for a server that runs already;"
         f" found {engine!r}"
     )
+
+
+def check_weights(model: str) -> None:
+    """Raise ValueError for a model that is to be loaded with fewer bits."""
+    if engine.names.QUANTIZED.search(model):
+        raise ValueError(f"model {model!r}: vLLM is given whole weights here; leave out the suffix, or the engine")
 
 
 def program() -> Path:

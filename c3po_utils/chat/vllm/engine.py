@@ -12,7 +12,7 @@ from c3po_utils.chat.ledger import Ledger
 from c3po_utils.chat.openai import ServedChat
 from c3po_utils.chat.openai.transport import client_settings
 from c3po_utils.chat.vllm.child import HERE, Child, free_port
-from c3po_utils.chat.vllm.command import BASE, FOLDER, command, program
+from c3po_utils.chat.vllm.command import BASE, FOLDER, check_weights, command, program
 from c3po_utils.runs import nearest
 
 LOG = "vllm.log"
@@ -46,8 +46,7 @@ class Engine:
         rank: int = 0,
         prove: Prove = lambda client: [],
     ):
-        if engine.names.QUANTIZED.search(model):
-            raise ValueError(f"model {model!r}: vLLM is given whole weights here; leave out the suffix, or the engine")
+        check_weights(model)
         self.model, self.log, self.url, self.prove = model, run / FOLDER / LOG, url, prove
         self.adapters, self.rank = adapters or {}, rank
         self.endpoint, self.unproved = "", []
