@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
@@ -20,9 +21,8 @@ def check_name(name: str) -> str:
         ValueError: it can be none of these: there is no such folder, or it is no id.
     """
     bare = QUANTIZED.sub("", name)
-    is_path = bare.startswith((".", "/", "~"))
     folder = Path(bare).expanduser()
-    if bare == EMBEDDED or (not is_path and HUB_ID.fullmatch(bare)):
+    if not _may_be_folder(bare):
         return bare
     if not bare or not folder.is_dir():
         raise ValueError(
@@ -32,6 +32,19 @@ def check_name(name: str) -> str:
     if not (folder / "config.json").is_file():
         raise ValueError(f"model folder {name!r} has no config.json: expected one that save_pretrained has written")
     return bare
+
+
+def absolute(name: str) -> str:
+    """The name; a folder's from the root, where it was relative to this process: kernels run in another folder."""
+    bare = QUANTIZED.sub("", name)
+    if bare and not bare.startswith(("/", "~")) and _may_be_folder(bare) and Path(bare).is_dir():
+        return os.path.abspath(bare) + name.removeprefix(bare)
+    return name
+
+
+def _may_be_folder(bare: str) -> bool:
+    is_path = bare.startswith((".", "/", "~"))
+    return bare != EMBEDDED and (is_path or not HUB_ID.fullmatch(bare))
 
 
 def lacking(name: str) -> str | None:

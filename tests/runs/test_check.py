@@ -19,7 +19,15 @@ from c3po_utils.cli import c3po
 from c3po_utils.runs.check import check, lacking
 from c3po_utils.runs.config import RUNS, RunConfig, load_config
 from c3po_utils.runs.estimate import estimates
-from c3po_utils.runs.jobs import NOTEBOOKS, feedback_names, figures_values, train_values, two_feedbacks_runs
+from c3po_utils.runs.jobs import (
+    NOTEBOOKS,
+    evaluate_values,
+    feedback_names,
+    figures_values,
+    sample_values,
+    train_values,
+    two_feedbacks_runs,
+)
 from c3po_utils.runs.parameters import ParameterError
 from tests.speed import slowness, within
 
@@ -251,6 +259,19 @@ def test_a_second_feedback_is_put_into_one_model_with_each_other():
         ("boss_signoff", "plant_tip", "c3po"),
         ("fitness_caps", "plant_tip", "c3po"),
     }
+
+
+def test_a_models_folder_beside_the_command_is_the_one_of_its_kernels(tmp_path, monkeypatch):
+    for name in ("tiny", "judge"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text("{}")
+    monkeypatch.chdir(tmp_path)
+    given = {"sample": {"model": "./tiny@4bit", "prompt_model": LOCAL}, "evaluate": {"judge_model": "judge"}}
+    config = RunConfig(run=str(tmp_path / "run"), methods=["c3po"], **given)
+    check(config)
+    values = sample_values(config, "boss_signoff")
+    assert (values["model"], values["prompt_model"]) == (f"{tmp_path}/tiny@4bit", LOCAL)
+    assert evaluate_values(config, "boss_signoff")["judge_model"] == f"{tmp_path}/judge"
 
 
 def test_the_library_is_checked_within_seconds():
