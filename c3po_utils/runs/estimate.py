@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -71,19 +72,24 @@ class Sampled:
         ]
 
     @cached_property
-    def trained_tokens(self) -> dict[str, int]:
-        """About how many tokens each kind of sequence has over the training fold, at most where rows are made up."""
-        columns = {
-            "chosen": ("in_scope", "revised"), "rejected": ("in_scope", "baseline"),
-            "near_scope": ("near_scope", "baseline"), "out_of_scope": ("out_of_scope", "baseline"),
-        }  # fmt: skip
-        rows = [row for row in self.with_revisions if row["fold"] == "train"]
-        return {
-            segment: sum(
-                likely_tokens(len((row["prompt"] + row[column]).encode()), 2) for row in rows if row["split"] == split
-            )
-            for segment, (split, column) in columns.items()
-        }
+    def trained_tokens(self) -> dict[str, list[int]]:
+        """Those of the training fold."""
+        return _sequences([row for row in self.with_revisions if row["fold"] == "train"])
+
+
+def _sequences(rows: Sequence[dict]) -> dict[str, list[int]]:
+    """About how many tokens each sequence to train on has, by segment, at most where rows are made up."""
+    columns = {
+        "chosen": ("in_scope", "revised"), "rejected": ("in_scope", "baseline"),
+        "near_scope": ("near_scope", "baseline"), "out_of_scope": ("out_of_scope", "baseline"),
+    }  # fmt: skip
+    usable = [row for row in rows if row["split"] != "in_scope" or row["revised"]]
+    return {
+        segment: [
+            likely_tokens(len((row["prompt"] + row[column]).encode()), 2) for row in usable if row["split"] == split
+        ]
+        for segment, (split, column) in columns.items()
+    }
 
 
 def sampling(config: RunConfig, name: str) -> tuple[Sampled, list[Part]]:
@@ -121,25 +127,39 @@ def training(config: RunConfig, name: str, sampled: Sampled, methods: Sequence[s
     for method in methods or trained_methods(config.methods):
         settings = jobs.train_settings(jobs.train_values(config, name, method))
         if not _finished(jobs.train_stage, sampled.sample.run, sampled.id, settings):
-            yield _trained([sampled], settings)
-            if count := settings.objective.unlabelled:
-                yield _unlabelled(sampled, count)
+            yield from _trained([sampled], settings)
 
 
-def _unlabelled(sampled: Sampled, count: int) -> Part:
+def _trained(sampled: Sequence[Sampled], settings: jobs.TrainSettings) -> Iterator[Part]:
+    """The tokens that go through the model, both answers of a pair counted where both are used.
+
+    Rows are dealt as in training.data.training_rows: each row has a sequence of every segment, some of them again.
+    """
+    objective, sample = settings.objective, sampled[0].sample
+    parts = [one.trained_tokens for one in sampled]
+    if objective.unlabelled:
+        dry = chat.DryRun(chat.open_chat(sample.settings.model, sample.run / LEDGER))
+        parts.append(_sequences(_unlabelled(sampled, objective.unlabelled, dry)))
+        yield "unlabelled prompts", sample.settings.model, dry.total
+    sequences = {segment: [tokens for part in parts for tokens in part[segment]] for segment in objective.segments}
+    pairs = [tokens for part in parts for tokens in part["chosen"]][: objective.max_prompts or None]
+    dealt = len(pairs) * (1 + objective.near_ratio + objective.out_ratio)
+    if objective.rows["whole_pools"]:
+        dealt = max(dealt, *map(len, sequences.values()))
+    tokens = sum(dealt * statistics.fmean(own) for own in sequences.values() if own)
+    yield "training", sample.settings.model, Estimate(prompt_tokens=round(settings.epochs * tokens))
+
+
+def _unlabelled(sampled: Sequence[Sampled], count: int, dry: chat.DryRun) -> list[dict]:
     """pi_0's answers to the unlabelled prompts of a method that distils a gated one, as if the gate were closed."""
-    sample = sampled.sample
-    prompts = unlabelled.unlabelled_prompts(sampled.rows, count, sample.settings.seed)
-    dry = chat.DryRun(chat.open_chat(sample.settings.model, sample.run / LEDGER))
-    answers.add_answers(dry, [{"id": prompt.id, "prompt": prompt.text} for prompt in prompts], sample.settings)
-    return "unlabelled prompts", sample.settings.model, dry.total
-
-
-def _trained(sampled: Sequence[Sampled], settings: jobs.TrainSettings) -> Part:
-    """The tokens that go through the model, both answers of a pair counted where both are used."""
-    tokens = sum(one.trained_tokens[segment] for one in sampled for segment in settings.objective.segments)
-    model = sampled[0].sample.settings.model
-    return "training", model, Estimate(prompt_tokens=round(settings.epochs * tokens))
+    settings = sampled[0].sample.settings
+    prompts = unlabelled.unlabelled_prompts([row for one in sampled for row in one.rows], count, settings.seed)
+    rows = [
+        {"id": prompt.id, "prompt": prompt.text, "split": unlabelled.joined(place)}
+        for place, prompt in enumerate(prompts)
+    ]
+    answers.add_answers(dry, rows, settings)
+    return rows
 
 
 def evaluating(config: RunConfig, name: str, sampled: Sampled, methods: Sequence[str] = ()) -> Iterator[Part]:
@@ -161,7 +181,7 @@ def of_two_feedbacks(
     if how == "joint":
         settings = jobs.train_settings(jobs.train_values(config, two_feedbacks.joint_name(names), method))
         if not _finished(jobs.train_stage, run, two_feedbacks.joint_id(ids), settings):
-            yield _trained(sampled, settings)
+            yield from _trained(sampled, settings)
     values = jobs.two_feedbacks_values(config, names, method, how)
     judge = open_judge(run, values["judge_model"], limits=values["limits"])
     if not _finished(two_feedbacks.two_feedbacks_stage, run, ids, method, how, judge):

@@ -25,3 +25,8 @@ def unlabelled_prompts(rows: Sequence[dict], count: int, seed: int = 0) -> list[
     ids, asked = {row["id"] for row in rows}, {folded(row["prompt"]) for row in rows}
     kept = (p for p in found if not p.id.startswith(own) and p.id not in ids and folded(p.text) not in asked)
     return list(kept)[:count]
+
+
+def joined(place: int) -> str:
+    """Which rows the answer at this place among those that are kept joins: in turn, so that both are dealt alike."""
+    return ("near_scope", "out_of_scope")[place % 2]

@@ -16,8 +16,6 @@ from c3po_utils.training.gate import load_gate, prompt_ids
 from c3po_utils.training.methods import Method
 from c3po_utils.training.stage import adapter_folder
 
-SPLITS = ("near_scope", "out_of_scope")  # which rows they join, in turn: so that both are dealt out in equal numbers
-
 
 def transfer_rows(run: Path, feedback_id: str, method: Method) -> list[dict]:
     """Rows of the training fold with `baseline`, pi_0's answer, to those of `method.unlabelled` prompts that pass.
@@ -36,4 +34,4 @@ def transfer_rows(run: Path, feedback_id: str, method: Method) -> list[dict]:
         if not open
     ]
     answers.add_answers(chat.open_chat(settings.model, run / LEDGER), rows, settings)
-    return [row | {"split": SPLITS[place % 2], "revised": ""} for place, row in enumerate(rows)]
+    return [row | {"split": unlabelled.joined(place), "revised": ""} for place, row in enumerate(rows)]

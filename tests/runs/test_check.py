@@ -426,12 +426,23 @@ def test_an_estimate_counts_every_stage(tmp_path):
     assert table[table.feedback == "all"].usd.item() == pytest.approx(table[table.feedback != "all"].usd.sum())
 
 
-def test_an_estimate_counts_the_unlabelled_prompts_of_a_distillation(tmp_path):
-    methods = ["scd", "scd_gated", "scd_distilled"]
-    sample = {"categories": 3, "prompts_per_category": 2}
-    given = {"method_settings": {"unlabelled": 7}}
+def test_an_estimate_counts_the_unlabelled_prompts_of_a_distillation_and_rows_as_they_are_dealt(tmp_path):
+    both = ["boss_signoff", "cs_question"]
     config = RunConfig(
-        run=str(tmp_path / "run"), feedbacks=["boss_signoff"], methods=methods, sample=sample,
-        train_methods={"scd_distilled": given},
+        run=str(tmp_path / "run"), feedbacks=both, methods=["scd", "scd_gated", "scd_distilled"],
+        sample={"categories": 3, "prompts_per_category": 2}, two_feedbacks=[both], two_feedbacks_how=["joint"],
+        two_feedbacks_methods=["scd_distilled"],
+        train_methods={"scd_distilled": {"method_settings": {"unlabelled": 7}}},
     )  # fmt: skip
-    assert estimates(config).loc[("boss_signoff", "unlabelled prompts"), "calls"] == 7
+    table = estimates(config)
+    assert table.loc[("boss_signoff", "unlabelled prompts"), "calls"] == 7
+    assert table.loc[("boss_signoff+cs_question", "unlabelled prompts"), "calls"] == 7
+
+    def trained(*methods: str) -> float:
+        alone = estimates(config.model_copy(update={"methods": list(methods), "two_feedbacks": []}))
+        return alone.loc[("boss_signoff", "training"), "prompt tokens"]
+
+    scd = trained("scd")  # four revisions; all sequences here are of about one length
+    # Four pairs, eight near-scope rows and seven out of scope: eight rows of three sequences
+    assert trained("scd", "scd_gated", "scd_distilled") - scd == pytest.approx(8 * 3 * scd / 4, rel=0.1)
+    assert trained("scd_mixed") == 2 * scd
