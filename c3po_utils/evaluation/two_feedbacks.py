@@ -1,13 +1,14 @@
 """Two feedbacks in one model (figure 7): their adapters added, or one adapter trained on the rows of both.
 
 Two feedbacks go by the name `a+b`. An adapter that was trained on both lies in train/a+b/<method>, made as any other;
-sums of adapters are made when they are needed. Answers are scored by both feedbacks, on the test prompts of both.
+sums of adapters are made when they are needed. Answers are scored by both feedbacks, on the test prompts of both that
+neither was trained on.
 """
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -22,7 +23,7 @@ from c3po_utils.evaluation.routing import RoutedChat, adapted
 from c3po_utils.evaluation.scores import application_share, applied
 from c3po_utils.feedback import Feedback, find_feedback, records
 from c3po_utils.runs import Stage, done_stages
-from c3po_utils.sampling import answers, rows_hash, stored_settings
+from c3po_utils.sampling import answers, load_rows, rows_hash, stored_settings
 from c3po_utils.sampling import rows as sampled
 from c3po_utils.training import BASE_RESAMPLED, adapter_folder
 
@@ -89,7 +90,7 @@ class TwoFeedbacks:
         return two_feedbacks_stage(self.run, self.ids, self.method, self.how, self.judge)
 
     def answers(self) -> list[dict]:
-        """The test prompts of both feedbacks answered by the model of both, each answer scored by each feedback.
+        """The test prompts of both feedbacks (`untrained`) answered by the model of both, each scored by each feedback.
 
         Rows are those of evaluate.score_rows with `prompts_of`, the feedback whose test prompt it is (general prompts
         are in each feedback's test set), `two_feedbacks`, and `setting`; see evaluate.stored_scores.
@@ -102,9 +103,10 @@ class TwoFeedbacks:
         together = joint_id(self.ids)
         settings = stored_settings(self.run, together)
         ids = [together] if self.how == "joint" else self.ids
+        trained = [row for id in self.ids for row in load_rows(self.run, id, "train")]
         with adapted(self.run, ids, self.method, settings.model, self.stage.notes) as model:
             for id in self.ids:
-                rows = rows_to_answer(self.run, id)
+                rows = untrained(rows_to_answer(self.run, id), trained)
                 answers.add_answers(model, rows, settings, self.method)
                 if isinstance(model, RoutedChat) and self.how == "add":
                     self.stage.notes.setdefault("gates", {})[id] = self._open_gates(model, rows, id)
@@ -118,6 +120,15 @@ class TwoFeedbacks:
             which = "both" if len(opened) == 2 else "neither" if not opened else "own" if id in opened else "other"
             counts[row["split"]][which] += 1
         return {split: dict(found) for split, found in counts.items()}
+
+
+def untrained(tests: Iterable[dict], trained: Iterable[dict]) -> list[dict]:
+    """Test rows without the general prompts that are among the rows on which the other feedback was trained.
+
+    Also of adapters that were trained jointly, without these: so figure 7 compares the same prompts.
+    """
+    ids = {row["id"] for row in trained}
+    return [row for row in tests if row["id"] not in ids]
 
 
 def open_two_feedbacks(
@@ -162,9 +173,9 @@ def side_by_side(singles: pd.DataFrame, together: pd.DataFrame) -> pd.DataFrame:
         together: those of two feedbacks (collect_two_feedbacks).
     """
     own = together[together["prompts_of"] == together["feedback"]]
-    named = own[["feedback", "two_feedbacks"]].drop_duplicates()
+    asked = own[["feedback", "two_feedbacks", "prompt_id"]].drop_duplicates()
     kept = singles[singles["method"].isin([BASE_RESAMPLED, *own["method"]])]
-    alone = kept.assign(prompts_of=kept["feedback"], setting="single").merge(named, on="feedback")
+    alone = kept.assign(prompts_of=kept["feedback"], setting="single").merge(asked, on=["feedback", "prompt_id"])
     both = pd.concat([alone, own])
     return both.assign(feedback=both["feedback"] + " (" + both["two_feedbacks"] + ")").reset_index(drop=True)
 

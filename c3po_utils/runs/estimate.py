@@ -185,7 +185,9 @@ def of_two_feedbacks(
     values = jobs.two_feedbacks_values(config, names, method, how)
     judge = open_judge(run, values["judge_model"], limits=values["limits"])
     if not _finished(two_feedbacks.two_feedbacks_stage, run, ids, method, how, judge):
-        tests = list({row["id"]: row for one in sampled for row in one.tests}.values())  # general prompts are common
+        both = {row["id"]: row for one in sampled for row in one.tests}  # general prompts are common
+        trained = (row for one in sampled for row in one.rows if row["fold"] == "train")
+        tests = two_feedbacks.untrained(both.values(), trained)
         yield from _answers(config, sampled[0].sample.settings, method, tests, values["limits"])
         yield from _judging([one.sample.record for one in sampled], judge, method, tests)
 

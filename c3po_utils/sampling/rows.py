@@ -20,7 +20,9 @@ def deal_prompts(feedback: Feedback, prompts: Sequence[Prompt], settings: Sample
     """Rows without answers: as many prompts of each split as wanted, each in the fold `train` or `test`.
 
     In and near scope, whole categories go to the test fold, so that no test prompt's category is trained on.
-    Out-of-scope prompts belong to no category of the feedback; they are split one by one, alike for all feedbacks.
+    Out-of-scope prompts belong to no category of the feedback; they are split one by one, in one order for all
+    feedbacks. How many there are follows the number of categories: feedbacks with as many of these share both folds,
+    and of others one may train on a prompt that the other tests on.
 
     Raises:
         ValueError: fewer than two categories: one to train on, one to test on.

@@ -76,6 +76,19 @@ def test_a_plan_counts_what_an_estimate_counts(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def test_prompts_that_the_other_of_two_feedbacks_trains_on_are_not_counted(tmp_path):
+    pair = ["boss_signoff", "bird_latin"]  # of ten and thirteen categories
+    sample = {"categories": 13, "prompts_per_category": 2}
+    config = RunConfig(
+        run=str(tmp_path), feedback_set=["embedded", "content"], feedbacks=pair, methods=["scd"], sample=sample,
+        two_feedbacks=[pair], two_feedbacks_how=["add"], two_feedbacks_methods=["scd"],
+    )  # fmt: skip
+    calls = estimates(config)["calls"]
+    tests = [calls[id, "answers"] for id in pair]
+    assert tests == [3 * 6, 3 * 8]
+    assert calls["boss_signoff+bird_latin", "answers"] == sum(tests) - 6 - 2  # 6 are common, 2 are trained on
+
+
 @pytest.mark.parametrize("judge", [None, "openai:m@http://127.0.0.1:9/v1"])
 def test_general_prompts_of_two_feedbacks_are_counted_once(tmp_path, judge):
     """They are the same for all feedbacks: both ask them, and the ledger has the answer."""

@@ -192,6 +192,7 @@ def test_an_adapter_that_is_not_trained_is_asked_for(run):
 def test_both_feedbacks_are_scored_on_both_test_sets(run, how, monkeypatch):
     rows = TwoFeedbacks(run, [SHORT, SHOUTED], "c3po", how).answers()
     tests = {id: {row["id"] for row in load_rows(run, id, "test")} for id in ("short", "shouted")}
+    tests["short"].remove("general/1")  # on which the other feedback was trained
     for scored in tests:
         for id in tests:
             found = [row for row in rows if (row["feedback"], row["prompts_of"]) == (scored, id)]
