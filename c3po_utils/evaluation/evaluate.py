@@ -183,11 +183,10 @@ def evaluate_method(
     """Answer, score and store one method on the test prompts; see `stored_scores`, `rows_to_answer`, `model_for`."""
     sampled.refuse_changed(run, feedback)
     own = eval_stage(run, feedback.id, method, judge)
-    stored = _stored_answers(own)
 
     def answered() -> Iterator[Answered]:
         rows = rows_to_answer(run, feedback.id)
-        if stored.keys() >= {row["id"] for row in rows}:  # scored otherwise: no need of the model that answered
+        if stored := _stored_answers(own, rows):  # scored otherwise: no need of the model that answered
             rows = [row | stored[row["id"]] for row in rows]
         else:
             fill_answers(run, feedback.id, method, rows, stored_settings(run, feedback.id), limits, server)
@@ -205,16 +204,17 @@ def rows_to_answer(run: Path | str, feedback_id: str) -> list[dict]:
     return rows
 
 
-def _stored_answers(own: Stage) -> dict[str, dict]:
-    """By prompt id, the answers of a finished evaluation that differs in nothing but who scores, and by what."""
+def _stored_answers(own: Stage, rows: Sequence[dict]) -> dict[str, dict]:
+    """By prompt id, the answers to all rows of a finished evaluation that differs only in who scores, and by what."""
     if own.done or not own.manifest or not own.changes().keys() <= {"judge", "scored"}:
         return {}
     method = own.identity["method"]
     try:
-        stored = read_scores(own.folder)
+        scored = read_scores(own.folder)
     except (FileNotFoundError, files.DamagedFile):  # `done` has said so
         return {}
-    return {row["prompt_id"]: {method: row["answer"], f"{method}_status": row["status"]} for row in stored}
+    stored = {row["prompt_id"]: {method: row["answer"], f"{method}_status": row["status"]} for row in scored}
+    return stored if stored.keys() >= {row["id"] for row in rows} else {}
 
 
 @dataclass(frozen=True)
@@ -253,12 +253,18 @@ class Evaluation:
         return pd.concat([pd.DataFrame(others), answers], ignore_index=True) if others else answers
 
     def _server(self, methods: Sequence[str]) -> AbstractContextManager[chat.vllm.Engine | None]:
-        """One for all methods, which is started when the first has to be asked."""
+        """One for all methods that are to be answered, which is started when the first has to be asked."""
         url = chat.vllm.read_engine(self.engine)
-        if url is None:
+        asked = [] if url is None else [method for method in methods if self._unanswered(method)]
+        if not asked:
             return nullcontext()
-        model, trained = stored_settings(self.run, self.record.id).model, training.trained_methods(methods)
+        model, trained = stored_settings(self.run, self.record.id).model, training.trained_methods(asked)
         return training.served.answering(self.run, self.record.id, trained, model).engine(self.run, url)
+
+    def _unanswered(self, method: str) -> bool:
+        """Whether no answers of the method are stored: a checkout keeps these, and no adapters."""
+        own = eval_stage(self.run, self.record.id, method, self.judge)
+        return not own.done and not _stored_answers(own, rows_to_answer(self.run, self.record.id))
 
 
 def open_evaluation(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -17,11 +18,15 @@ from c3po_utils.chat import Sampling, open_chat, request, vllm
 from c3po_utils.chat.ledger import Ledger
 from c3po_utils.chat.vllm.child import free_port
 from c3po_utils.evaluation import Evaluation
-from c3po_utils.evaluation.evaluate import eval_stage
+from c3po_utils.evaluation.evaluate import eval_stage, open_judge
 from c3po_utils.runs import LEDGER, parameters
+from c3po_utils.runs.files import write_json
+from c3po_utils.runs.stage import MANIFEST, fingerprint
 from c3po_utils.sampling import SampleSettings, stored_feedback, stored_settings
 from c3po_utils.training import adapter_folder, adapter_hash, served
+from c3po_utils.training.stage import WEIGHTS
 from tests.fake_vllm import vllm_environment
+from tests.servers import Reply, scripted
 from tests.stored_run import store_playground
 
 GREEDY = Sampling(temperature=0.0, max_new_tokens=6)
@@ -70,6 +75,22 @@ def test_an_evaluation_on_a_server_is_the_same_stage(run):
     here = replace(there, engine="local").answers(["base_resampled", "scd", "c3po"])
     assert here.equals(scores), "done already, whoever ran it"
     assert not servers(run)
+
+
+def test_answers_that_are_stored_need_neither_adapters_nor_a_server(run):
+    """As in a checkout, whose evaluations are read, or judged by another."""
+    folder, record = adapter_folder(run, "short", "scd"), stored_feedback(run, "short")
+    known = {WEIGHTS: fingerprint(folder / WEIGHTS)}
+    write_json(folder / MANIFEST, {"status": "done", "identity": {}, "files": known})
+    scores = Evaluation(run, record, None, {}).answers(["scd"])
+    (folder / WEIGHTS).unlink()
+    assert Evaluation(run, record, None, {}, "vllm").answers(["scd"]).equals(scores)
+    with scripted(lambda asked: Reply(json.dumps({"reasons": "r", "verdict": 3}))) as server:
+        judge = open_judge(run, f"openai:m@{server.url}")
+        judged = Evaluation(run, record, judge, {}, "vllm").answers(["scd"])
+    assert judged["answer"].equals(scores["answer"])
+    with pytest.raises(FileNotFoundError, match="02_train"):
+        Evaluation(run, record, None, {}, "vllm").answers(["scd", "c3po_nll"])
 
 
 def stored_name(run: Path, method: str) -> str:
