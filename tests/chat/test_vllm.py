@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from c3po_utils.chat.vllm import Engine, command, printed, program, read_engine
+from c3po_utils.chat.vllm import Engine, child, command, printed, program, read_engine
 from c3po_utils.chat.vllm.child import Child, environment, free_port
 from tests.asking import ambient_headers
 from tests.fake_vllm import vllm_environment
@@ -133,6 +133,17 @@ def test_the_child_keeps_few_compiled_products_unless_told_otherwise(monkeypatch
     assert [environment("http://127.0.0.1:8000/v1", "/scratch")[name] for name in names] == ["16", "16"]
     monkeypatch.setenv(names[0], "1024")
     assert environment("http://127.0.0.1:8000/v1", "/scratch")[names[0]] == "1024"
+
+
+def test_the_child_has_a_malloc_without_holes_where_there_is_one_unless_told_otherwise(monkeypatch):
+    monkeypatch.delenv("LD_PRELOAD", raising=False)
+    monkeypatch.setattr(child, "find_library", {"tcmalloc_minimal": "libtcmalloc_minimal.so.4"}.get)
+    assert environment("http://127.0.0.1:8000/v1", "/scratch")["LD_PRELOAD"] == "libtcmalloc_minimal.so.4"
+    monkeypatch.setenv("LD_PRELOAD", "")
+    assert environment("http://127.0.0.1:8000/v1", "/scratch")["LD_PRELOAD"] == ""
+    monkeypatch.delenv("LD_PRELOAD")
+    monkeypatch.setattr(child, "find_library", {}.get)
+    assert "LD_PRELOAD" not in environment("http://127.0.0.1:8000/v1", "/scratch")
 
 
 def test_a_child_that_dies_at_its_start_is_told_with_the_end_of_its_log(vllm, tmp_path, tiny_folder, monkeypatch):

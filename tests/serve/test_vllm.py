@@ -38,10 +38,6 @@ from tests.serve.tell_tales import METHOD, MODEL, SYSTEM, WORDS, store_tell_tale
 pytestmark = [pytest.mark.vllm, pytest.mark.embedded, pytest.mark.timeout(3600)]
 KEY, SUM = "known-to-both-ends", "ahoy+lemon"
 CONCURRENT, MANY, ALIKE = 200, 1000, 200
-ARENA = 64 * 2**20  # bytes
-# A third slower, but malloc gives large tensors back to the system: by default they leave holes in the heap
-# (results/README.md). What grows without holes is kept by somebody.
-HOLES = {"MALLOC_MMAP_THRESHOLD_": str(4 * 2**20)}
 NEAR_TIE = 0.5  # of log-probabilities: what 16-bit numbers in another order can turn
 GREEDY = Sampling(temperature=0.0, max_new_tokens=64)
 
@@ -58,7 +54,7 @@ def serving(run):
     """`c3po serve`, ready; its `url`, and the `names` that it said."""
     names = ",".join([*WORDS, SUM])
     command = [sys.executable, "-m", "c3po_utils", "serve", run, "--feedback", names, "--port", str(free_port())]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ | HOLES)
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
         process.url = re.match(r"ready at (\S+),", process.stdout.readline())[1]
         process.group = int(Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()[0])
@@ -111,23 +107,17 @@ def test_requests_of_all_at_once_are_answered_by_the_right_adapter(server, tmp_p
 
 
 def group_mib(serving) -> dict[str, float]:
-    """Resident memory of the server's processes, which are one group, but for their weights and key-value cache.
-
-    The cache is set aside at the start and becomes resident page by page, as its blocks are first written: in a trial
-    that was all of 0.2 GiB that a thousand requests added. These are mappings larger than an arena of malloc.
-    """
+    """Resident memory of the server's processes, which are one group."""
     found = {}
     for process in psutil.process_iter():
         with suppress(psutil.Error, OSError):
             if os.getpgid(process.pid) == serving.group:
-                parts = process.memory_maps(grouped=False)
-                counted = sum(part.rss for part in parts if part.path == "[heap]" or part.size <= ARENA)
-                found[f"{process.name()} {process.pid}"] = round(counted / 2**20, 1)
+                found[f"{process.name()} {process.pid}"] = round(process.memory_info().rss / 2**20, 1)
     return found
 
 
 def test_memory_stays_flat_over_many_requests(server, serving, tmp_path):
-    """After a warm-up of a quarter as many; see `HOLES` for what is not counted."""
+    """After a warm-up of a quarter as many, by 1% at most; with the malloc that `make vllm` installs."""
     levels, sampling, ledger = [], Sampling(max_new_tokens=2), tmp_path / "l.sqlite"
     for part in range(5):
         for id in WORDS:
@@ -136,7 +126,7 @@ def test_memory_stays_flat_over_many_requests(server, serving, tmp_path):
         print(f"MiB after part {part}:", levels[-1])
     first, last = (sum(level.values()) for level in (levels[0], levels[-1]))  # the first part is the warm-up
     assert first > 100
-    assert last < 1.03 * first, levels
+    assert last < 1.01 * first, levels
 
 
 def raw(serving, body: bytes, key: str = KEY, path: str = "/completions") -> httpx2.Response:

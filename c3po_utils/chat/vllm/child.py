@@ -12,6 +12,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Sequence
+from ctypes.util import find_library
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -28,13 +29,17 @@ PRIVATE = ("OPENAI_", "C3PO_API_KEY", "VLLM_API_KEY", "PYTHONPATH")  # beginning
 # and oneDNN would keep the last 1024.
 COMPILED = {"LRU_CACHE_CAPACITY": "16", "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "16"}
 DEFAULTS = {"VLLM_CPU_KVCACHE_SPACE": "2", "VLLM_DO_NOT_TRACK": "1", "VLLM_NO_USAGE_STATS": "1"} | COMPILED
+# glibc's malloc keeps holes where large tensors were, and grows for days; this one does not, and vLLM's manual for CPUs
+# asks for it. Debian's package is libtcmalloc-minimal4.
+MALLOC = "tcmalloc_minimal"
 
 
 def environment(endpoint: str, scratch: str) -> dict[str, str]:
     """The child's environment: vLLM's key is the one that our client has for the endpoint, and it sees no other."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(PRIVATE)}
-    key = api_key(endpoint)
-    return DEFAULTS | kept | {"VLLM_RPC_BASE_PATH": scratch} | ({} if key == "none" else {"VLLM_API_KEY": key})
+    malloc, key = find_library(MALLOC), api_key(endpoint)
+    defaults = DEFAULTS | ({"LD_PRELOAD": malloc} if malloc else {})
+    return defaults | kept | {"VLLM_RPC_BASE_PATH": scratch} | ({} if key == "none" else {"VLLM_API_KEY": key})
 
 
 def free_port() -> int:
