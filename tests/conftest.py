@@ -9,6 +9,7 @@ import uuid
 from collections.abc import Callable
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 os.environ.setdefault("MPLBACKEND", "agg")
@@ -21,6 +22,9 @@ from tests.devices import DEVICE
 from tests.object_store import KEY, client, s3_server
 from tests.tiny import save_tiny
 
+# A machine that others use stalls for seconds, so an example's time says nothing.
+hypothesis.settings.register_profile("c3po", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.load_profile("c3po")
 # Started with `&` from a script, everything ignores interrupts; the tests that send them need processes that do not.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 

@@ -117,7 +117,7 @@ def test_row_order_does_not_matter():
     pd.testing.assert_frame_equal(first, second)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.lists(st.floats(-1, 1), min_size=1, max_size=12))
 def test_scores_are_plain_means(values):
     rows = table({("a", "m", split): values for split in SPLIT_SCORES})

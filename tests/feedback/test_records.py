@@ -298,7 +298,7 @@ key = st.sampled_from([*RECORD, "metric", "demonstrations", "idd", "", "scope"])
 junk = st.recursive(st.none() | st.booleans() | st.integers() | st.text(), lambda inner: st.lists(inner, max_size=3))
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.dictionaries(key, junk, max_size=4) | junk, max_size=3), st.booleans())
 def test_whatever_the_file_holds_every_problem_has_a_line(tmp_path, items, flow):
     text = yaml.safe_dump({"feedbacks": items}, default_flow_style=flow, allow_unicode=True)

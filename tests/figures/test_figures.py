@@ -98,7 +98,7 @@ def test_orthogonal_line_is_scipys_odr(seed):
     assert abs(first @ direction) == pytest.approx(1, abs=1e-12)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.lists(st.tuples(st.floats(-1, 1), st.floats(-1, 1)), min_size=3, max_size=9), st.floats(0, np.pi))
 def test_no_line_through_the_means_is_nearer(points, angle):
     points = np.array(points)

@@ -266,7 +266,7 @@ ERRORS = (
 )
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=25, suppress_health_check=list(HealthCheck))
 @given(status=STATUS, errors=ERRORS, output=ANY, metadata=ANY)
 def test_any_look_at_a_batch_leaves_the_run_in_order(tmp_path_factory, status, errors, output, metadata):
     folder = tmp_path_factory.mktemp("batch")

@@ -140,7 +140,7 @@ HEADERS = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=150, suppress_health_check=list(HealthCheck))
 @given(
     body=BODY, status=st.sampled_from([200, 200, 200, 400, 404, 429, 500, 302]), headers=HEADERS, stream=st.booleans()
 )
