@@ -49,7 +49,7 @@ vllm: setup
 	  alias=$$($(VLLM)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/vllm-$(lastword $(subst ==, ,$(VLLM_PACKAGE)))+cpu.dist-info; \
 	  mkdir -p $$alias; printf 'Metadata-Version: 2.1\nName: vllm\nVersion: $(lastword $(subst ==, ,$(VLLM_PACKAGE)))+cpu\n' > $$alias/METADATA; \
 	  $(VLLM)/bin/vllm --version >/dev/null; touch $(VLLM)/.complete; }
-	@ldconfig -p 2>/dev/null | grep -q libtcmalloc_minimal || { command -v apt-get >/dev/null && apt-get install -qq -y libtcmalloc-minimal4 >/dev/null 2>&1; } \
+	@ldconfig -p 2>/dev/null | grep -q libtcmalloc_minimal || { command -v apt-get && apt-get update -qq && apt-get install -qq -y libtcmalloc-minimal4; } >/dev/null 2>&1 \
 	  || echo "without libtcmalloc-minimal4 (Debian's package) vLLM's memory grows: glibc's malloc keeps holes"
 
 demo: demo-about setup

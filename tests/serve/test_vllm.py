@@ -117,7 +117,11 @@ def group_mib(serving) -> dict[str, float]:
 
 
 def test_memory_stays_flat_over_many_requests(server, serving, tmp_path):
-    """After a warm-up of a quarter as many; by 1.5% at most (found: 0.8%), with the malloc that `make vllm` adds."""
+    """After a warm-up of a quarter as many, with the malloc that `make vllm` adds.
+
+    The bound is in MiB, as weights and key-value cache, which are counted, would make any share look small; it is 3% of
+    what was there without them. Last seen: 42.
+    """
     levels, sampling, ledger = [], Sampling(max_new_tokens=2), tmp_path / "l.sqlite"
     for part in range(5):
         for id in WORDS:
@@ -126,7 +130,7 @@ def test_memory_stays_flat_over_many_requests(server, serving, tmp_path):
         print(f"MiB after part {part}:", levels[-1])
     first, last = (sum(level.values()) for level in (levels[0], levels[-1]))  # the first part is the warm-up
     assert first > 100
-    assert last < 1.015 * first, levels
+    assert last < first + 60, levels
 
 
 def raw(serving, body: bytes, key: str = KEY, path: str = "/completions") -> httpx2.Response:

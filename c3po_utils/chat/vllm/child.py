@@ -29,8 +29,8 @@ PRIVATE = ("OPENAI_", "C3PO_API_KEY", "VLLM_API_KEY", "PYTHONPATH")  # beginning
 # and oneDNN would keep the last 1024.
 COMPILED = {"LRU_CACHE_CAPACITY": "16", "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "16"}
 DEFAULTS = {"VLLM_CPU_KVCACHE_SPACE": "2", "VLLM_DO_NOT_TRACK": "1", "VLLM_NO_USAGE_STATS": "1"} | COMPILED
-# glibc's malloc keeps holes where large tensors were, and grows for days; this one does not, and vLLM's manual for CPUs
-# asks for it. Debian's package is libtcmalloc-minimal4.
+# glibc's malloc keeps holes where large tensors were, and its heap grows; this one's hardly does (results/README.md).
+# Debian's package is libtcmalloc-minimal4.
 MALLOC = "tcmalloc_minimal"
 
 
