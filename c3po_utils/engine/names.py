@@ -43,7 +43,8 @@ def absolute(name: str) -> str:
 
 
 def _may_be_folder(bare: str) -> bool:
-    is_path = bare.startswith((".", "/", "~"))
+    """Whether it is no id; `a/b` is one unless a model lies there, which transformers would take before the hub's."""
+    is_path = bare.startswith((".", "/", "~")) or (Path(bare) / "config.json").is_file()
     return bare != EMBEDDED and (is_path or not HUB_ID.fullmatch(bare))
 
 

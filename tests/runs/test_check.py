@@ -262,15 +262,19 @@ def test_a_second_feedback_is_put_into_one_model_with_each_other():
 
 
 def test_a_models_folder_beside_the_command_is_the_one_of_its_kernels(tmp_path, monkeypatch):
-    for name in ("tiny", "judge"):
-        (tmp_path / name).mkdir()
+    for name in ("tiny", "judge", "models/mine"):
+        (tmp_path / name).mkdir(parents=True)
         (tmp_path / name / "config.json").write_text("{}")
     monkeypatch.chdir(tmp_path)
-    given = {"sample": {"model": "./tiny@4bit", "prompt_model": LOCAL}, "evaluate": {"judge_model": "judge"}}
+    given = {
+        "sample": {"model": "./tiny@4bit", "prompt_model": LOCAL, "category_model": "models/mine"},
+        "evaluate": {"judge_model": "judge"},
+    }
     config = RunConfig(run=str(tmp_path / "run"), methods=["c3po"], **given)
     check(config)
     values = sample_values(config, "boss_signoff")
     assert (values["model"], values["prompt_model"]) == (f"{tmp_path}/tiny@4bit", LOCAL)
+    assert values["category_model"] == f"{tmp_path}/models/mine"
     assert evaluate_values(config, "boss_signoff")["judge_model"] == f"{tmp_path}/judge"
 
 
