@@ -1,18 +1,22 @@
-"""Out-of-scope prompts: the bundled set, Open Instruction Generalist, any JSON Lines file or data set."""
+"""Prompts from files: out-of-scope ones (the bundled set, Open Instruction Generalist, ...), and unlabelled ones."""
 
 from __future__ import annotations
 
 import hashlib
 import heapq
 import json
+import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from c3po_utils.feedback.records import Prompt, load_general_prompts
+from c3po_utils.feedback.files import FeedbackError
+from c3po_utils.feedback.records import FEEDBACK_FOLDER, Prompt, load_general_prompts
 from c3po_utils.feedback.text import folded
 from c3po_utils.runs import nearest
 
+UNLABELLED = FEEDBACK_FOLDER / "unlabelled"
+FILE = re.compile(r"(?P<path>.+\.jsonl)(?::(?P<column>[^:/]+))?")
 TURN = re.compile(r"<human>:(.*?)(?:<bot>:|<human>:|\Z)", re.DOTALL)
 
 
@@ -36,6 +40,33 @@ def general_prompts(source: str, count: int, seed: int = 0) -> list[Prompt]:
     return [Prompt(f"general/{name}-{number:04}", "out_of_scope", name, text) for number, text in enumerate(chosen, 1)]
 
 
+def unlabelled_texts(source: str, feedback_ids: Sequence[str]) -> list[str]:
+    """Different prompts about the matters of feedbacks, in their order; nobody said whether these apply to them.
+
+    `source` is `bundled`, of the feedbacks that have some in feedback/unlabelled, or `FILE.jsonl[:COLUMN]`.
+
+    Raises:
+        FeedbackError: a feedback without bundled ones. FileNotFoundError, ValueError: as `general_prompts`.
+    """
+    sources = [source]
+    if source == "bundled":
+        sources = [str(UNLABELLED / f"{id}.jsonl") for id in feedback_ids]
+        for id, path in zip(feedback_ids, sources, strict=True):
+            if not Path(path).is_file():
+                hint = nearest(id, [file.stem for file in UNLABELLED.glob("*.jsonl")])
+                raise FeedbackError([f"no unlabelled prompts for {id!r}: expected {path} ({hint})"])
+    opened = [_file(one, "unlabelled prompts", "bundled or FILE.jsonl[:COLUMN]") for one in sources]
+    texts = [text for path, column in opened for text in _json_lines(path, column)]
+    return list({folded(text): text for text in texts if folded(text)}.values())
+
+
+def absolute(source: str) -> str:
+    """The source; a file's from the root, where it was relative to this process: kernels run in another folder."""
+    if (match := FILE.fullmatch(source)) and Path(match["path"]).is_file():
+        return os.path.abspath(match["path"]) + source.removeprefix(match["path"])
+    return source
+
+
 def _ranked(texts: Iterable[str], seed: int) -> Iterator[tuple[str, str]]:
     """Different texts, each after its rank by hash, which depends on the seed and not on the file's order."""
     seen: set[int] = set()  # hashes: millions of texts need not be kept
@@ -52,15 +83,19 @@ def _open(source: str) -> tuple[str, Iterator[str]]:
         if len(parts) != 3:
             raise ValueError(f"general prompts {source!r}: expected hf:DATASET:SPLIT:COLUMN")
         return parts[0], _data_set(*parts)
-    match = re.fullmatch(r"(?P<path>.+\.jsonl)(?::(?P<column>[^:/]+))?", source)
+    path, column = _file(source, "general prompts", "bundled, FILE.jsonl[:COLUMN] or hf:DATASET:SPLIT:COLUMN")
+    return path.stem, _json_lines(path, column)
+
+
+def _file(source: str, what: str, expected: str) -> tuple[Path, str | None]:
+    """The file's path, and the column if one is named."""
+    match = FILE.fullmatch(source)
     if not match:
-        raise ValueError(
-            f"general prompts {source!r}: expected bundled, FILE.jsonl[:COLUMN] or hf:DATASET:SPLIT:COLUMN"
-        )
+        raise ValueError(f"{what} {source!r}: expected {expected}")
     path = Path(match["path"]).expanduser()
     if not path.is_file():
-        raise FileNotFoundError(f"general prompts: no file {path}")
-    return path.stem, _json_lines(path, match["column"])
+        raise FileNotFoundError(f"{what}: no file {path}")
+    return path, match["column"]
 
 
 def _json_lines(path: Path, column: str | None) -> Iterator[str]:

@@ -9,7 +9,7 @@ from typing import Any, get_args
 from c3po_utils import chat, engine  # as rooms: their heavy parts are imported when they are used
 from c3po_utils.chat.openai.limits import read_limits
 from c3po_utils.evaluation import evaluate, playground, scores
-from c3po_utils.feedback import find_feedback, records
+from c3po_utils.feedback import find_feedback, general, records
 from c3po_utils.runs import jobs, remote
 from c3po_utils.runs.config import RunConfig
 from c3po_utils.runs.parameters import ParameterError, nearest
@@ -64,7 +64,10 @@ def check(config: RunConfig) -> None:
         with _said_of(config.place(f"{_key(config, method)}, method {method}")):
             values = jobs.train_values(config, names[0], method)
             check_train(values)
-            for how, other in jobs.train_settings(values).objective.needs.items():
+            objective = jobs.train_settings(values).objective
+            for name in names[1:] if objective.nearby else ():
+                check_train(jobs.train_values(config, name, method))
+            for how, other in objective.needs.items():
                 if other not in methods[:place]:
                     raise ValueError(f"it {how} {other!r}: name that before it in `methods`")
     _check_joint(config, names[0])
@@ -187,7 +190,10 @@ def check_train(values: dict[str, Any]) -> None:
         raise ValueError(
             f"method: {values['method']!r} is asked, not trained ({nearest(values['method'], known_methods.METHODS)})"
         )
-    jobs.train_settings(values).objective.segments  # noqa: B018  what is wrong is raised as they are made
+    objective = jobs.train_settings(values).objective  # what is wrong is raised as they are made
+    if objective.nearby:
+        with _said_of("nearby"):
+            general.unlabelled_texts(objective.nearby, members(records.feedback_id(values["feedback"])))
 
 
 def check_evaluate(values: dict[str, Any]) -> None:

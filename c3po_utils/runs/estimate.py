@@ -137,9 +137,9 @@ def _trained(sampled: Sequence[Sampled], settings: jobs.TrainSettings) -> Iterat
     """
     objective, sample = settings.objective, sampled[0].sample
     parts = [one.trained_tokens for one in sampled]
-    if objective.unlabelled:
+    if objective.distils:
         dry = chat.DryRun(chat.open_chat(sample.settings.model, sample.run / LEDGER))
-        parts.append(_sequences(_unlabelled(sampled, objective.unlabelled, dry)))
+        parts.append(_sequences(_unlabelled(sampled, objective, dry)))
         yield "unlabelled prompts", sample.settings.model, dry.total
     sequences = {segment: [tokens for part in parts for tokens in part[segment]] for segment in objective.segments}
     pairs = [tokens for part in parts for tokens in part["chosen"]][: objective.max_prompts or None]
@@ -150,15 +150,21 @@ def _trained(sampled: Sequence[Sampled], settings: jobs.TrainSettings) -> Iterat
     yield "training", sample.settings.model, Estimate(prompt_tokens=round(settings.epochs * tokens))
 
 
-def _unlabelled(sampled: Sequence[Sampled], count: int, dry: chat.DryRun) -> list[dict]:
-    """pi_0's answers to the unlabelled prompts of a method that distils a gated one, as if the gate were closed."""
-    settings = sampled[0].sample.settings
-    prompts = unlabelled.unlabelled_prompts([row for one in sampled for row in one.rows], count, settings.seed)
+def _unlabelled(sampled: Sequence[Sampled], objective: known_methods.Method, dry: chat.DryRun) -> list[dict]:
+    """pi_0's answers to the unlabelled prompts of a method that distils a gated one, as if the gate were closed.
+
+    Nearby ones may be answered with the adapter, too.
+    """
+    settings, own = sampled[0].sample.settings, [row for one in sampled for row in one.rows]
+    others = unlabelled.unlabelled_prompts(own, objective.unlabelled, settings.seed)
+    nearby = unlabelled.nearby_prompts(own, objective.nearby)
+    splits = [unlabelled.joined(place, objective.nearby) for place in range(len(others))] + ["near_scope"] * len(nearby)
     rows = [
-        {"id": prompt.id, "prompt": prompt.text, "split": unlabelled.joined(place)}
-        for place, prompt in enumerate(prompts)
+        {"id": prompt.id, "prompt": prompt.text, "split": split}
+        for prompt, split in zip([*others, *nearby], splits, strict=True)
     ]
     answers.add_answers(dry, rows, settings)
+    answers.add_answers(dry, [dict(row) for row in rows[len(others) :]], settings, "revised")
     return rows
 
 

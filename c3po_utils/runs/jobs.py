@@ -9,7 +9,7 @@ from typing import Any
 
 from c3po_utils import engine, figures  # as rooms: their heavy parts are imported when they are used
 from c3po_utils.evaluation import evaluate, open_judge, two_feedbacks
-from c3po_utils.feedback import Feedback, load_feedbacks, records, selection
+from c3po_utils.feedback import Feedback, general, load_feedbacks, records, selection
 from c3po_utils.runs import parameters, variants
 from c3po_utils.runs.config import RunConfig
 from c3po_utils.runs.parameters import nearest
@@ -21,6 +21,7 @@ from c3po_utils.training.stage import train_stage
 How = two_feedbacks.How
 SAMPLE, TRAIN, EVALUATE = "01_sample.ipynb", "02_train.ipynb", "03_evaluate.ipynb"
 TWO_FEEDBACKS, FIGURES = "04_two_feedbacks.ipynb", "05_figures.ipynb"
+PROMPTS = ("general_prompts", "nearby")  # settings, below parameters, that may name a file
 MODELS = ("model", "category_model", "prompt_model", "completion_model", "judge_model")  # parameters that name one
 
 
@@ -96,9 +97,15 @@ def two_feedbacks_runs(config: RunConfig) -> list[tuple[list[str], str, How]]:
 
 
 def _resolved(notebook: str, given: dict[str, Any]) -> dict[str, Any]:
-    """A notebook's parameters; models' folders from the root, as its kernel runs in another folder."""
-    values = parameters.resolve(NOTEBOOKS / notebook, given)
+    """A notebook's parameters; models' folders and prompts' files from the root: its kernel runs in another folder."""
+    values = _with_files_from_root(parameters.resolve(NOTEBOOKS / notebook, given))
     return {key: engine.names.absolute(value) if key in MODELS else value for key, value in values.items()}
+
+
+def _with_files_from_root(values: dict[str, Any]) -> dict[str, Any]:
+    found = {key: general.absolute(values[key]) for key in PROMPTS if isinstance(values.get(key), str)}
+    below = {key: _with_files_from_root(value) for key, value in values.items() if isinstance(value, dict)}
+    return values | below | found
 
 
 def _fields(settings: type, values: dict[str, Any]) -> dict[str, Any]:

@@ -1,11 +1,11 @@
-"""Unlabelled prompts: of other feedbacks, and general ones; nobody said whether this feedback applies to them."""
+"""Unlabelled prompts: of other feedbacks, general, or nearby; nobody said whether this feedback applies to them."""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Sequence
 
-from c3po_utils.feedback import Prompt, folded, records
+from c3po_utils.feedback import Prompt, folded, general, records
 
 
 def unlabelled_prompts(rows: Sequence[dict], count: int, seed: int = 0) -> list[Prompt]:
@@ -27,6 +27,22 @@ def unlabelled_prompts(rows: Sequence[dict], count: int, seed: int = 0) -> list[
     return list(kept)[:count]
 
 
-def joined(place: int) -> str:
-    """Which rows the answer at this place among those that are kept joins: in turn, so that both are dealt alike."""
-    return ("near_scope", "out_of_scope")[place % 2]
+def nearby_prompts(rows: Sequence[dict], source: str) -> list[Prompt]:
+    """Those of a source that are about the matters of the rows' feedbacks, but for what is among the rows by text.
+
+    Args:
+        rows: of both folds.
+        source: as `general.unlabelled_texts` takes it, whose errors are raised; empty: none.
+    """
+    ids, asked = list(dict.fromkeys(row["feedback"] for row in rows)), {folded(row["prompt"]) for row in rows}
+    texts = general.unlabelled_texts(source, ids) if source else []
+    kept = [text for text in texts if folded(text) not in asked]
+    return [Prompt(f"{'+'.join(ids)}/nearby/{n:03}", "near_scope", "nearby", text) for n, text in enumerate(kept, 1)]
+
+
+def joined(place: int, nearby: str = "") -> str:
+    """Which rows pi_0's answer at this place among the prompts of other feedbacks joins.
+
+    In turn, so that both are dealt alike; where there are nearby ones, which join the near rows, the out-of-scope rows.
+    """
+    return "out_of_scope" if nearby else ("near_scope", "out_of_scope")[place % 2]

@@ -28,7 +28,8 @@ class Method:
     each prompt whether the adapter is added to pi_0. Its own terms have the weight 0.
 
     A method that `distils` a gated one learns its policy with one plain adapter, which needs no gate: y+ in scope, and
-    pi_0's own answers also at `unlabelled` prompts, those of other feedbacks, where the gate is closed (transfer.py).
+    pi_0's own answers also at `unlabelled` prompts, those of other feedbacks, where the gate is closed; at `nearby`
+    ones, about the feedback's own matters, also the adapter's answers where it is open (transfer.py).
 
     The reference policy of the preference term is always pi_0, also where training starts from another adapter: it
     is pi_0 that wrote the rejected answers, which is what the theory (Appendix C) asks of a reference.
@@ -47,7 +48,8 @@ class Method:
     out_ratio: NotNegative = 0.0  # likewise out-of-scope rows
     start: str = ""  # the method whose adapter training starts from
     distils: str = ""  # the gated method whose gate says at which unlabelled prompts to stay what pi_0 is
-    unlabelled: CountOrNone = 0  # of these prompts, half of which join the near, half the out-of-scope rows
+    unlabelled: CountOrNone = 0  # of these prompts: they join near and out rows in turn; beside nearby ones the latter
+    nearby: str = ""  # where more prompts about the feedback's matters are: bundled, or FILE.jsonl[:COLUMN]
     max_prompts: CountOrNone = 0  # train on at most this many pairs; 0: on all
     only_passing: bool = False  # train only on pairs whose revision passes the feedback's metric
     max_length: Count = 1024  # longer examples, in tokens, are dropped
@@ -65,9 +67,9 @@ class Method:
         check_fields(self, "method setting")
         if self.gated and (self.segments or self.start):
             raise ValueError(f"method settings: a gate for {self.gated!r} trains nothing else; expected no other terms")
-        if bool(self.distils) != bool(self.unlabelled):
-            found = f"distils is {self.distils!r} and unlabelled is {self.unlabelled}"
-            raise ValueError(f"method settings: {found}: expected both or neither")
+        if bool(self.distils) != bool(self.unlabelled or self.nearby):
+            found = f"distils is {self.distils!r}, unlabelled is {self.unlabelled} and nearby is {self.nearby!r}"
+            raise ValueError(f"method settings: {found}: expected the first with one of the others, or none of them")
         if self.distils and not (self.near_weight and self.out_weight):
             raise ValueError("method settings: unlabelled prompts join near and out rows, and one of these weighs 0")
         chosen = "gate_search" if self.gate_search else "gate_all" if self.gate_all else ""
@@ -92,7 +94,7 @@ class Method:
     def rows(self) -> dict[str, Any]:
         """What the method asks of its rows: arguments of data.training_rows."""
         names = ("segments", "near_ratio", "out_ratio", "max_prompts", "max_length", "max_dropped_share")
-        return {name: getattr(self, name) for name in names} | {"whole_pools": bool(self.unlabelled)}
+        return {name: getattr(self, name) for name in names} | {"whole_pools": bool(self.distils)}
 
     @property
     def needs(self) -> dict[str, str]:
@@ -109,18 +111,20 @@ class Method:
         """The objective in LaTeX, with the weights in force; terms of weight 0 are left out.
 
         Mixed-in rows stand beside D_in under an arrow: their baseline is the chosen answer, the revision the rejected.
-        D_{g<t} are unlabelled prompts at which the gate is closed. Of a gated method, the policy.
+        D_{g<t} are unlabelled prompts at which the gate is closed, N_{g<t} and N_{g>t} the nearby ones where it is
+        closed and open. Of a gated method, the policy.
         """
         if self.gated:
             return _GATED % self.gated.replace("_", r"\_")
         ratios = ((self.near_ratio, "near"), (self.out_ratio, "out"))
-        more = r" \cup D_{g<t}" if self.unlabelled else ""
+        out = r" \cup D_{g<t}" * bool(self.unlabelled)
+        near, open = (r" \cup N_{g<t}", r" \cup N_{g>t}") if self.nearby else (out, "")
         mixed = "".join(rf" \cup {ratio:g}\,\overleftarrow{{D}}_\text{{{name}}}" for ratio, name in ratios if ratio)
         terms = [
             (self.preference, rf"L_\text{{DPO}}(D_\text{{in}}{mixed};\,\beta={self.beta:g})"),
-            (self.chosen_sft_weight, rf"L_\text{{SFT}}(D_\text{{in}}{mixed}, y^+)"),
-            (self.out_weight, _keep(self, rf"D_\text{{out}}{more}")),
-            (self.near_weight, _keep(self, rf"D_\text{{near}}{more}")),
+            (self.chosen_sft_weight, rf"L_\text{{SFT}}(D_\text{{in}}{mixed}{open}, y^+)"),
+            (self.out_weight, _keep(self, rf"D_\text{{out}}{out}")),
+            (self.near_weight, _keep(self, rf"D_\text{{near}}{near}")),
         ]
         return "L = " + " + ".join(f"{weight:g}\\,{term}" if weight != 1 else term for weight, term in terms if weight)
 

@@ -174,8 +174,9 @@ def train_stage(run: Path | str, feedback_id: str, settings: TrainSettings) -> S
         if other := getattr(objective, name):
             identity[name] = known_hash(adapter_folder(run, feedback_id, other))
     if objective.distils:
-        seed = stored_settings(run, feedback_id).seed
-        prompts = unlabelled.unlabelled_prompts(load_rows(run, feedback_id), objective.unlabelled, seed)
+        own, seed = load_rows(run, feedback_id), stored_settings(run, feedback_id).seed
+        prompts = unlabelled.unlabelled_prompts(own, objective.unlabelled, seed)
+        prompts += unlabelled.nearby_prompts(own, objective.nearby)
         identity["unlabelled"] = files.content_hash([(prompt.id, prompt.text) for prompt in prompts])
     products = (GATE, GATE_CARD, GATE_SCORES) if objective.gated else (WEIGHTS, CONFIG, PROBE, LOG)
     return Stage(run / "train" / feedback_id / settings.method, identity, *products)

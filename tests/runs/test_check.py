@@ -16,6 +16,7 @@ from papermill.cli import papermill as papermill_command
 from c3po_utils.batch import notebook, run_notebooks
 from c3po_utils.batch.local import LocalExecutor
 from c3po_utils.cli import c3po
+from c3po_utils.feedback import general
 from c3po_utils.runs.check import check, lacking
 from c3po_utils.runs.config import RUNS, RunConfig, load_config
 from c3po_utils.runs.estimate import estimates
@@ -261,6 +262,37 @@ def test_a_second_feedback_is_put_into_one_model_with_each_other():
     }
 
 
+def test_files_of_prompts_beside_the_command_are_those_of_its_kernels(tmp_path, monkeypatch):
+    (tmp_path / "log.jsonl").write_text('{"user": "Is tea hot?"}\n')
+    monkeypatch.chdir(tmp_path)
+    config = RunConfig(
+        run=str(tmp_path / "run"), feedbacks=["boss_signoff"], methods=["scd", "scd_gated", "scd_distilled"],
+        sample={"options": {"general_prompts": "log.jsonl:user"}},
+        train={"method_settings": {"scd_distilled": {"nearby": "./log.jsonl:user"}, "scd": {}}},
+    )  # fmt: skip
+    check(config)
+    there = f"{tmp_path}/log.jsonl:user"
+    assert sample_values(config, "boss_signoff")["options"]["general_prompts"] == there
+    assert train_values(config, "boss_signoff", "scd_distilled")["method_settings"]["scd_distilled"]["nearby"] == there
+
+
+def test_nearby_prompts_that_a_feedback_lacks_are_found_before_anything_runs(tmp_path):
+    given = {
+        "run": str(tmp_path / "run"), "feedback_set": ["human", "content", "style"],
+        "methods": ["scd", "scd_gated", "scd_distilled"],
+    }  # fmt: skip
+    settings = {"train_methods": {"scd_distilled": {"method_settings": {"nearby": "bundled"}}}}
+    check(RunConfig(feedbacks=["otters_go", "hike_112"], **given, **settings))
+    expected = (
+        r"train_methods, method scd_distilled: nearby: no unlabelled prompts for 'bedtime_goodnight': expected .*/"
+    )
+    with pytest.raises(ParameterError, match=expected):
+        check(RunConfig(feedbacks=["otters_go", "bedtime_goodnight"], **given, **settings))
+    settings["train_methods"]["scd_distilled"]["method_settings"]["nearby"] = "hf:logs:train:prompt"
+    with pytest.raises(ParameterError, match=r"expected bundled or FILE\.jsonl\[:COLUMN\]"):
+        check(RunConfig(feedbacks=["otters_go"], **given, **settings))
+
+
 def test_a_models_folder_beside_the_command_is_the_one_of_its_kernels(tmp_path, monkeypatch):
     for name in ("tiny", "judge", "models/mine"):
         (tmp_path / name).mkdir(parents=True)
@@ -440,6 +472,10 @@ def test_an_estimate_counts_the_unlabelled_prompts_of_a_distillation_and_rows_as
     )  # fmt: skip
     table = estimates(config)
     assert table.loc[("boss_signoff", "unlabelled prompts"), "calls"] == 7
+    more = {"scd_distilled": {"method_settings": {"unlabelled": 7, "nearby": "bundled"}}}
+    with_nearby = estimates(config.model_copy(update={"train_methods": more}))
+    nearby = len(general.unlabelled_texts("bundled", ["boss_signoff"]))
+    assert with_nearby.loc[("boss_signoff", "unlabelled prompts"), "calls"] == 7 + 2 * nearby
     assert table.loc[("boss_signoff+cs_question", "unlabelled prompts"), "calls"] == 7
 
     def trained(*methods: str) -> float:

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
-from c3po_utils.feedback import records
-from c3po_utils.sampling.unlabelled import unlabelled_prompts
+import re
+
+import pytest
+
+from c3po_utils.feedback import folded, general, records
+from c3po_utils.runs import files
+from c3po_utils.sampling.unlabelled import nearby_prompts, unlabelled_prompts
 
 GENERAL = records.load_general_prompts()[7]
 OTHER = records.load_prompts("plant_tip")[3]
@@ -37,3 +42,37 @@ def test_feedbacks_share_most_of_them_and_the_seed_draws_others():
     assert len(set(plants)) == len(set(boss)) == 200
     assert len(set(plants) & set(boss)) > 180
     assert ids([asks("plant_tip")], 200, seed=1) != plants
+
+
+BUNDLED = sorted(path.stem for path in general.UNLABELLED.glob("*.jsonl"))
+
+
+@pytest.mark.parametrize("id", BUNDLED)
+def test_bundled_nearby_prompts_are_many_and_new(id):
+    found = nearby_prompts([asks(id)], "bundled")
+    assert len(found) >= 80
+    assert len({prompt.id for prompt in found}) == len(found)
+    known = {folded(prompt.text) for prompt in records.load_prompts(id) + records.load_general_prompts()}
+    assert not known & {folded(prompt.text) for prompt in found}
+
+
+def test_nearby_prompts_leave_out_what_is_asked_and_come_once():
+    rows = [asks("otters_go"), asks("hike_112")]
+    both = [prompt.text for prompt in nearby_prompts(rows, "bundled")]
+    assert both == [prompt.text for row in rows for prompt in nearby_prompts([row], "bundled")]
+    rest = nearby_prompts([*rows, asks("otters_go", f" {both[0].upper()}")], "bundled")
+    assert [prompt.text for prompt in rest] == both[1:]
+    assert nearby_prompts(rows, "") == []
+
+
+def test_a_source_of_nearby_prompts_that_is_not_there_or_wrong_is_named(tmp_path):
+    with pytest.raises(
+        records.FeedbackError, match=r"no unlabelled prompts for 'otter_go': .*did you mean 'otters_go'"
+    ):
+        nearby_prompts([asks("otter_go")], "bundled")
+    path = tmp_path / "log.jsonl"
+    with pytest.raises(FileNotFoundError, match=re.escape(f"unlabelled prompts: no file {path}")):
+        nearby_prompts([asks("otters_go")], str(path))
+    files.write_jsonl(path, [{"text": "Is tea hot?"}, {"test": "Why?"}])
+    with pytest.raises(ValueError, match=r"log\.jsonl, line 2: expected a text in text or prompt"):
+        nearby_prompts([asks("otters_go")], str(path))

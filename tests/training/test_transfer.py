@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from c3po_utils.chat.local import LocalChat
 from c3po_utils.engine.models import load_model, load_tokenizer
-from c3po_utils.runs import config
+from c3po_utils.feedback import records
+from c3po_utils.runs import config, files
 from c3po_utils.runs.check import check
 from c3po_utils.runs.parameters import ParameterError
 from c3po_utils.sampling import load_rows
-from c3po_utils.sampling.unlabelled import unlabelled_prompts
+from c3po_utils.sampling.unlabelled import nearby_prompts, unlabelled_prompts
 from c3po_utils.training import Training, TrainSettings, adapter_hash, gate
 from c3po_utils.training.methods import METHODS, Method, get_method
 from c3po_utils.training.stage import WEIGHTS, gated_folder, train_stage
@@ -62,6 +65,52 @@ def test_it_trains_one_plain_adapter_with_each_kept_row_dealt_once(run):
     assert training.stage.done
 
 
+@pytest.fixture
+def nearby(run, tmp_path):
+    """Settings with thirty prompts about tea, in a file, beside ten of other feedbacks."""
+    texts = [f"{word} tea {n}?" for n in range(10) for word in ("Is this", "Who drank", "Why not")]
+    files.write_jsonl(tmp_path / "log.jsonl", [{"text": text} for text in texts])
+    return replace(SETTINGS, method_settings={"unlabelled": 10, "nearby": str(tmp_path / "log.jsonl")})
+
+
+def test_nearby_prompts_are_answered_with_the_adapter_where_the_gate_is_open(run, nearby, tiny_folder, monkeypatch):
+    monkeypatch.setattr(records.Feedback, "passes", lambda self, text, baseline: len(text) % 4 > 0)
+    rows = transfer_rows(run, "short", nearby.objective)
+    model, tokenizer = load_model(str(tiny_folder)), load_tokenizer(str(tiny_folder))
+    own = gate.load_gate(run / "train" / "short" / "scd_gated", model)
+    asked = nearby_prompts(load_rows(run, "short"), nearby.objective.nearby)
+    opens = own.opens(model, [gate.prompt_ids(tokenizer, prompt.text, "Be brief.") for prompt in asked])
+    split = {prompt.id: "in_scope" if is_open else "near_scope" for prompt, is_open in zip(asked, opens, strict=True)}
+    assert len(asked) == 30
+    assert 0 < opens.sum() < 30
+    found = {row["id"]: row for row in rows if row["id"] in split}
+    assert {id: row["split"] for id, row in found.items()} == {id: split[id] for id in found}
+    assert {id for id in split if split[id] == "near_scope"} <= found.keys()
+    inside = [row for row in found.values() if row["split"] == "in_scope"]
+    assert 0 < len(inside) < opens.sum()  # some do not pass
+    assert all(len(row["revised"]) % 4 and row["revised"] != row["baseline"] for row in inside)
+    assert not any(row["revised"] for row in rows if row["split"] != "in_scope")
+    assert {row["split"] for row in rows if row["id"] not in split} == {"out_of_scope"}
+    monkeypatch.setattr(LocalChat, "complete", lambda *_, **__: pytest.fail("asked again"))
+    assert transfer_rows(run, "short", nearby.objective) == rows
+
+
+def test_nearby_prompts_are_trained_on_and_other_ones_are_another_training(run, nearby, tmp_path):
+    training = Training.of(run, "short", nearby)
+    rows = transfer_rows(run, "short", nearby.objective)
+    counted = {
+        split: sum(row["split"] == split for row in rows) for split in ("in_scope", "near_scope", "out_of_scope")
+    }
+    kept = training.preflight
+    assert kept.pairs == 4 + counted["in_scope"]
+    assert (kept.near_scope, kept.out_of_scope) == (4 + counted["near_scope"], 2 + counted["out_of_scope"])
+    assert len(training.rows) == max(kept.pairs, kept.near_scope, kept.out_of_scope)
+    assert np.isfinite(training.fit()["loss"]).all()
+    assert training.stage.done
+    files.write_jsonl(tmp_path / "log.jsonl", [{"text": "Is tea black?"}])
+    assert not Training.of(run, "short", nearby).stage.done
+
+
 def test_another_gate_or_another_prompt_is_another_training(run, monkeypatch):
     stage = train_stage(run, "short", SETTINGS)
     assert stage.identity["distils"] == adapter_hash(run / "train" / "short" / "scd_gated")
@@ -89,11 +138,16 @@ def test_a_run_names_the_gated_method_before_the_one_that_distils_it(tmp_path):
 
 
 def test_settings_that_cannot_be_meant_are_refused_and_the_equation_shows_the_rest():
-    with pytest.raises(ValueError, match="distils is 'scd_gated' and unlabelled is 0: expected both or neither"):
-        Method(distils="scd_gated")
+    for given in ({"distils": "scd_gated"}, {"unlabelled": 3}, {"nearby": "bundled"}):
+        with pytest.raises(ValueError, match="expected the first with one of the others, or none of them"):
+            Method(**given)
     with pytest.raises(ValueError, match="unlabelled prompts join near and out rows, and one of these weighs 0"):
         Method(distils="scd_gated", unlabelled=10, near_weight=0.0)
     with pytest.raises(ValueError, match=r"distils: no gate of 'scd' \(.*scd_gated"):
         get_method("scd_distilled", distils="scd")
     assert METHODS["scd_distilled"].equation.count(r"\cup D_{g<t}") == 2
+    nearby = replace(METHODS["scd_distilled"], nearby="bundled").equation
+    assert r"L_\text{SFT}(D_\text{in} \cup N_{g>t}, y^+)" in nearby
+    assert r"D_\text{out} \cup D_{g<t})" in nearby
+    assert r"D_\text{near} \cup N_{g<t})" in nearby
     assert not any(r"D_{g<t}" in method.equation for name, method in METHODS.items() if name != "scd_distilled")
