@@ -251,6 +251,16 @@ def test_the_readmes_table_is_the_published_one():
     assert table in (ROOT / "README.md").read_text()
 
 
+def test_an_installed_package_brings_all_feedback_notebooks_and_parameters_along():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    for package, folder in project["package-dir"].items():
+        taken = {path for pattern in project["package-data"][package] for path in (ROOT / folder).glob(pattern)}
+        there = {
+            path for path in (ROOT / folder).rglob("*") if path.suffix in {".ipynb", ".yaml", ".json", ".jsonl", ".csv"}
+        }
+        assert taken >= there - set((ROOT / folder).rglob(".ipynb_checkpoints/*")), package
+
+
 @pytest.mark.slow
 @pytest.mark.embedded
 @pytest.mark.timeout(900)
