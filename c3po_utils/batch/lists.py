@@ -63,8 +63,7 @@ def _in_words(one: methods.Method) -> str:
     if one.start:
         parts.append(f"from {one.start}")
     if one.distils:
-        more = f" and at more about its own matters ({one.nearby})" if one.nearby else ""
-        parts.append(f"distils {one.distils} at {one.unlabelled} unlabelled prompts{more}")
+        parts.append(f"distils {one.distils} at {one.unlabelled} unlabelled prompts")
     terms = {
         "preference pairs": one.preference,
         "SFT on revisions": one.chosen_sft_weight,

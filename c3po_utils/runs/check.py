@@ -193,6 +193,8 @@ def check_train(values: dict[str, Any]) -> None:
     objective = jobs.train_settings(values).objective  # what is wrong is raised as they are made
     if objective.nearby:
         with _said_of("nearby"):
+            if "#" in values["feedback"] and objective.nearby == "bundled":
+                raise ValueError(f"none are bundled for {values['feedback']!r}: expected FILE.jsonl[:COLUMN]")
             general.unlabelled_texts(objective.nearby, members(records.feedback_id(values["feedback"])))
 
 

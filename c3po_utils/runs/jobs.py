@@ -21,7 +21,7 @@ from c3po_utils.training.stage import train_stage
 How = two_feedbacks.How
 SAMPLE, TRAIN, EVALUATE = "01_sample.ipynb", "02_train.ipynb", "03_evaluate.ipynb"
 TWO_FEEDBACKS, FIGURES = "04_two_feedbacks.ipynb", "05_figures.ipynb"
-PROMPTS = ("general_prompts", "nearby")  # settings, below parameters, that may name a file
+PROMPT_FILES = ("general_prompts", "nearby")  # settings, below parameters, that may name one
 MODELS = ("model", "category_model", "prompt_model", "completion_model", "judge_model")  # parameters that name one
 
 
@@ -103,7 +103,7 @@ def _resolved(notebook: str, given: dict[str, Any]) -> dict[str, Any]:
 
 
 def _with_files_from_root(values: dict[str, Any]) -> dict[str, Any]:
-    found = {key: general.absolute(values[key]) for key in PROMPTS if isinstance(values.get(key), str)}
+    found = {key: general.absolute(values[key]) for key in PROMPT_FILES if isinstance(values.get(key), str)}
     below = {key: _with_files_from_root(value) for key, value in values.items() if isinstance(value, dict)}
     return values | below | found
 

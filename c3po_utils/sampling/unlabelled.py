@@ -6,6 +6,7 @@ import random
 from collections.abc import Sequence
 
 from c3po_utils.feedback import Prompt, folded, general, records
+from c3po_utils.runs import files
 
 
 def unlabelled_prompts(rows: Sequence[dict], count: int, seed: int = 0) -> list[Prompt]:
@@ -30,19 +31,26 @@ def unlabelled_prompts(rows: Sequence[dict], count: int, seed: int = 0) -> list[
 def nearby_prompts(rows: Sequence[dict], source: str) -> list[Prompt]:
     """Those of a source that are about the matters of the rows' feedbacks, but for what is among the rows by text.
 
+    A text has the same id wherever it stands, so that pi_0 answers it once in a run. The split is not known.
+
     Args:
         rows: of both folds.
-        source: as `general.unlabelled_texts` takes it, whose errors are raised; empty: none.
+        source: as `general.unlabelled_texts` takes it; empty: none.
+
+    Raises:
+        As `general.unlabelled_texts`. ValueError: nothing is left.
     """
     ids, asked = list(dict.fromkeys(row["feedback"] for row in rows)), {folded(row["prompt"]) for row in rows}
     texts = general.unlabelled_texts(source, ids) if source else []
     kept = [text for text in texts if folded(text) not in asked]
-    return [Prompt(f"{'+'.join(ids)}/nearby/{n:03}", "near_scope", "nearby", text) for n, text in enumerate(kept, 1)]
+    if source and not kept:
+        raise ValueError(f"nearby prompts from {source!r}: expected some that are not sampled, found none")
+    return [Prompt(f"nearby/{files.content_hash(folded(text))[:12]}", "near_scope", "nearby", text) for text in kept]
 
 
-def joined(place: int, nearby: str = "") -> str:
+def joined(place: int, nearby: bool) -> str:
     """Which rows pi_0's answer at this place among the prompts of other feedbacks joins.
 
-    In turn, so that both are dealt alike; where there are nearby ones, which join the near rows, the out-of-scope rows.
+    In turn, so that both are dealt alike; where `nearby` prompts join the near rows, always the out-of-scope rows.
     """
     return "out_of_scope" if nearby else ("near_scope", "out_of_scope")[place % 2]

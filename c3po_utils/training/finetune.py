@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, fields
+from dataclasses import fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from c3po_utils.training.methods import Method
 from c3po_utils.training.references import with_references
 from c3po_utils.training.stage import LOG, RunTraining, TrainSettings, adapter_folder, adapter_hash
 from c3po_utils.training.trainer import Bar, C3POTrainer, last_valid
-from c3po_utils.training.transfer import transfer_rows
+from c3po_utils.training.transfer import passing, transfer_rows
 
 TOKENS_PER_PASS = {"cpu": 2048, "cuda": 8192}
 WHOLE_BATCH = {"aot", "aot_unpaired", "sft"}  # trl's losses that are no mean over pairs
@@ -101,7 +101,7 @@ def train(
         policy, args=config, method=method, train_dataset=Dataset.from_list(rows), processing_class=tokenizer,
         callbacks=[Bar()], tokens_per_pass=None if WHOLE_BATCH & set(config.loss_type) else per_pass,
         identity=[
-            asdict(method), adapter_hash(Path(start)) if start else None, policy.peft_config["default"].to_dict(),
+            method.differences, adapter_hash(Path(start)) if start else None, policy.peft_config["default"].to_dict(),
             arguments, rows,
         ],
     )  # fmt: skip
@@ -195,7 +195,6 @@ class Training(RunTraining):
         Raises:
             ValueError: a feedback without a metric.
         """
-        feedbacks = {id: stored_feedback(self.run, id) for id in members(self.feedback_id)}
-        if not all(record.metric for record in feedbacks.values()):
+        if not all(stored_feedback(self.run, id).metric for id in members(self.feedback_id)):
             raise ValueError(f"only_passing: feedback {self.feedback_id!r} has no metric to choose pairs by")
-        return lambda row: feedbacks[row["feedback"]].passes(row["revised"], row["baseline"])
+        return passing(self.run, self.feedback_id)

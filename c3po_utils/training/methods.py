@@ -47,9 +47,9 @@ class Method:
     near_ratio: NotNegative = 0.0  # near-scope rows put among the in-scope rows, for each of these, baseline as chosen
     out_ratio: NotNegative = 0.0  # likewise out-of-scope rows
     start: str = ""  # the method whose adapter training starts from
-    distils: str = ""  # the gated method whose gate says at which unlabelled prompts to stay what pi_0 is
+    distils: str = ""  # the gated method that answers for the unlabelled and nearby prompts
     unlabelled: CountOrNone = 0  # of these prompts: they join near and out rows in turn; beside nearby ones the latter
-    nearby: str = ""  # where more prompts about the feedback's matters are: bundled, or FILE.jsonl[:COLUMN]
+    nearby: str = ""  # more prompts about the feedback's matters, all of: bundled, or FILE.jsonl[:COLUMN]
     max_prompts: CountOrNone = 0  # train on at most this many pairs; 0: on all
     only_passing: bool = False  # train only on pairs whose revision passes the feedback's metric
     max_length: Count = 1024  # longer examples, in tokens, are dropped
@@ -70,8 +70,9 @@ class Method:
         if bool(self.distils) != bool(self.unlabelled or self.nearby):
             found = f"distils is {self.distils!r}, unlabelled is {self.unlabelled} and nearby is {self.nearby!r}"
             raise ValueError(f"method settings: {found}: expected the first with one of the others, or none of them")
-        if self.distils and not (self.near_weight and self.out_weight):
-            raise ValueError("method settings: unlabelled prompts join near and out rows, and one of these weighs 0")
+        joined = {"near_weight": self.nearby or self.unlabelled, "out_weight": self.unlabelled}
+        for weight in (name for name, prompts in joined.items() if prompts and not getattr(self, name)):
+            raise ValueError(f"method settings: unlabelled prompts join rows that weigh nothing, as {weight} is 0")
         chosen = "gate_search" if self.gate_search else "gate_all" if self.gate_all else ""
         if passed := sorted(CHOSEN.get(chosen, set()) & self.differences.keys()):
             names = " and ".join(passed)
@@ -121,7 +122,7 @@ class Method:
         near, open = (r" \cup N_{g<t}", r" \cup N_{g>t}") if self.nearby else (out, "")
         mixed = "".join(rf" \cup {ratio:g}\,\overleftarrow{{D}}_\text{{{name}}}" for ratio, name in ratios if ratio)
         terms = [
-            (self.preference, rf"L_\text{{DPO}}(D_\text{{in}}{mixed};\,\beta={self.beta:g})"),
+            (self.preference, rf"L_\text{{DPO}}(D_\text{{in}}{mixed}{open};\,\beta={self.beta:g})"),
             (self.chosen_sft_weight, rf"L_\text{{SFT}}(D_\text{{in}}{mixed}{open}, y^+)"),
             (self.out_weight, _keep(self, rf"D_\text{{out}}{out}")),
             (self.near_weight, _keep(self, rf"D_\text{{near}}{near}")),

@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 from c3po_utils import engine  # as a room: its heavy parts are imported when they are used
 from c3po_utils.runs import Stage, files, nearest, parameters, stage
-from c3po_utils.sampling import SampleSettings, load_rows, members, rows_hash, stored_settings, unlabelled
+from c3po_utils.sampling import (
+    SampleSettings,
+    load_rows,
+    members,
+    rows_hash,
+    stored_feedback,
+    stored_settings,
+    unlabelled,
+)
 from c3po_utils.training.limits import (
     REFUSED_ARGUMENTS,
     SETTLED,
@@ -157,16 +165,17 @@ def train_stage(run: Path | str, feedback_id: str, settings: TrainSettings) -> S
 
     Raises:
         FileNotFoundError: the adapter that it starts from or adds, or the gate that it distils, is not there; says how
-            it is trained.
+            it is trained. And as `unlabelled.nearby_prompts`.
     """
     run, objective = Path(run), settings.objective
     rows = {id: rows_hash(run, id) for id in members(feedback_id)}
     sampled_with = {id: parameters.recorded(stored_settings(run, id)) for id in rows}
     joint = len(rows) > 1
+    recorded = parameters.recorded(settings)
     identity = {
-        "settings": parameters.recorded(settings),
+        "settings": recorded | {"method_settings": _without_place(recorded["method_settings"])},
         # Only what differs from the defaults, so that a setting added to Method later renames no finished run.
-        "objective": objective.differences,
+        "objective": _without_place(objective.differences),
         "rows": rows if joint else rows[feedback_id],
         "sampled_with": sampled_with if joint else sampled_with[feedback_id],
     }
@@ -178,5 +187,15 @@ def train_stage(run: Path | str, feedback_id: str, settings: TrainSettings) -> S
         prompts = unlabelled.unlabelled_prompts(own, objective.unlabelled, seed)
         prompts += unlabelled.nearby_prompts(own, objective.nearby)
         identity["unlabelled"] = files.content_hash([(prompt.id, prompt.text) for prompt in prompts])
+    if objective.nearby or objective.only_passing:  # by which rows are left out
+        identity["metrics"] = files.content_hash(
+            [stored_feedback(run, id).model_dump(mode="json")["metric"] for id in rows]
+        )
     products = (GATE, GATE_CARD, GATE_SCORES) if objective.gated else (WEIGHTS, CONFIG, PROBE, LOG)
     return Stage(run / "train" / feedback_id / settings.method, identity, *products)
+
+
+def _without_place(settings: dict[str, Any]) -> dict[str, Any]:
+    """Method settings; of a file of prompts what is in it counts, not where this machine has it."""
+    is_file = settings.get("nearby") not in (None, "", "bundled")
+    return settings | {"nearby": "FILE"} if is_file else settings

@@ -25,10 +25,11 @@ def transfer_rows(run: Path, feedback_id: str, method: Method) -> list[dict]:
     """Rows of the training fold with `baseline`, pi_0's answer, to the method's unlabelled and nearby prompts.
 
     Of `method.unlabelled` prompts those where the gate is closed; of the nearby ones also those where it is open and
-    the adapter's answer, `revised`, passes the feedback's metric, if it has one.
+    the adapter's answer, `revised`, ended by itself and passes the feedback's metric, if it has one.
 
     Raises:
         FileNotFoundError, DamagedFile, RuntimeError: as in `load_gate` and `load_adapter`.
+        FeedbackError, ValueError: as in `unlabelled.nearby_prompts`.
     """
     own, settings = load_rows(run, feedback_id), stored_settings(run, feedback_id)
     model, tokenizer = engine.shared_model(settings.model), engine.load_tokenizer(settings.model)
@@ -47,7 +48,7 @@ def transfer_rows(run: Path, feedback_id: str, method: Method) -> list[dict]:
 
     others, _ = routed(unlabelled.unlabelled_prompts(own, method.unlabelled, settings.seed))
     near, inside = routed(unlabelled.nearby_prompts(own, method.nearby))
-    others = [row | {"split": unlabelled.joined(place, method.nearby)} for place, row in enumerate(others)]
+    others = [row | {"split": unlabelled.joined(place, bool(method.nearby))} for place, row in enumerate(others)]
     rows = others + [row | {"split": "near_scope"} for row in near] + [row | {"split": "in_scope"} for row in inside]
     answers.add_answers(chat.open_chat(settings.model, run / LEDGER), rows, settings)
     revised = rows[len(rows) - len(inside) :]
@@ -57,11 +58,19 @@ def transfer_rows(run: Path, feedback_id: str, method: Method) -> list[dict]:
             known_as = f"{settings.model}+{adapter_hash(folder)}"
             adapted = chat.remembered(tuned, tokenizer, known_as, run / LEDGER)
             answers.add_answers(adapted, revised, settings, "revised")
-    passes = _passing(run, feedback_id)
-    return [row for row in rows if row["split"] != "in_scope" or passes(row)]
+    passes = passing(run, feedback_id)
+    return [row for row in rows if row["split"] != "in_scope" or (row["revised_status"] == "ok" and passes(row))]
 
 
-def _passing(run: Path, feedback_id: str) -> Callable[[dict], bool]:
-    """Whether a row's `revised` passes the metric of a feedback, where there is one."""
-    records = [record for id in members(feedback_id) if (record := stored_feedback(run, id)).metric]
-    return lambda row: not records or any(record.passes(row["revised"], row["baseline"]) for record in records)
+def passing(run: Path, feedback_id: str) -> Callable[[dict], bool]:
+    """Whether a row's `revised` passes the metric of its feedback, if that has one.
+
+    Of two that are learned jointly one is enough where the row is of neither by name.
+    """
+    records = {id: stored_feedback(run, id) for id in members(feedback_id)}
+
+    def passes(row: dict) -> bool:
+        own = [records[row["feedback"]]] if row["feedback"] in records else records.values()
+        return any(not record.metric or record.passes(row["revised"], row["baseline"]) for record in own)
+
+    return passes

@@ -16,7 +16,7 @@ from papermill.cli import papermill as papermill_command
 from c3po_utils.batch import notebook, run_notebooks
 from c3po_utils.batch.local import LocalExecutor
 from c3po_utils.cli import c3po
-from c3po_utils.feedback import general
+from c3po_utils.feedback import general, records
 from c3po_utils.runs.check import check, lacking
 from c3po_utils.runs.config import RUNS, RunConfig, load_config
 from c3po_utils.runs.estimate import estimates
@@ -288,6 +288,17 @@ def test_nearby_prompts_that_a_feedback_lacks_are_found_before_anything_runs(tmp
     )
     with pytest.raises(ParameterError, match=expected):
         check(RunConfig(feedbacks=["otters_go", "bedtime_goodnight"], **given, **settings))
+    own = tmp_path / "mine.yaml"
+    own.write_text(Path(records.FEEDBACK_FOLDER / "human.yaml").read_text())
+    with pytest.raises(ParameterError, match=r"none are bundled for '.*mine\.yaml#otters_go': expected FILE"):
+        check(
+            RunConfig(
+                **given | {"feedback_set": str(own)},
+                **settings,
+                feedbacks=["otters_go"],
+                sample={"prompt_model": LOCAL},
+            )
+        )
     settings["train_methods"]["scd_distilled"]["method_settings"]["nearby"] = "hf:logs:train:prompt"
     with pytest.raises(ParameterError, match=r"expected bundled or FILE\.jsonl\[:COLUMN\]"):
         check(RunConfig(feedbacks=["otters_go"], **given, **settings))

@@ -8,6 +8,7 @@ import pytest
 
 from c3po_utils.feedback import folded, general, records
 from c3po_utils.runs import files
+from c3po_utils.runs.config import load_config
 from c3po_utils.sampling.unlabelled import nearby_prompts, unlabelled_prompts
 
 GENERAL = records.load_general_prompts()[7]
@@ -47,11 +48,17 @@ def test_feedbacks_share_most_of_them_and_the_seed_draws_others():
 BUNDLED = sorted(path.stem for path in general.UNLABELLED.glob("*.jsonl"))
 
 
+def test_every_feedback_that_settings_or_methods_are_compared_on_has_bundled_nearby_prompts():
+    sets = [records.FEEDBACK_FOLDER / name for name in ("embedded.yaml", "embedded_tuning.yaml")]
+    used = {feedback.id for feedback in records.load_feedbacks(*sets)} | set(load_config("benchmark").feedbacks)
+    assert used == set(BUNDLED)
+
+
 @pytest.mark.parametrize("id", BUNDLED)
 def test_bundled_nearby_prompts_are_many_and_new(id):
     found = nearby_prompts([asks(id)], "bundled")
     assert len(found) >= 80
-    assert len({prompt.id for prompt in found}) == len(found)
+    assert len({prompt.id for prompt in found}) == len(found)  # hashes of the texts
     known = {folded(prompt.text) for prompt in records.load_prompts(id) + records.load_general_prompts()}
     assert not known & {folded(prompt.text) for prompt in found}
 
@@ -63,6 +70,15 @@ def test_nearby_prompts_leave_out_what_is_asked_and_come_once():
     rest = nearby_prompts([*rows, asks("otters_go", f" {both[0].upper()}")], "bundled")
     assert [prompt.text for prompt in rest] == both[1:]
     assert nearby_prompts(rows, "") == []
+
+
+def test_a_prompt_has_one_id_wherever_it_stands_and_none_at_all_is_an_error(tmp_path):
+    path = files.write_jsonl(tmp_path / "log.jsonl", [{"text": "Is tea hot?"}])
+    (found,) = nearby_prompts([asks("otters_go", "Why?")], str(path))
+    files.write_jsonl(path, [{"text": "Is tea cold?"}, {"text": "Is TEA hot?"}])
+    assert nearby_prompts([asks("hike_112", "Why?")], str(path))[1].id == found.id
+    with pytest.raises(ValueError, match="expected some that are not sampled, found none"):
+        nearby_prompts([asks("a", "Is tea hot?"), asks("a", "Is tea cold?")], str(path))
 
 
 def test_a_source_of_nearby_prompts_that_is_not_there_or_wrong_is_named(tmp_path):
