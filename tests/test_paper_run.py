@@ -45,7 +45,9 @@ def test_the_papers_run_at_small_size(tmp_path):
     table = pd.read_csv(run / "figures" / "table2.csv")
     assert set(table.method) == set(config.methods)
     trained = read_json(run / "train" / FEEDBACKS[0] / "c3po" / "manifest.json")["identity"]["settings"]
-    assert (trained["learning_rate"], trained["epochs"], trained["lora"]["r"]) == (5e-5, 1, 64)
+    assert (trained["learning_rate"], trained["epochs"]) == (5e-5, 1)
+    adapter = read_json(run / "train" / FEEDBACKS[0] / "c3po" / "adapter_config.json")
+    assert (adapter["r"], adapter["lora_alpha"], adapter["lora_dropout"]) == (64, 128, 0.05)
     method, *references = config.figures["compare"]
     leads = pd.read_csv(run / "figures" / "leads.csv")
     assert set(leads["method"]) == {method}
