@@ -1,4 +1,4 @@
-"""Three adapters of the embedded model that begin every answer with a word of their own, trained in a minute."""
+"""Three adapters of the embedded model that begin every answer with a word of their own, trained in a few minutes."""
 
 from __future__ import annotations
 
@@ -39,11 +39,16 @@ def _train(folder: Path, word: str) -> None:
     prompts = [prompt.text for prompt in load_general_prompts()]
     answer = tokenizer(f"{word}.<|im_end|>", add_special_tokens=False, return_tensors="pt").input_ids
     for step in range(STEPS):
-        for text in prompts[step * PROMPTS % 40 :][:PROMPTS]:
-            asked = templates.encode(tokenizer, request("", text, system=SYSTEM).messages, add_generation_prompt=True)
-            ids = torch.cat([torch.tensor([asked]), answer], 1)
-            logits = policy(ids, logits_to_keep=answer.shape[1] + 1).logits[0, :-1]
-            (torch.nn.functional.cross_entropy(logits.float(), answer[0]) / PROMPTS).backward()
+        asked = [
+            templates.encode(tokenizer, request("", text, system=SYSTEM).messages, add_generation_prompt=True)
+            for text in prompts[step * PROMPTS % 40 :][:PROMPTS]
+        ]
+        longest = max(map(len, asked)) + answer.shape[1]
+        rows = [torch.cat([torch.tensor(prompt), answer[0]]) for prompt in asked]
+        ids_PL = torch.stack([torch.nn.functional.pad(row, (longest - len(row), 0)) for row in rows])
+        mask_PL = torch.stack([torch.arange(longest) >= longest - len(row) for row in rows]).long()
+        logits = policy(ids_PL, attention_mask=mask_PL, logits_to_keep=answer.shape[1] + 1).logits[:, :-1]
+        torch.nn.functional.cross_entropy(logits.float().flatten(0, 1), answer[0].repeat(len(rows))).backward()
         optimizer.step()
         optimizer.zero_grad()
     save_adapter(policy.eval(), folder)
