@@ -106,16 +106,16 @@ def _with_adapters(
     run: Path | str, ids: Open, method: str, name: str, notes: dict[str, Any], server: chat.vllm.Engine | None
 ) -> Iterator[chat.ChatModel]:
     """pi_0 with the adapters of none, one or several feedbacks, whether or not they have gates."""
-    ledger, tokenizer = Path(run) / LEDGER, engine.load_tokenizer(name)
+    ledger = Path(run) / LEDGER
     folders = [training.stage.weights_folder(adapter_folder(run, id, method)) for id in ids]
-    known_as = "+".join([name, *map(adapter_hash, folders)])
+    known_as = training.adapters.known_as(name, folders)
     if server:
         yield server.chat(known_as, training.served.served_name(folders[0]) if folders else chat.vllm.BASE, ledger)
     elif not ids:
         yield chat.open_chat(name, ledger)
     elif len(ids) == 1:
-        with training.merged(engine.shared_model(name), folders[0]) as tuned:
-            yield chat.remembered(tuned, tokenizer, known_as, ledger)
+        with training.adapters.answering(name, folders[0], ledger) as model:
+            yield model
     else:
         policy, notes["difference_from_sum"] = training.adapters.load_added(run, ids, method, name)
-        yield chat.remembered(policy.merge_and_unload(), tokenizer, known_as, ledger)
+        yield chat.remembered(policy.merge_and_unload(), engine.load_tokenizer(name), known_as, ledger)

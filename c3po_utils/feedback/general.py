@@ -48,16 +48,20 @@ def unlabelled_texts(source: str, feedback_ids: Sequence[str]) -> list[str]:
     Raises:
         FeedbackError: a feedback without bundled ones. FileNotFoundError, ValueError: as `general_prompts`.
     """
-    sources = [source]
     if source == "bundled":
-        sources = [str(UNLABELLED / f"{id}.jsonl") for id in feedback_ids]
-        for id, path in zip(feedback_ids, sources, strict=True):
-            if not Path(path).is_file():
-                hint = nearest(id, [file.stem for file in UNLABELLED.glob("*.jsonl")])
-                raise FeedbackError([f"no unlabelled prompts for {id!r}: expected {path} ({hint})"])
-    opened = [_file(one, "unlabelled prompts", "bundled or FILE.jsonl[:COLUMN]") for one in sources]
-    texts = [text for path, column in opened for text in _json_lines(path, column)]
+        found = [(_bundled(id), None) for id in feedback_ids]
+    else:
+        found = [_file(source, "unlabelled prompts", "bundled or FILE.jsonl[:COLUMN]")]
+    texts = [text for path, column in found for text in _json_lines(path, column)]
     return list({folded(text): text for text in texts if folded(text)}.values())
+
+
+def _bundled(feedback_id: str) -> Path:
+    path = UNLABELLED / f"{feedback_id}.jsonl"
+    if not path.is_file():
+        hint = nearest(feedback_id, [file.stem for file in UNLABELLED.glob("*.jsonl")])
+        raise FeedbackError([f"no unlabelled prompts for {feedback_id!r}: expected {path} ({hint})"])
+    return path
 
 
 def absolute(source: str) -> str:

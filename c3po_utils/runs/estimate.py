@@ -16,7 +16,7 @@ from c3po_utils import chat  # as a room: its heavy parts are imported when they
 from c3po_utils.chat import ledger_file
 from c3po_utils.chat.types import Estimate, likely_tokens
 from c3po_utils.evaluation import Judge, evaluate, open_judge, two_feedbacks
-from c3po_utils.feedback import Feedback, Prompt, records
+from c3po_utils.feedback import Feedback, records
 from c3po_utils.runs import LEDGER, Stage, jobs, run_folder
 from c3po_utils.runs.config import RunConfig
 from c3po_utils.sampling import Sample, SampleSettings, answers, open_sample, unlabelled
@@ -135,44 +135,39 @@ def _trained(sampled: Sequence[Sampled], settings: jobs.TrainSettings) -> Iterat
 
     Rows are dealt as in training.data.training_rows: each row has a sequence of every segment, some of them again.
     """
-    objective, sample = settings.objective, sampled[0].sample
+    objective, sample, nearby = settings.objective, sampled[0].sample, 0
     parts = [one.trained_tokens for one in sampled]
     if objective.distils:
         dry = chat.DryRun(chat.open_chat(sample.settings.model, sample.run / LEDGER))
-        parts.append(_sequences(_unlabelled(sampled, objective, dry)))
+        rows, nearby = _unlabelled(sampled, objective, dry)
+        parts.append(_sequences(rows))
         yield "unlabelled prompts", sample.settings.model, dry.total
     sequences = {segment: [tokens for part in parts for tokens in part[segment]] for segment in objective.segments}
     pairs = [tokens for part in parts for tokens in part["chosen"]][: objective.max_prompts or None]
-    # At nearby prompts where the gate turns out to be open there are more pairs.
-    open = len(_nearby(sampled, objective))
-    dealt = (len(pairs) + open) * (1 + objective.near_ratio + objective.out_ratio)
+    # There are more pairs by the nearby prompts at which the gate turns out to be open.
+    dealt = (len(pairs) + nearby) * (1 + objective.near_ratio + objective.out_ratio)
     if objective.rows["whole_pools"]:
         dealt = max(dealt, *map(len, sequences.values()))
     tokens = sum(dealt * statistics.fmean(own) for own in sequences.values() if own)
     yield "training", sample.settings.model, Estimate(prompt_tokens=round(settings.epochs * tokens))
 
 
-def _unlabelled(sampled: Sequence[Sampled], objective: known_methods.Method, dry: chat.DryRun) -> list[dict]:
+def _unlabelled(
+    sampled: Sequence[Sampled], objective: known_methods.Method, dry: chat.DryRun
+) -> tuple[list[dict], int]:
     """pi_0's answers to the unlabelled prompts of a method that distils a gated one, as if the gate were closed.
 
-    Nearby ones may be answered with the adapter, too, also where those answers are kept: by whom is known when it is
-    trained.
+    And how many are nearby ones: these may be answered with the adapter, too, which is counted also where such answers
+    are kept: by whom is known when it is trained.
     """
     settings, own = sampled[0].sample.settings, [row for one in sampled for row in one.rows]
     others = unlabelled.unlabelled_prompts(own, objective.unlabelled, settings.seed)
-    nearby = _nearby(sampled, objective)
-    splits = [unlabelled.joined(place, bool(nearby)) for place in range(len(others))] + ["near_scope"] * len(nearby)
-    rows = [
-        {"id": prompt.id, "prompt": prompt.text, "split": split}
-        for prompt, split in zip([*others, *nearby], splits, strict=True)
-    ]
+    nearby = unlabelled.nearby_prompts(own, objective.nearby)
+    splits = unlabelled.joined(others, nearby)
+    rows = [{"id": one.id, "prompt": one.text, "split": splits[one.id]} for one in [*others, *nearby]]
     answers.add_answers(dry, rows, settings)
-    answers.add_answers(dry, [dict(row) for row in rows[len(others) :]], settings, "revised")
-    return rows
-
-
-def _nearby(sampled: Sequence[Sampled], objective: known_methods.Method) -> list[Prompt]:
-    return unlabelled.nearby_prompts([row for one in sampled for row in one.rows], objective.nearby)
+    answers.add_answers(dry, rows[len(others) :], settings, "revised")
+    return rows, len(nearby)
 
 
 def evaluating(config: RunConfig, name: str, sampled: Sampled, methods: Sequence[str] = ()) -> Iterator[Part]:

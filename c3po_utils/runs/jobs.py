@@ -98,14 +98,20 @@ def two_feedbacks_runs(config: RunConfig) -> list[tuple[list[str], str, How]]:
 
 def _resolved(notebook: str, given: dict[str, Any]) -> dict[str, Any]:
     """A notebook's parameters; models' folders and prompts' files from the root: its kernel runs in another folder."""
-    values = _with_files_from_root(parameters.resolve(NOTEBOOKS / notebook, given))
-    return {key: engine.names.absolute(value) if key in MODELS else value for key, value in values.items()}
+    values = parameters.resolve(NOTEBOOKS / notebook, given)
+    models = {key: engine.names.absolute(values[key]) for key in MODELS if key in values}
+    return _with_files_from_root(values) | models
 
 
 def _with_files_from_root(values: dict[str, Any]) -> dict[str, Any]:
-    found = {key: general.absolute(values[key]) for key in PROMPT_FILES if isinstance(values.get(key), str)}
-    below = {key: _with_files_from_root(value) for key, value in values.items() if isinstance(value, dict)}
-    return values | below | found
+    """The parameters, or the settings in one of them."""
+
+    def absolute(key: str, value: Any) -> Any:
+        if isinstance(value, dict):
+            return _with_files_from_root(value)
+        return general.absolute(value) if key in PROMPT_FILES and isinstance(value, str) else value
+
+    return {key: absolute(key, value) for key, value in values.items()}
 
 
 def _fields(settings: type, values: dict[str, Any]) -> dict[str, Any]:

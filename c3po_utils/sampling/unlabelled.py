@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 
 from c3po_utils.feedback import Prompt, folded, general, records
 from c3po_utils.runs import files
@@ -40,17 +40,26 @@ def nearby_prompts(rows: Sequence[dict], source: str) -> list[Prompt]:
     Raises:
         As `general.unlabelled_texts`. ValueError: nothing is left.
     """
+    if not source:
+        return []
     ids, asked = list(dict.fromkeys(row["feedback"] for row in rows)), {folded(row["prompt"]) for row in rows}
-    texts = general.unlabelled_texts(source, ids) if source else []
-    kept = [text for text in texts if folded(text) not in asked]
-    if source and not kept:
+    kept = [text for text in general.unlabelled_texts(source, ids) if folded(text) not in asked]
+    if not kept:
         raise ValueError(f"nearby prompts from {source!r}: expected some that are not sampled, found none")
     return [Prompt(f"nearby/{files.content_hash(folded(text))[:12]}", "near_scope", "nearby", text) for text in kept]
 
 
-def joined(place: int, nearby: bool) -> str:
-    """Which rows pi_0's answer at this place among the prompts of other feedbacks joins.
+def joined(others: Sequence[Prompt], nearby: Sequence[Prompt], opened: Container[str] = ()) -> dict[str, str]:
+    """Which rows, by split, the answer to each prompt joins, by the prompt's id; those that join none are left out.
 
-    In turn, so that both are dealt alike; where `nearby` prompts join the near rows, always the out-of-scope rows.
+    Nearby prompts join the near rows, and the rows in scope where the gate is open. Of others those where it is closed
+    join the out-of-scope rows, or, where there are no nearby ones, near and out in turn, so that both are dealt alike.
+
+    Args:
+        others: see `unlabelled_prompts`. `nearby`: see `nearby_prompts`.
+        opened: ids of the prompts at which the gate is open.
     """
-    return "out_of_scope" if nearby else ("near_scope", "out_of_scope")[place % 2]
+    turns = ("out_of_scope",) if nearby else ("near_scope", "out_of_scope")
+    closed = [prompt.id for prompt in others if prompt.id not in opened]
+    splits = {id: turns[place % len(turns)] for place, id in enumerate(closed)}
+    return splits | {prompt.id: "in_scope" if prompt.id in opened else "near_scope" for prompt in nearby}

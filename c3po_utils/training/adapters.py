@@ -17,10 +17,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
-from c3po_utils.engine import load_model
+from c3po_utils import chat  # as a room: its heavy parts are imported when they are used
+from c3po_utils.engine import load_model, load_tokenizer, shared_model
 from c3po_utils.runs import files, stage
 from c3po_utils.training.limits import NO_GRADIENT, check_lora
-from c3po_utils.training.stage import CONFIG, PROBE, WEIGHTS, adapter_folder, weights_folder
+from c3po_utils.training.stage import CONFIG, PROBE, WEIGHTS, adapter_folder, adapter_hash, weights_folder
 
 PROBE_IDS = list(range(5, 37))
 TOLERANCE = 0.05  # the probe's largest difference, relative to its largest logit
@@ -195,6 +196,18 @@ def mixed(model: PreTrainedModel, weights: Mapping[Path, float]) -> Iterator[Pre
         yield policy.merge_and_unload()
     finally:
         back()
+
+
+def known_as(name: str, folders: Sequence[Path]) -> str:
+    """What pi_0, by its name, with these adapters added is called in ledgers: the same whoever asks."""
+    return "+".join([name, *map(adapter_hash, folders)])
+
+
+@contextmanager
+def answering(name: str, folder: Path, ledger: Path) -> Iterator[chat.ChatModel]:
+    """pi_0, by its name, with one stored adapter, behind a ledger. Errors as in `load_adapter`."""
+    with merged(shared_model(name), folder) as tuned:
+        yield chat.remembered(tuned, load_tokenizer(name), known_as(name, [folder]), ledger)
 
 
 def add_adapters(

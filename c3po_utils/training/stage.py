@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from c3po_utils import engine  # as a room: its heavy parts are imported when they are used
+from c3po_utils.feedback import general
 from c3po_utils.runs import Stage, files, nearest, parameters, stage
 from c3po_utils.sampling import (
     SampleSettings,
@@ -197,5 +198,4 @@ def train_stage(run: Path | str, feedback_id: str, settings: TrainSettings) -> S
 
 def _without_place(settings: dict[str, Any]) -> dict[str, Any]:
     """Method settings; of a file of prompts what is in it counts, not where this machine has it."""
-    is_file = settings.get("nearby") not in (None, "", "bundled")
-    return settings | {"nearby": "FILE"} if is_file else settings
+    return settings | {"nearby": "FILE"} if general.FILE.fullmatch(settings.get("nearby", "")) else settings

@@ -8,17 +8,16 @@ are for: where it is open they are answered with the adapter, and join the rows 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 from c3po_utils import chat, engine  # as rooms: their heavy parts are imported when they are used
-from c3po_utils.feedback import Prompt
 from c3po_utils.runs import LEDGER
 from c3po_utils.sampling import answers, load_rows, members, stored_feedback, stored_settings, unlabelled
-from c3po_utils.training.adapters import merged
+from c3po_utils.training.adapters import answering
 from c3po_utils.training.gate import load_gate, prompt_ids
 from c3po_utils.training.methods import Method
-from c3po_utils.training.stage import adapter_folder, adapter_hash, weights_folder
+from c3po_utils.training.stage import adapter_folder, weights_folder
 
 
 def transfer_rows(run: Path, feedback_id: str, method: Method) -> list[dict]:
@@ -33,30 +32,22 @@ def transfer_rows(run: Path, feedback_id: str, method: Method) -> list[dict]:
     """
     own, settings = load_rows(run, feedback_id), stored_settings(run, feedback_id)
     model, tokenizer = engine.shared_model(settings.model), engine.load_tokenizer(settings.model)
+    others = unlabelled.unlabelled_prompts(own, method.unlabelled, settings.seed)
+    nearby = unlabelled.nearby_prompts(own, method.nearby)
+    prompts = [*others, *nearby]
     gate = load_gate(adapter_folder(run, feedback_id, method.distils), model)
-
-    def routed(prompts: Sequence[Prompt]) -> tuple[list[dict], list[dict]]:
-        """Rows without answers, where the gate is closed and where it is open."""
-        opens = gate.opens(model, [prompt_ids(tokenizer, prompt.text, settings.system_prompt) for prompt in prompts])
-        found: tuple[list[dict], list[dict]] = [], []
-        for prompt, is_open in zip(prompts, opens.tolist(), strict=True):
-            found[is_open].append(
-                {"id": prompt.id, "feedback": feedback_id, "category": prompt.category, "fold": "train",
-                 "prompt": prompt.text, "revised": ""}
-            )  # fmt: skip
-        return found
-
-    others, _ = routed(unlabelled.unlabelled_prompts(own, method.unlabelled, settings.seed))
-    near, inside = routed(unlabelled.nearby_prompts(own, method.nearby))
-    others = [row | {"split": unlabelled.joined(place, bool(method.nearby))} for place, row in enumerate(others)]
-    rows = others + [row | {"split": "near_scope"} for row in near] + [row | {"split": "in_scope"} for row in inside]
+    opens = gate.opens(model, [prompt_ids(tokenizer, prompt.text, settings.system_prompt) for prompt in prompts])
+    opened = {prompt.id for prompt, is_open in zip(prompts, opens, strict=True) if is_open}
+    splits = unlabelled.joined(others, nearby, opened)
+    rows = [
+        {"id": prompt.id, "feedback": feedback_id, "category": prompt.category, "fold": "train",
+         "split": splits[prompt.id], "prompt": prompt.text, "revised": ""}
+        for prompt in prompts if prompt.id in splits
+    ]  # fmt: skip
     answers.add_answers(chat.open_chat(settings.model, run / LEDGER), rows, settings)
-    revised = rows[len(rows) - len(inside) :]
-    if revised:
+    if revised := [row for row in rows if row["split"] == "in_scope"]:
         folder = weights_folder(adapter_folder(run, feedback_id, method.distils))
-        with merged(model, folder) as tuned:
-            known_as = f"{settings.model}+{adapter_hash(folder)}"
-            adapted = chat.remembered(tuned, tokenizer, known_as, run / LEDGER)
+        with answering(settings.model, folder, run / LEDGER) as adapted:
             answers.add_answers(adapted, revised, settings, "revised")
     passes = passing(run, feedback_id)
     return [row for row in rows if row["split"] != "in_scope" or (row["revised_status"] == "ok" and passes(row))]
