@@ -26,7 +26,7 @@ from c3po_utils.runs import parameters
 from c3po_utils.runs.config import RunConfig, read_config
 from c3po_utils.runs.jobs import train_values
 from c3po_utils.training import trained_methods
-from tests.speed import slowness
+from tests.speed import in_time
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -224,12 +224,7 @@ def test_a_door_says_what_comes_in_and_goes_out_and_has_few_names(room):
 @pytest.mark.quiet
 def test_the_floor_below_all_rooms_is_imported_at_once():
     """What clients of a run's files pay: no library of models, half a second at most."""
-    script = (
-        "import sys, time; start = time.process_time(); import c3po_utils.runs; {}; print(time.process_time() - start)"
-    )
-    names = "c3po_utils.runs.Stage, c3po_utils.runs.run_folder"
-    command = [sys.executable, "-c", script.format(names)]
-    assert float(subprocess.run(command, capture_output=True, text=True, check=True).stdout) < 0.5 * slowness()
+    in_time(0.5, "import c3po_utils.runs; c3po_utils.runs.Stage, c3po_utils.runs.run_folder")
     script = "import sys, c3po_utils.batch.driver; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", script]).returncode == 0, "the runner plans without torch"
 

@@ -69,7 +69,8 @@ def whole_words(text: str, case_sensitive: bool) -> re.Pattern:
     before = f"(?<!{_WORD})" if re.match(_WORD, text[0]) else ""
     after = f"(?!{_WORD})" if re.match(_WORD, text[-1]) else ""
     words = r"\s+".join(map(re.escape, text.split()))
-    return re.compile(before + words + after, 0 if case_sensitive else re.IGNORECASE)
+    # Case is no matter of what stands beside, and Python takes three times as long to compile _WORD without it.
+    return re.compile(before + (words if case_sensitive else f"(?i:{words})") + after)
 
 
 @lru_cache(maxsize=4096)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -18,7 +16,7 @@ from c3po_utils.evaluation.evaluate import evaluate_method
 from c3po_utils.feedback.records import FEEDBACK_FOLDER, find_feedback
 from c3po_utils.runs.config import RunConfig, load_config, load_runs
 from c3po_utils.runs.estimate import estimates
-from tests.speed import slowness
+from tests.speed import in_time
 from tests.stored_run import sampled_for, store_sample
 
 TWELVE = [
@@ -49,16 +47,13 @@ def test_a_plan_of_a_hundred_feedbacks_twelve_methods_and_five_values_is_quick(t
     run = {"run": str(tmp_path / "run"), "feedback_set": str(many(tmp_path, 100)), "methods": TWELVE}
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(run))
     script = (
-        "import sys, time; from c3po_utils.cli import c3po; c3po(sys.argv[1:], standalone_mode=False);"
-        " print('CPU', time.process_time()); sys.exit('torch' in sys.modules)"
+        "import sys; from c3po_utils.cli import c3po; c3po(sys.argv[1:], standalone_mode=False);"
+        " assert 'torch' not in sys.modules"
     )
     command = ["plan", str(tmp_path / "run.yaml"), "--sweep", "train.learning_rate=1e-5,2e-5,5e-5,1e-4,2e-4"]
     before = contents(tmp_path)
-    done = subprocess.run([sys.executable, "-c", script, *command], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "12,301 jobs, 0 done" in done.stdout
+    assert "12,301 jobs, 0 done" in in_time(3, script, command)
     assert contents(tmp_path) == before
-    assert float(done.stdout.rpartition("CPU ")[2]) < 3 * slowness()
 
 
 def test_a_plan_counts_what_an_estimate_counts(tmp_path):

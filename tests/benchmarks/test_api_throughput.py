@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from tests.servers import Reply, scripted
-from tests.speed import slowness
 
 HERE = Path(__file__).parents[1]
-LATENCY_S = 0.2
+LATENCY_S = 0.2  # short, so that the client's own time is seen
+LONG_LATENCY_S = 1.0  # as a model's answer takes: only requests that wait for each other pass the ideal by much
 CLIENT = """
 import json, re, sys, time
 from c3po_utils.chat.types import Sampling, request
@@ -27,9 +27,9 @@ print(json.dumps({"seconds": seconds, "peak_mb": peak_mb, "statuses": sorted(sta
 """
 
 
-def measured(path: Path, count: int, in_flight: int) -> dict:
+def measured(path: Path, count: int, in_flight: int, latency_s: float = LATENCY_S) -> dict:
     """A run of `count` requests in a process of its own against a server in another."""
-    server = subprocess.Popen([sys.executable, HERE / "servers.py", str(LATENCY_S)], stdout=subprocess.PIPE, text=True)
+    server = subprocess.Popen([sys.executable, HERE / "servers.py", str(latency_s)], stdout=subprocess.PIPE, text=True)
     try:
         url = server.stdout.readline().strip()
         command = [sys.executable, "-c", CLIENT, url, path, str(count), str(in_flight)]
@@ -38,17 +38,17 @@ def measured(path: Path, count: int, in_flight: int) -> dict:
         server.kill()
         server.wait()
     found = json.loads(result.stdout)
-    found["of_ideal"] = found["seconds"] / (count / in_flight * LATENCY_S)
+    found["of_ideal"] = found["seconds"] / (count / in_flight * latency_s)
     print(found)
     return found
 
 
 @pytest.mark.quiet
 def test_a_small_run_takes_at_most_1_3_times_the_ideal(tmp_path):
-    """In one of a few runs, as the machine may have other work to do. What passes the ideal is Python's own time."""
-    runs = (measured(tmp_path / f"{n}.sqlite", 160, 16) for n in range(5))
-    found = next((one for one in runs if one["of_ideal"] < 1 + 0.3 * slowness()), None)
-    assert found, "none of five runs took less than 1.3 times the ideal"
+    """In one of a few runs, as the machine may have other work to do."""
+    runs = (measured(tmp_path / f"{n}.sqlite", 64, 16, LONG_LATENCY_S) for n in range(3))
+    found = next((one for one in runs if one["of_ideal"] < 1.3), None)
+    assert found, "none of three runs took less than 1.3 times the ideal"
     assert found["statuses"] == ["ok"]
     assert found["peak_mb"] < 200
 
