@@ -123,7 +123,7 @@ bench: setup vllm
 
 # Runs whose stored answers are here; nothing is sampled, trained or asked.
 figures: setup
-	@set -e; for run in embedded tuning; do if [ -d results/$$run/eval ]; then \
+	@set -e; for run in embedded tuning benchmark benchmark_seed1; do if [ -d results/$$run/eval ]; then \
 	  $(BIN)/c3po run $$run --figures-only; fi; done
 	@$(BIN)/papermill --no-progress-bar --log-level WARNING --cwd notebooks notebooks/06_theory.ipynb $(VENV)/06_theory.ipynb
 	@$(BIN)/papermill --no-progress-bar --log-level WARNING --cwd notebooks notebooks/07_token_rewards.ipynb $(VENV)/07_token_rewards.ipynb

@@ -176,6 +176,7 @@ class Training(RunTraining):
         settings, stage = self.settings, self.stage
         start = settings.objective.start
         if not stage.done:
+            self.tell_replaced()
             with stage:
                 train(
                     load_model(self.sampled_with.model), self.tokenizer, self.rows, settings.objective, stage.folder,

@@ -214,6 +214,7 @@ class GateTraining(RunTraining):
         `train` the score is by cross-validation, in `test` by the gate.
         """
         if not self.stage.done:
+            self.tell_replaced()
             with self.stage as stage:
                 self._fit(stage)
         return pd.DataFrame(files.read_jsonl(self.stage.path(GATE_SCORES)))

@@ -158,6 +158,20 @@ class RunTraining:
     def tokenizer(self) -> PreTrainedTokenizerBase:
         return engine.load_tokenizer(self.sampled_with.model)
 
+    def tell_replaced(self) -> None:
+        """Say that what was trained here otherwise will be gone, and how the two differ; nothing where none is here."""
+        told = []
+        for key, (then, now) in self.stage.changes().items():
+            if isinstance(then, dict) and isinstance(now, dict):
+                names = sorted(name for name in then.keys() | now.keys() if then.get(name) != now.get(name))
+                told += [f"{name} {then.get(name)}, now {now.get(name)}" for name in names]
+            else:
+                told.append(key)
+        if told:
+            own_name = f"{registered(self.settings.method)}@mine"
+            print(f"{self.stage} is replaced, as it was trained otherwise ({'; '.join(told)}).")
+            print(f"Another method name, such as {own_name}, keeps both.")
+
 
 def train_stage(run: Path | str, feedback_id: str, settings: TrainSettings) -> Stage:
     """The folder of one adapter or gate, done when it was trained with these settings on these rows.

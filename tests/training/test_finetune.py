@@ -63,6 +63,16 @@ def test_a_finished_training_whose_adapter_or_log_is_damaged_is_trained_again(ru
         assert once.stage.done
 
 
+def test_what_is_replaced_is_told_before_it_is_gone(run, capsys):
+    training(run).fit()
+    assert "is replaced" not in capsys.readouterr().out
+    training(run, beta=0.05).fit()
+    told = capsys.readouterr().out
+    assert "train/short/c3po is replaced, as it was trained otherwise (" in told
+    assert "beta None, now 0.05" in told
+    assert "such as c3po@mine, keeps both" in told
+
+
 def test_without_a_metric_there_is_nothing_to_choose_by(run):
     path = run / "sample" / "short" / MANIFEST
     manifest = read_json(path)
