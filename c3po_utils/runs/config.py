@@ -13,10 +13,12 @@ from c3po_utils.feedback import files
 from c3po_utils.feedback.selection import Selection
 from c3po_utils.runs import documents, parameters, sweeps, variants
 from c3po_utils.runs.parameters import ParameterError, nearest
-from c3po_utils.runs.stage import BUNDLED, shown
+from c3po_utils.runs.stage import BUNDLED, NOTEBOOKS, shown
 from c3po_utils.training import registered
 
 RUNS = BUNDLED / "notebooks" / "params" / "runs"
+GROUPS = {"sample": "01_sample.ipynb", "train": "02_train.ipynb", "evaluate": "03_evaluate.ipynb",
+          "figures": "05_figures.ipynb"}  # whose parameters these keys hold  # fmt: skip
 
 
 class RunConfig(BaseModel):
@@ -157,7 +159,9 @@ def load_runs(path: Path | str, overrides: Sequence[str] = (), sweep: Any = None
         origins[group] = f"{origins[group]}, with override {key}" if name and group in origins else f"override {key}"
     if sweep:
         values["sweep"], origins["sweep"] = sweep, "--sweep"
-    _validated(values, origins, layers)
+    whole = _validated(values, origins, layers)
+    _check_groups(whole)
+    _refuse_unlisted(whole, layers, given)
     with sweeps.at(origins.get("sweep", "")):
         expanded = variants.expand(values)
     origins = {
@@ -179,6 +183,33 @@ def _validated(values: dict[str, Any], origins: dict[str, str], layers: Sequence
         raise ParameterError("; ".join(told)) from None
     config._origins = origins
     return config
+
+
+def _check_groups(config: RunConfig) -> None:
+    """Raise ParameterError for what a notebook does not have or takes in another kind, before anything looks inside."""
+    parts = [(group, getattr(config, group), notebook) for group, notebook in GROUPS.items()]
+    parts += [(f"train_methods, method {name}", own, GROUPS["train"]) for name, own in config.train_methods.items()]
+    for what, given, notebook in parts:
+        with sweeps.at(config.place(what)):
+            parameters.checked(given, parameters.kinds(NOTEBOOKS / notebook))
+
+
+def _refuse_unlisted(config: RunConfig, layers: Sequence[_Layer], given: Mapping[str, Any]) -> None:
+    """Raise ParameterError for the settings of a variant that the run does not have: one of the two is mistyped.
+
+    A run that stands on another may leave out some of its methods, and so may a command line; so what counts is said
+    in the file that says `methods`, or on the command line.
+    """
+    listed = {*config.methods, *(config.two_feedbacks_methods or ())}
+    said = [key.split(".")[1] for key in given if key.startswith("train_methods.")] + [*given.get("train_methods", ())]
+    if "methods" not in given:
+        own = next(layer for layer in reversed(layers) if "methods" in layer.values)
+        said += own.values.get("train_methods", ())
+    for name in said:
+        if "@" in name and name not in listed:
+            raise ParameterError(
+                f"{config.place('train_methods')}: {name!r} is no method of this run ({nearest(name, listed)})"
+            )
 
 
 def _place(loc: documents.Loc, origins: dict[str, str], layers: Sequence[_Layer]) -> str:
@@ -203,9 +234,12 @@ def _override(values: dict[str, Any], key: str, value: Any) -> None:
         changed = {name: changed}
     known = values.get(group, {})
     values[group] = _within(known, changed, len(names))
-    if group == "train" and isinstance(changed, dict):
-        methods = values.get("train_methods", {})
-        values["train_methods"] = {name: _without(own, changed, name, len(names) > 1) for name, own in methods.items()}
+    methods = values.get("train_methods", {})
+    if group == "train" and isinstance(changed, dict) and isinstance(methods, dict):
+        values["train_methods"] = {
+            name: _without(own, changed, name, len(names) > 1) if isinstance(own, dict) else own
+            for name, own in methods.items()
+        }
 
 
 def _within(known: Any, changed: Any, depth: int) -> Any:
@@ -222,6 +256,8 @@ def _without(own: dict[str, Any], changed: dict[str, Any], method: str, inside: 
     kept = {key: value for key, value in own.items() if key not in changed or key == "method_settings"}
     if "method_settings" in own.keys() & changed.keys():
         given = changed["method_settings"]
+        if not all(isinstance(each, dict) for each in (given, own["method_settings"])):
+            return own
         given = given.get(registered(method), {}) if all(isinstance(each, dict) for each in given.values()) else given
         kept["method_settings"] = {**own["method_settings"], **given}
     return kept

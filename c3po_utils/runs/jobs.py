@@ -154,8 +154,9 @@ def train_job(config: RunConfig, run: Path, name: str, method: str) -> Job:
 def _scoring(config: RunConfig) -> dict[str, Any]:
     """What 03 and 04 are given for who scores, and within which limits: those of sampling, where they say no other."""
     sampling, own = config.sample.get("limits", {}), config.evaluate.get("limits", {})
-    prices = {**sampling.get("prices", {}), **own.get("prices", {})}
-    limits = {**sampling, **own, **({"prices": prices} if prices else {})}
+    limits = {**sampling, **own}
+    if all(isinstance(part.get("prices"), dict) for part in (sampling, own)):
+        limits["prices"] = {**sampling["prices"], **own["prices"]}
     return {"limits": limits, **{key: config.evaluate[key] for key in ("judge_model",) if key in config.evaluate}}
 
 

@@ -76,6 +76,8 @@ def checked(given: dict[str, Any], kinds: dict[str, Any], what: str = "parameter
         if name not in kinds:
             raise ParameterError(f"unknown {what} {name!r} ({nearest(name, kinds)})")
         try:
+            if kinds[name] is float and isinstance(value, bool):  # YAML's `on` and `yes`, which pydantic takes for 1.0
+                raise TypeError
             values[name] = _reader(kinds[name]).validate_json(json.dumps(value), strict=kinds[name] is not float)
         except (ValidationError, TypeError):
             kind = getattr(kinds[name], "__name__", kinds[name])

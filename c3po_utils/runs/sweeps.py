@@ -20,6 +20,7 @@ from c3po_utils.sampling import SampleSettings
 from c3po_utils.training import limits, methods
 
 SHORT = {"learning_rate": "lr", "near_weight": "near", "out_weight": "out"}  # in labels
+LONG = {short: name for name, short in SHORT.items()}
 ANY = "train.training_arguments."  # any field of trl's DPOConfig
 Combination = dict[str, Any]  # values by setting: {"train.lora.r": 16}
 
@@ -48,6 +49,7 @@ def setting(name: str) -> str:
     if name.startswith((ANY, ANY.removeprefix("train."))):
         return ANY + name.rpartition("arguments.")[2]
     known = settings()
+    name = LONG.get(name, name)
     found = [full for full in known if name in (full, _ends(full)) or full.endswith(f".{name}")]
     if name in known or len(found) == 1:
         return name if name in known else found[0]
@@ -154,7 +156,7 @@ def read_tuples(path: Path) -> list[dict[str, Any]]:
 
 
 def _csv_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    with open(path, encoding="utf-8", newline="") as file:
+    with open(path, encoding="utf-8-sig", newline="") as file:
         reader = csv.DictReader(file, restkey="")
         for row in reader:
             place = f"{path}, line {reader.line_num}"

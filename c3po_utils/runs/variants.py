@@ -42,18 +42,40 @@ def expand(values: dict[str, Any]) -> list[dict[str, Any]]:
     """A run's settings with its `sweep`: one or several runs without, whose methods are the variants.
 
     Raises:
-        ParameterError: as `combinations`; a setting of sampling for one method only; a name that comes twice.
+        ParameterError: as `combinations`; a setting of sampling for one method only; a setting of training where no
+            method is trained; a name that comes twice.
     """
     values = dict(values)
     if not (sweep := values.pop("sweep", None)):
         return [values]
     with sweeps.at("methods", KeyError), sweeps.at("methods", ValueError):
         trained = trained_methods(values["methods"])
-    of_method = by_method(sweep, trained)
+    of_method = by_method(sweep, trained) if trained else {"": _of_sampling(sweep)}
+    for every in of_method.values():
+        _refuse_same_names(every)
     runs = list(dict.fromkeys(sweeps.label(_part(one, "sample")) for every in of_method.values() for one in every))
     if any({sweeps.label(_part(one, "sample")) for one in every} != set(runs) for every in of_method.values()):
         raise ParameterError("sweep: a setting of sampling is one of the whole run: expected it for every method")
     return [_one_run(values, of_method, name) for name in runs]
+
+
+def _of_sampling(sweep: Any) -> list[Combination]:
+    """The combinations of a sweep in a run that trains nothing."""
+    made = sweeps.combinations(sweep)
+    for full in (full for one in made for full in one if not full.startswith("sample.")):
+        raise ParameterError(f"sweep: {full}: this run trains no method: expected settings of sampling")
+    return made
+
+
+def _refuse_same_names(every: Iterable[Combination]) -> None:
+    """Raise ParameterError where two combinations, or their parts of sampling, would be called the same."""
+    whole: set[str] = set()
+    sampled: dict[str, Combination] = {}
+    for one in every:
+        name, part = sweeps.label(one), _part(one, "sample")
+        if name in whole or sampled.setdefault(sweeps.label(part), part) != part:
+            raise ParameterError(f"sweep: the name {name!r} comes twice: expected values that are called differently")
+        whole.add(name)
 
 
 def _part(combination: Combination, group: str) -> Combination:

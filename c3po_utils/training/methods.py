@@ -177,7 +177,8 @@ METHODS: dict[str, Method] = {
 }
 
 
-LABEL = re.compile(r"[\w.=,+-]{1,80}")  # of a variant: it is part of a folder's name
+LONGEST_LABEL = 80  # of a variant: it is part of a folder's name
+LABEL = re.compile(rf"[\w.=,+-]{{1,{LONGEST_LABEL}}}")
 
 
 def registered(name: str) -> str:
@@ -204,7 +205,8 @@ def split_names(text: str) -> list[str]:
 def _check_label(name: str) -> None:
     _, at, label = name.partition("@")
     if at and not LABEL.fullmatch(label):
-        raise ValueError(f"method {name!r}: expected a label of letters, digits and . = , + - _, found {label!r}")
+        expected = f"expected a label of at most {LONGEST_LABEL} letters, digits and . = , + - _"
+        raise ValueError(f"method {name!r}: {expected}; found {label!r}, {len(label)} characters")
 
 
 def get_method(name: str, **settings: Any) -> Method:

@@ -16,7 +16,7 @@ from c3po_utils.batch.local import LocalExecutor
 from c3po_utils.cli import c3po
 from c3po_utils.feedback import general, records
 from c3po_utils.runs.check import check, lacking
-from c3po_utils.runs.config import RUNS, RunConfig, load_config
+from c3po_utils.runs.config import RUNS, RunConfig, load_config, load_runs
 from c3po_utils.runs.estimate import estimates
 from c3po_utils.runs.jobs import (
     NOTEBOOKS,
@@ -70,6 +70,7 @@ WRONG_RUNS = [
     ({"train": {"method_settings": {"betta": 0.1}}}, "beta"),
     ({"train": {"learning_rate": NAN}}, "learning_rate.*nan"),
     ({"train": {"learning_rate": -1.0}}, "learning_rate.*-1.0"),
+    ({"train": {"learning_rate": True}}, "'learning_rate': expected float, found True"),
     ({"train": {"batch_size": 0}}, "batch_size.*0"),
     ({"train": {"epochs": 0}}, "epochs.*0"),
     ({"train": {"lora": {"r": -1}}}, "r.*-1"),
@@ -83,6 +84,7 @@ WRONG_RUNS = [
     ({"evaluate": {"judge_model": LOCAL, "limits": {"requests_per_minute": -3}}}, "requests_per_minute.*-3"),
     ({"evaluate": {"judge_model": LOCAL, "limits": {"prices": {"m": [-1, 2]}}}}, "price of 'm'.*-1"),
     ({"evaluate": {"judge_model": LOCAL, "limits": {"budget_usd": 1.0}}}, "price"),
+    ({"evaluate": {"judge_model": LOCAL, "limits": {"prices": 5}}}, "evaluate: .*prices.*5"),
     ({"figures": {"outputt": "x"}}, "output"),
     ({"figures": {"output": ""}}, "expected a folder for its results"),
     ({"figures": {"uncertainty": "sd"}}, "uncertainty: expected one of .*'se'.*found 'sd'"),
@@ -91,7 +93,7 @@ WRONG_RUNS = [
         {"methods": ["scd", "scd_gated", "c3po"], "train": {"method_settings": {"c3po": {"start": "scd_gated"}}}},
         "train, method c3po: .*start: no adapter of 'scd_gated'",
     ),
-    ({"methods": ["c3po@../../x"]}, "expected a label of letters.*found '../../x'"),
+    ({"methods": ["c3po@../../x"]}, "expected a label of at most 80 letters.*found '../../x'"),
     ({"methods": ["c3po", "scd", "c3po"]}, "'c3po' is named twice"),
     ({"methods": []}, "expected one method or more"),
     ({"two_feedbacks": [("boss_signoff", "boss_signof")]}, "boss_signoff"),
@@ -116,6 +118,47 @@ def test_what_can_be_known_to_be_wrong_is_said_before_anything_runs(tmp_path, mo
         run_notebooks(RunConfig(**given))
     assert len(str(caught.value).splitlines()) == 1
     assert not (tmp_path / "run").exists()
+
+
+WRONG_KINDS = [
+    ("train_methods: {c3po: }", ["train.epochs=1"], {}, "line 3: train_methods.c3po: "),
+    ("train_methods: [c3po]", ["train.epochs=1"], {}, "line 3: train_methods: "),
+    (
+        "train_methods: {c3po: {method_settings: {beta: 0.2}}}",
+        ["train.method_settings=5"],
+        {},
+        "override.*dict, found 5",
+    ),
+    ("train: {lora: }", [], {"lora.r": [8]}, "line 3: train: .*'lora': expected dict, found None"),
+    ("train_methods: {c3po: {lora: 3}}", [], {"lora.r": [8]}, "method c3po: .*'lora': expected dict, found 3"),
+    ("figures: {output: 5}", [], {"sample.seed": [0, 1]}, "line 3: figures: .*'output': expected str, found 5"),
+    ("evaluate: {limits: [1]}", [], {}, "line 3: evaluate: .*'limits': expected dict"),
+]
+
+
+@pytest.mark.parametrize(("line", "overrides", "sweep", "says"), WRONG_KINDS)
+def test_a_setting_of_another_kind_is_told_with_its_place(tmp_path, line, overrides, sweep, says):
+    path = tmp_path / "run.yaml"
+    path.write_text(f"run: results/x\nmethods: [c3po, scd]\n{line}\n")
+    with pytest.raises(ParameterError, match=says):
+        load_runs(path, overrides, sweep)
+
+
+def test_settings_of_a_variant_that_the_run_does_not_have_are_refused(tmp_path):
+    path = tmp_path / "run.yaml"
+    own = "train_methods: {c3po@beta=.03: {method_settings: {beta: 0.03}}}\n"
+    path.write_text(f"run: results/x\nmethods: [c3po@beta=0.03]\n{own}")
+    with pytest.raises(
+        ParameterError, match=r"line 3: train_methods: 'c3po@beta=\.03' is no method.*'c3po@beta=0\.03'"
+    ):
+        load_config(path)
+    with pytest.raises(
+        ParameterError, match=r"override train_methods\.c3po@mine\.epochs: train_methods: 'c3po@mine' is no"
+    ):
+        load_config("demo", ["train_methods.c3po@mine.epochs=5"])
+    assert load_config(path, ["methods=[scd]"]).methods == ["scd"], "a command line may leave out methods"
+    mine = load_config("demo", ["methods=[c3po@mine]", "train_methods.c3po@mine.epochs=5"])
+    assert mine.train_methods["c3po@mine"] == {"epochs": 5}
 
 
 def test_two_feedbacks_methods_name_what_a_joint_training_needs_in_any_order(tmp_path):

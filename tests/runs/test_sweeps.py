@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 import yaml
@@ -131,9 +132,36 @@ WRONG = [
     ("train.learning_rate=1e-4,-1", "c3po@lr=-1: .*learning_rate"),
     ("lora.r=", "expected values, once; found none"),
     ("lora.r", "expected setting=value,value"),
-    ("lora.r=16,16", "is named twice"),
+    ("lora.r=16,16", "the name 'r=16' comes twice"),
     ("lora.r=[", "expected YAML"),
 ]
+
+
+def test_a_run_that_trains_nothing_is_swept_over_settings_of_sampling(tmp_path):
+    prompted = written(tmp_path, methods=["base_resampled", "in_context"])
+    runs = load_runs(prompted, sweep={"sample.seed": [0, 1]})
+    assert [(Path(run.run).name, run.sample["options"]["seed"]) for run in runs] == [
+        ("run@seed=0", 0),
+        ("run@seed=1", 1),
+    ]
+    assert all(run.methods == ["base_resampled", "in_context"] for run in runs)
+    with pytest.raises(ParameterError, match=r"train.epochs: this run trains no method"):
+        load_runs(prompted, sweep={"epochs": [1, 2]})
+
+
+def test_values_that_would_be_called_the_same_are_refused(tmp_path):
+    with pytest.raises(ParameterError, match="the name 'model=org-m' comes twice"):
+        load_runs(written(tmp_path), sweep={"sample.model": ["org/m", "org-m"]})
+
+
+def test_settings_go_by_the_short_names_of_labels_too():
+    assert setting("lr") == "train.learning_rate"
+    assert setting("near") == "train.method_settings.near_weight"
+
+
+def test_a_table_that_excel_has_written_is_read(tmp_path):
+    (tmp_path / "a.csv").write_text("learning_rate\n1e-5\n", encoding="utf-8-sig")
+    assert read_options([], tmp_path / "a.csv") == [{"learning_rate": "1e-5"}]
 
 
 @pytest.mark.parametrize(("option", "says"), WRONG)
