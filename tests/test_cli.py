@@ -113,6 +113,15 @@ def test_runs_are_listed_with_what_is_done_of_all(tmp_path):
     assert (row["done"], row["total"]) == (1, len(config.feedbacks) * (1 + 4 + 8))
 
 
+def test_a_damaged_run_does_not_hide_the_others(tmp_path):
+    for name in ("tea", "milk"):
+        store_sample(tmp_path / "results" / name, "boss_signoff", "smollm2-135m")
+    (tmp_path / "results" / "milk" / "sample" / "boss_signoff" / "manifest.json").write_text("")
+    with pytest.warns(UserWarning, match=r"results/milk is left out: .*manifest.json"):
+        (row,) = lists.runs(tmp_path / "results")
+    assert row["run"].endswith("results/tea")
+
+
 @pytest.mark.parametrize(
     ("argv0", "told"),
     [

@@ -123,6 +123,10 @@ def _refuse_conflicts(targets: dict[str, Path], found: dict[str, list]) -> None:
         raise Conflict("\n".join([*problems, advice]))
 
 
+def _there(path: Path) -> bool:
+    return path.exists() or files.packed(path).exists()
+
+
 def _finished(manifest: dict[str, Any] | None) -> bool:
     return bool(manifest) and manifest.get("status") == "done"
 
@@ -145,24 +149,31 @@ def _bring(
         if any(not one.endswith(".ipynb") for one in contained):  # else an executed notebook of no stage's own
             into.left_out[f"{name} of {source.name}"] = "not finished"
         return
-    if _finished(files.remembered(folder / MANIFEST)):
-        into.known.append(name)
-        return
+    lacking = []  # of the same stage here, such as its adapter in a checkout that keeps none
+    if _finished(known := files.remembered(folder / MANIFEST)):
+        products = [one for one in contained if one.removeprefix(f"{name}/") in manifest.get("files", {})]
+        lacking = [one for one in products if known == manifest and not _there(folder / one.removeprefix(f"{name}/"))]
+        if not lacking:
+            into.known.append(name)
+            return
     target.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target, prefix=".collecting.") as scratch:
         made = Path(scratch) / "stage"
-        for one in contained:
+        for one in lacking or contained:
             source.remote.download(one, made / one.removeprefix(f"{name}/"))
         files.write_json(made / MANIFEST, manifest)
         try:
-            for product in manifest.get("files", {}):
+            for product in [one.removeprefix(f"{name}/") for one in lacking] or manifest.get("files", {}):
                 stage.intact(made, product)
         except (DamagedFile, FileNotFoundError) as error:
             what = str(error).replace(f"{made}/", "").partition(". Remove it")[0]
             into.left_out[f"{name} of {source.name}"] = what
             return
         folder.parent.mkdir(parents=True, exist_ok=True)
-        if folder.exists():  # what an unfinished stage left
-            shutil.move(folder, Path(scratch) / "old")
-        os.replace(made, folder)
+        for one in lacking:
+            os.replace(made / one.removeprefix(f"{name}/"), folder / one.removeprefix(f"{name}/"))
+        if not lacking:
+            if folder.exists():  # what an unfinished stage left
+                shutil.move(folder, Path(scratch) / "old")
+            os.replace(made, folder)
     into.brought.append(name)

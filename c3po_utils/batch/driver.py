@@ -72,8 +72,9 @@ def run_checked(config: RunConfig, nodes: Nodes | None = None, take_over: bool =
             drive(config, graph(config) if nodes is None else nodes, executor, taken)
         finally:
             executor.stop()
-        done = {"config": config.model_dump(), "wall_s": round(time.monotonic() - start, 1)}
-        files.write_json(run_folder(config.run) / RUN_FILE, done)
+        if all(node.done for node in graph(config).values()):
+            whole = {"config": config.model_dump(), "wall_s": round(time.monotonic() - start, 1)}
+            files.write_json(run_folder(config.run) / RUN_FILE, whole)
 
 
 def drive(config: RunConfig, nodes: Nodes, executor: Executor, interrupted: threading.Event | None = None) -> None:
@@ -178,14 +179,15 @@ class Driver:
 
 @contextlib.contextmanager
 def _interrupts(event: threading.Event) -> Iterator[None]:
-    """Ctrl-C, and SIGTERM as a scheduler sends it, set the event and do no more, however often; later all is as before.
+    """Ctrl-C, SIGTERM as a scheduler sends it, and SIGHUP as a closed terminal does, set the event and do no more,
+    however often; later all is as before.
 
     Raised wherever the main thread happens to be, they would break locks, and keep kernels from being ended.
     """
     if threading.current_thread() is not threading.main_thread():  # only the main thread may set handlers
         yield
         return
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     for number in before:
         signal.signal(number, lambda *_: event.set())
     try:

@@ -50,13 +50,17 @@ class Node:
         """Whether manifests say that its stages are finished, for the inputs that lie there now."""
         return self._says(lambda job: job.done)
 
+    def has_done(self, folder: Path) -> bool:
+        """The same of the stage in one of its folders."""
+        return self._says(lambda job: any(stage.folder == folder and stage.done for stage in job.stages), folder)
+
     @property
     def made(self) -> bool:
         """Whether they were finished for these inputs, whatever has become of their products."""
         return self._says(lambda job: job.made)
 
-    def _says(self, question: Callable[[Job], bool]) -> bool:
-        if not all((folder / MANIFEST).exists() for folder in self.folders):
+    def _says(self, question: Callable[[Job], bool], *folders: Path) -> bool:
+        if not all((folder / MANIFEST).exists() for folder in folders or self.folders):
             return False  # known without making the job
         try:
             return question(self.make())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import warnings
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -104,7 +105,12 @@ def _plain(value: Any) -> Any:
 def runs(root: Path | None = None) -> list[Row]:
     """Folders in results/ that hold stages, the last changed first; the `total` is known once a run was whole."""
     root = root or run_folder("results")
-    found = [_run(folder) for folder in sorted(root.glob("*/")) if any(_stages(folder))]
+    found = []
+    for folder in sorted(root.glob("*/")):
+        try:
+            found += [_run(folder)] if any(_stages(folder)) else []
+        except files.DamagedFile as error:  # the others are told all the same
+            warnings.warn(f"{shown(folder)} is left out: {error}", stacklevel=2)
     return sorted(found, key=lambda row: row["date"], reverse=True)
 
 

@@ -23,6 +23,7 @@ from c3po_utils.runs.remote import Remote, StoreError
 
 FOLDER = "driver"
 BEAT_S = 20.0
+WRITING_S = 2.0  # at most, between a file's creation and its content
 EXPIRY_S = 120.0  # clocks of machines may differ by a minute
 TAKE_OVER = "--take-over"
 
@@ -73,16 +74,13 @@ class Lock:
         return [name for name in self.remote.names(FOLDER) if name.endswith(".json")]
 
     def _holder(self, name: str) -> dict[str, Any] | None:
-        """Who holds a file, unless it is known to have ended."""
-        try:
-            record = json.loads(self.remote.read(name) or b"{}")
-        except ValueError:  # being written
-            record = {}
-        if record.get("released"):
+        """Who holds a file, unless it is known to have ended; nobody, where none is named once it must be written."""
+        limit = time.monotonic() + WRITING_S
+        while (record := _read_record(self.remote.read(name))) is None and time.monotonic() < limit:
+            time.sleep(WRITING_S / 10)
+        if record is None or record.get("released"):
             return None
-        if record and (not alive(record["owner"]) or time.time() - record["heard"] > EXPIRY_S):
-            return None
-        return record
+        return record if alive(record["owner"]) and time.time() - record["heard"] <= EXPIRY_S else None
 
     def _content(self, **more: Any) -> bytes:
         return json.dumps({**self.record, "heard": time.time(), **more}).encode()
@@ -125,6 +123,16 @@ class Lock:
         """Let the next driver in; where that cannot be said, it sees that this process has ended."""
         with contextlib.suppress(StoreError):
             self.remote.write(self.name, self._content(released=True))
+
+
+def _read_record(content: bytes | None) -> dict[str, Any] | None:
+    """A driver's record; None for what is none, or not yet."""
+    try:
+        record = json.loads(content or b"")
+        alive(record["owner"])
+        return record if record["heard"] + 0.0 else None
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return None
 
 
 @contextlib.contextmanager

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import Any
 
@@ -31,12 +31,15 @@ class RayExecutor:
         address: host:port of the cluster's head; empty: a cluster of this machine is started, on 127.0.0.1 only.
         cpus, gpus, memory_gib: asked for each task, where it does not ask for more itself. A fraction of a GPU lets
             tasks share one.
-        runtime_env: Ray's own, for workers: {"env_vars": {"OPENAI_API_KEY": ...}} gives them keys that nodes lack.
+        runtime_env: Ray's own, for workers.
+        environment: names of variables of this machine that workers get, too: OPENAI_API_KEY gives them a key that
+            nodes lack. Their values are in no file of the run.
         body: what is done with a task, in the worker.
 
     Raises:
         ModuleNotFoundError: Ray is not installed.
-        ParameterError: no cluster at the address, or none of its nodes has what each task asks for.
+        ParameterError: no cluster at the address, or none of its nodes has what each task asks for; a variable that
+            is not set here.
     """
 
     def __init__(
@@ -48,10 +51,11 @@ class RayExecutor:
         gpus: float = 0,
         memory_gib: float = 0,
         runtime_env: dict[str, Any] | None = None,
+        environment: Sequence[str] = (),
         body: Callable[[Task], Outcome] = run_task,
     ):
         self.least = Resources(cpus, gpus, memory_gib)
-        self.ray = _joined(address, runtime_env)
+        self.ray = _joined(address, _with_variables(runtime_env, environment))
         self.slots = slots or self._room()
         self.remote = self.ray.remote(max_retries=0)(body)
         self._running: dict[Future[Outcome], tuple[Task, Any]] = {}
@@ -113,6 +117,19 @@ class RayExecutor:
             self.ray.shutdown()
             raise ParameterError(f"no node of the Ray cluster has what each task asks for: {self.least}")
         return room
+
+
+def _with_variables(runtime_env: dict[str, Any] | None, names: Sequence[str]) -> dict[str, Any] | None:
+    """Ray's environment of workers with variables of this machine's."""
+    if not names:
+        return runtime_env
+    for name in names:
+        if name not in os.environ:
+            raise ParameterError(
+                f"executor_settings, environment: expected names of variables; {name!r} is not set here"
+            )
+    variables = (runtime_env or {}).get("env_vars", {}) | {name: os.environ[name] for name in names}
+    return {**(runtime_env or {}), "env_vars": variables}
 
 
 def _joined(address: str, runtime_env: dict[str, Any] | None) -> Any:

@@ -66,7 +66,7 @@ class Share:
     def _bring(self, node: Node, folder: Path, theirs: Manifest | None, heavy: bool) -> None:
         ours = remembered(folder / MANIFEST)
         differs = ours and (theirs is None or theirs.get("identity") != ours.get("identity"))
-        if differs and node.done:
+        if differs and node.has_done(folder):
             self.store.publish(folder, theirs)
         elif theirs:
             self.store.fetch(folder, theirs, heavy)

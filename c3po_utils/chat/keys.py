@@ -14,6 +14,7 @@ MOST_SHOWN = 500  # characters of a server's message
 SECRET_NAME = re.compile(
     r"(^|[\W_])(api[-_]?key|secret([-_]key)?|passw(or)?d|authorization|(access|auth)[-_]token)$", re.I
 )
+SECRET_VARIABLE = re.compile(r"C3PO_API_KEY\w*|[A-Z][A-Z0-9_]*_(KEY|TOKEN|SECRET|PASSWORD)")  # of an environment
 SECRET_TEXT = re.compile(
     r"(?<![A-Za-z0-9])(sk|gsk|xai|hf|gh[opsu])[-_](?=[\w-]*\d)[\w-]{16,}"  # vendors' keys by their beginnings
     r"|\b(AKIA[0-9A-Z]{16}|AIza[\w-]{30,})"
@@ -101,7 +102,9 @@ def _written(char: str) -> str:
 def looks_like_secret(value: Any) -> bool:
     """Whether a parameter's value, or anything inside it, is shaped like a key, a password or a URL with one."""
     if isinstance(value, dict):
-        named = any(SECRET_NAME.search(str(name)) and value[name] for name in value)
+        named = any(
+            (SECRET_NAME.search(str(name)) or SECRET_VARIABLE.fullmatch(str(name))) and value[name] for name in value
+        )
         return named or any(map(looks_like_secret, value.values()))
     if isinstance(value, (list, tuple, set)):
         return any(map(looks_like_secret, value))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 
 from c3po_utils.chat.budget import BATCH, Quota, alive, budget_wait, window_wait
@@ -76,18 +76,19 @@ class Ledger(LedgerFile):
 
     def lookup(self, keys: Iterable[str]) -> dict[str, Entry]:
         """The stored answers among `keys`; failed calls are none."""
-        keys, found = list(keys), {}
-        for start in range(0, len(keys), 500):
-            part = keys[start : start + 500]
-            marks = ",".join("?" * len(part))
-            query = f"SELECT key, {COLUMNS} FROM calls WHERE status != 'failed' AND key IN ({marks})"
-            found |= {key: Entry(*values) for key, *values in self._read(query, *part)}
-        return found
+        found = self._of(keys, f"SELECT key, {COLUMNS} FROM calls WHERE status != 'failed'")
+        return {key: Entry(*values) for key, *values in found}
 
     def failures(self, keys: Iterable[str]) -> dict[str, float]:
         """When the calls among `keys` failed that are not answered yet: a mark to know those failures by."""
-        failed = dict(self._read("SELECT key, at FROM calls WHERE status = 'failed'"))
-        return {key: failed[key] for key in keys if key in failed}
+        return dict(self._of(keys, "SELECT key, at FROM calls WHERE status = 'failed'"))
+
+    def _of(self, keys: Iterable[str], query: str) -> Iterator[tuple]:
+        """The rows of these calls, a few hundred at a time: each is looked up, whatever else the ledger holds."""
+        keys = list(keys)
+        for start in range(0, len(keys), 500):
+            part = keys[start : start + 500]
+            yield from self._read(f"{query} AND key IN ({','.join('?' * len(part))})", *part)
 
     def claim(
         self, key: str, owner: str, lease_s: float, reserved: float = 0.0, known: float | None = None

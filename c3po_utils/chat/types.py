@@ -10,6 +10,9 @@ from typing import Literal, Protocol
 Status = Literal["ok", "truncated", "refused", "filtered", "malformed", "failed"]
 Message = dict[str, str]  # {"role": "system" | "user" | "assistant", "content": text}
 
+# What a conversation is that no engine can answer, in the reason why it failed (prompts.encode).
+EMPTY, REFUSED, NO_ROOM = "empty prompt", "the model's chat template refuses the conversation", "leaves no room in the"
+
 LEAST = 1e-6  # of what must be more than nothing
 
 
@@ -19,6 +22,11 @@ def expect(name: str, found: object, least: float, most: float = 2**53, *, whole
     if not number or not least <= found <= most:
         bounds = f">= {least:g}" if most == 2**53 else f"from {least:g} to {most:g}"
         raise ValueError(f"{name}: found {found!r}, expected a {'whole' if whole else 'finite'} number {bounds}")
+
+
+def answerable(reason: str) -> bool:
+    """Whether what failed for this reason may be answered when it is asked again."""
+    return not any(part in reason for part in (EMPTY, REFUSED, NO_ROOM))
 
 
 @dataclass(frozen=True)

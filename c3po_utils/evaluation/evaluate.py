@@ -80,6 +80,9 @@ def fill_answers(
 
     `base_resampled` is a second, independent sample of pi_0: what it scores is the noise floor. `revised` is what the
     trained methods aim at: y+ in scope and the baseline elsewhere. In-context answers were sampled with the data.
+
+    Raises:
+        RuntimeError: more than 5% of the calls to a server failed; the next run asks these again.
     """
     if method == "revised":
         for row in rows:
@@ -88,6 +91,8 @@ def fill_answers(
     elif method == BASE_RESAMPLED or method not in training.methods.PROMPTED:
         with model_for(run, feedback_id, method, settings, limits, server) as model:
             answers.add_answers(model, rows, settings, method)
+        if server or model.name.startswith("openai:"):
+            answers.refuse_outage(rows, [method])
 
 
 def score_rows(rows: Sequence[dict], feedback: Feedback, method: str, judge: Judge | None = None) -> list[dict]:

@@ -164,8 +164,12 @@ def standard_error(scores_FMK: Array) -> Array:
     return np.sqrt(np.where(count > 1, squares / np.maximum(count - 1, 1) / np.maximum(count, 1), np.nan))
 
 
-def across(scores_FMK: Array, own: Spread) -> tuple[Array, Spread]:
-    """Mean over feedbacks [M, K] and its spread: between feedbacks, or with fewer than `FEW` within them."""
+def across(scores_FMK: Array, own: Spread, paired: bool = False) -> tuple[Array, Spread]:
+    """Mean over feedbacks [M, K] and its spread: between feedbacks, or with fewer than `FEW` within them.
+
+    With `FEW` or more the larger of the two counts; of `paired` differences that between feedbacks, as in a paired t
+    test, unless they are all equal.
+    """
     present = ~np.isnan(scores_FMK)
     count = present.sum(0)
     mean = np.where(count > 0, np.nansum(scores_FMK, 0) / np.maximum(count, 1), np.nan)
@@ -173,7 +177,7 @@ def across(scores_FMK: Array, own: Spread) -> tuple[Array, Spread]:
     inner = variance.sum(0) / np.maximum(count, 1) ** 2
     inner_df = satterthwaite(variance.sum(0), (variance**2 / own.df).sum(0))
     outer = np.nan_to_num(standard_error(scores_FMK) ** 2)
-    top = (count >= FEW) & (outer >= inner)
+    top = (count >= FEW) & (outer > 1e-18 if paired else outer >= inner)
     # Many feedbacks never leave fewer than F - 1, not even where all spread sits in one category of one of them.
     df = np.maximum(np.where(top, 0, inner_df), np.where(count >= FEW, count - 1, 0))
     n = np.where(present & np.isfinite(own.n), own.n, 0).sum(0)

@@ -26,6 +26,7 @@ from c3po_utils import chat  # as a room: its heavy parts are imported when they
 from c3po_utils.chat import ChatModel, Sampling, request, structured_output
 from c3po_utils.feedback import Feedback
 from c3po_utils.runs import LEDGER, files
+from c3po_utils.sampling.answers import FAILED_AT_MOST
 
 # Judge: two answers to one message, compared in one respect. The form of the verdict is said by `ask_forms`.
 COMPARE = """Two answers to the same message are to be compared. {question}
@@ -64,7 +65,6 @@ QUESTIONS = {"score": WHICH_SHOWS_THE_EFFECT, "helpful": WHICH_HELPS_MORE}
 MIDDLE, REACH = 3, 2  # of the scale of verdicts: alike, and how far it goes to either side
 SAMPLING = Sampling(temperature=0.0, top_p=1.0, top_k=0, max_new_tokens=512)
 AGAIN = replace(SAMPLING, temperature=0.7, top_p=0.7)  # what was unreadable once would be so again without chance
-FAILED_AT_MOST = 0.05
 
 
 class Verdict(structured_output.Form):

@@ -108,21 +108,26 @@ def method_scores(answers: pd.DataFrame) -> pd.DataFrame:
 def _means(rows: pd.DataFrame, linear: Linear, p_values: bool = False) -> pd.DataFrame:
     data = intervals.cells(rows)
     scores = linear.of(intervals.means(data))
-    mean, spread = intervals.across(scores, intervals.within(data, linear))
+    mean, spread = intervals.across(scores, intervals.within(data, linear), paired=p_values)
     lo, hi = intervals.t_interval(mean, spread, linear)
     columns = {"": mean, "_se": intervals.standard_error(scores), "_lo": lo, "_hi": hi}
     if p_values:
-        columns["_p"] = _p_values(mean, spread)
+        columns["_p"] = _p_values(mean, spread, (~np.isnan(scores)).sum(0))
     table = _wide(pd.DataFrame({"method": data.methods}), linear, columns)
     table["n_feedbacks"] = (data.n_FMSC.sum((2, 3)) > 0).sum(0)
     return table.merge(_counts(rows, ["method"]), on="method")
 
 
-def _p_values(mean: Array, spread: Spread) -> Array:
-    """Two-sided p of mean 0; where all n prompts differ alike, the sign test's 2^(1-n) (1 if by nothing)."""
+def _p_values(mean: Array, spread: Spread, feedbacks: Array) -> Array:
+    """Two-sided p of mean 0; where all n differ alike, the sign test's 2^(1-n) (1 if by nothing).
+
+    n are the feedbacks, with fewer than `FEW` of them their prompts.
+    """
     agree = spread.variance < 1e-18
     statistic = np.abs(mean) / np.sqrt(np.where(agree, 1, spread.variance))
-    alike = np.where(np.abs(mean) > 1e-12, 2.0 ** (1 - np.maximum(spread.n, 1)), 1.0)
+    alike = np.where(
+        np.abs(mean) > 1e-12, 2.0 ** (1 - np.maximum(np.where(feedbacks >= FEW, feedbacks, spread.n), 1)), 1.0
+    )
     return np.where(np.isnan(mean), np.nan, np.where(agree, alike, 2 * scipy.stats.t.sf(statistic, spread.df)))
 
 

@@ -90,9 +90,12 @@ def remembered(path: Path | str) -> dict | None:
         return None
 
 
+PACKED = ".gz"
+
+
 def packed(path: Path | str) -> Path:
     """Where a file lies packed: the same content, known by the same hash, beside its own name."""
-    return Path(path).with_name(Path(path).name + ".gz")
+    return Path(path).with_name(Path(path).name + PACKED)
 
 
 def stored(path: Path | str) -> bytes:

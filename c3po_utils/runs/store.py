@@ -18,7 +18,7 @@ from typing import Any
 from filelock import FileLock
 
 from c3po_utils.runs import stage
-from c3po_utils.runs.files import DamagedFile, remembered, write_json
+from c3po_utils.runs.files import PACKED, DamagedFile, remembered, write_json
 from c3po_utils.runs.remote import Remote
 from c3po_utils.runs.stage import MANIFEST, SMALL, fingerprint
 
@@ -96,7 +96,7 @@ class Store:
                 for name in missing:
                     self._get(f"{self.name(folder)}/{name}", arriving / name, stored[name])
                 if not same:  # only now is what lay here no stage any more
-                    for name in (MANIFEST, *differing):
+                    for name in (MANIFEST, *differing, *_twins(stored)):
                         (folder / name).unlink(missing_ok=True)
                 for name in missing:
                     (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -112,6 +112,14 @@ class Store:
                 f"{self.remote.url}/{name}: damaged in the store: expected {known['bytes']} bytes with hash"
                 f" {known['hash'][:12]}, found {found['bytes']} with {found['hash'][:12]}"
             )
+
+
+def _twins(stored: Iterable[str]) -> Iterator[str]:
+    """The other names under which the content of these files may lie in a folder: packed, or not."""
+    for name in stored:
+        twin = name.removesuffix(PACKED) if name.endswith(PACKED) else name + PACKED
+        if twin not in stored:
+            yield twin
 
 
 @contextlib.contextmanager

@@ -6,7 +6,7 @@ the model's call ended.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from itertools import product
 
@@ -35,6 +35,7 @@ The answer was: "{answer}"
 The answer should be changed so that: {effect}. Say in one sentence what you will change."""
 THEN_WRITE = "Now write the changed answer. Write nothing else."
 
+FAILED_AT_MOST = 0.05  # of a server's answers, and of a judge's: more is an outage
 Turns = Sequence[tuple[str, str]]  # what the user said and what the assistant answered, before the prompt
 BEST_OF_WAVES = (1, 1, 2, 4)  # samples asked for at once: most rows need few, and waves keep batches large
 
@@ -53,6 +54,26 @@ def _fill(rows: Sequence[dict], column: str, outcomes: dict[str, Outcome]) -> No
         row[column], row[f"{column}_status"] = outcome.text if outcome.usable else "", outcome.status
         if not outcome.usable:
             row[f"{column}_reason"] = outcome.reason
+
+
+def refuse_outage(
+    rows: Sequence[dict], columns: Iterable[str], at_most: float = FAILED_AT_MOST, hint: str = ""
+) -> None:
+    """Raise RuntimeError where more than a share of what was asked of a server failed: it was not there.
+
+    Other ends (`refused`, `filtered`, ...) are answers of a kind, and what cannot be answered was not asked. What was
+    answered is in the ledger.
+    """
+    asked = [(row, column) for row in rows for column in columns if f"{column}_status" in row]
+    failed = [(row, column) for row, column in asked if row[f"{column}_status"] == "failed"]
+    reasons = [row.get(f"{column}_reason", row.get("baseline_reason", "its tries failed")) for row, column in failed]
+    lost = [place for place, reason in enumerate(reasons) if types.answerable(reason)]
+    if len(lost) > at_most * len(asked):
+        row, column = failed[lost[0]]
+        raise RuntimeError(
+            f"{len(lost)} of {len(asked)} answers could not be had, the first ({column} of {row['id']}) because:"
+            f" {reasons[lost[0]]}. All others are stored: run again to ask for these{hint}"
+        )
 
 
 def own_question(row: dict, column: str, settings: SampleSettings) -> types.Request:
@@ -141,6 +162,9 @@ def add_revisions(model: ChatModel, rows: Sequence[dict], feedback: Feedback, se
             if row["revised"]:
                 continue
             row["revised_status"] = "rejected" if outcome.usable else outcome.status
+            row.pop("revised_reason", None)
+            if not outcome.usable:
+                row["revised_reason"] = outcome.reason
             if _passes(feedback if settings.best_of else None, outcome, row["baseline"]):
                 row.update(revised=outcome.text, revised_status=outcome.status, revised_tries=k + 1)
         done = tries.stop

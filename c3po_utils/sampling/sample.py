@@ -19,6 +19,7 @@ from c3po_utils import chat  # as a room: its heavy parts are imported when they
 from c3po_utils.chat import ChatModel
 from c3po_utils.feedback import SPLITS, Feedback, Prompt, find_feedback, general, records
 from c3po_utils.runs import LEDGER, Stage, files
+from c3po_utils.sampling import answers
 from c3po_utils.sampling.answers import add_answers, add_in_context, add_in_context_cot, add_revisions
 from c3po_utils.sampling.deduplicated import Effort, Report, made_up
 from c3po_utils.sampling.generate_prompts import generate_prompts, write_prompts
@@ -152,8 +153,8 @@ class Sample:
             return files.read_jsonl(self.stage.path(ROWS))
         with self.stage, self.server or nullcontext():
             rows = fill_rows(self.models["completion"], self.deal(), self.record, self.settings)
-            if self.settings.completion_model and not self.settings.allow_short:
-                _refuse_failed(rows)
+            if (self.settings.completion_model or self.server) and not self.settings.allow_short:
+                answers.refuse_outage(rows, ANSWERS, 0.0, ", or go on without them by the option allow_short")
             files.write_jsonl(self.stage.path(ROWS), rows)
             self.stage.notes |= {"counts": counts(rows)} | ({"engine": chat.vllm.VLLM} if self.server else {})
         return rows
@@ -221,14 +222,3 @@ def fill_rows(model: ChatModel, rows: list[dict], feedback: Feedback, settings: 
     add_in_context(model, tests, feedback, settings)
     add_in_context_cot(model, tests, feedback, settings)
     return rows
-
-
-def _refuse_failed(rows: Sequence[dict]) -> None:
-    failed = [(row, key) for row in rows for key in row if key.endswith("_status") and row[key] == "failed"]
-    if failed:
-        row, key = failed[0]
-        raise RuntimeError(
-            f"{len(failed)} answers could not be had, the first ({key.removesuffix('_status')} of {row['id']}) because:"
-            f" {row.get(key.replace('_status', '_reason'), 'its tries failed')}. All others are stored: run again to"
-            " ask for these, or go on without them by the option allow_short"
-        )

@@ -127,9 +127,13 @@ def _config(model: PreTrainedModel, method: Method, folder: Path, name: str, arg
 
 def _run(trainer: C3POTrainer, policy: PeftModel) -> None:
     """Train, from the last valid checkpoint if there is one; leaves the model ready to answer."""
+    folder = trainer.args.output_dir
+    last = last_valid(folder, trainer.identity)
+    if not last:  # what lies there is another training's, or damaged, and would be counted among the newest
+        shutil.rmtree(folder, ignore_errors=True)
     try:
         with nullcontext() if trainer.args.bf16 or trainer.args.fp16 else fused(policy):  # autocast mixes types
-            trainer.train(resume_from_checkpoint=last_valid(trainer.args.output_dir, trainer.identity))
+            trainer.train(resume_from_checkpoint=last)
     finally:
         del policy.get_base_model().forward  # back to the class's own
     policy.eval()

@@ -51,6 +51,11 @@ REFUSED_ARGUMENTS = {  # fields of trl's DPOConfig that cannot be meant here
     "precompute_ref_log_probs": "they are always computed once; see the argument `references`",
     "max_length": "rows are cut or dropped when they are made; see data.training_rows",
 }
+# Arguments that decide how fast a training is, how often it tells and saves, and nothing of what it comes to.
+PASSING = {
+    "tokens_per_pass", "logging_steps", "save_steps", "save_total_limit", "disable_tqdm", "dataloader_num_workers",
+    "dataloader_pin_memory",
+}  # fmt: skip
 SETTLED = {  # those that a training setting decides
     "learning_rate": "set `learning_rate`, a setting of its own",
     "num_train_epochs": "set `epochs`, a setting of its own",

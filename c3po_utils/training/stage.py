@@ -20,6 +20,7 @@ from c3po_utils.sampling import (
     unlabelled,
 )
 from c3po_utils.training.limits import (
+    PASSING,
     REFUSED_ARGUMENTS,
     SETTLED,
     Count,
@@ -79,7 +80,7 @@ def adapter_hash(folder: Path) -> str:
             f"{folder} has no adapter: run notebooks/02_train.ipynb with feedback={folder.parent.name!r} and"
             f" method={folder.name!r} first"
         )
-    return stage.intact(folder, WEIGHTS)
+    return stage.known(folder, WEIGHTS)
 
 
 def known_hash(folder: Path) -> str:
@@ -92,7 +93,7 @@ def known_hash(folder: Path) -> str:
     told = manifest.get("files", {})
 
     def known(name: str) -> str:
-        return stage.intact(folder, name) if (folder / name).exists() else told[name]["hash"]
+        return stage.known(folder, name) if (folder / name).exists() else told[name]["hash"]
 
     if GATE in told:
         gated = folder.parent / manifest["identity"]["objective"]["gated"]
@@ -187,8 +188,10 @@ def train_stage(run: Path | str, feedback_id: str, settings: TrainSettings) -> S
     sampled_with = {id: parameters.recorded(stored_settings(run, id)) for id in rows}
     joint = len(rows) > 1
     recorded = parameters.recorded(settings)
+    deciding = {key: value for key, value in recorded["training_arguments"].items() if key not in PASSING}
     identity = {
-        "settings": recorded | {"method_settings": _without_place(recorded["method_settings"])},
+        "settings": recorded
+        | {"method_settings": _without_place(recorded["method_settings"]), "training_arguments": deciding},
         # Only what differs from the defaults, so that a setting added to Method later renames no finished run.
         "objective": _without_place(objective.differences),
         "rows": rows if joint else rows[feedback_id],

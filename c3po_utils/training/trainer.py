@@ -46,6 +46,8 @@ def _identity(settings: Any) -> str:
 def mark_complete(checkpoint: Path | str, identity: Any) -> None:
     """Say that a checkpoint is whole, and to which training (settings and data) it belongs."""
     checkpoint = Path(checkpoint)
+    if not checkpoint.is_dir():  # rotated away at once, where files have no times to sort checkpoints by
+        return
     files.write_json(checkpoint / MARKER, {"identity": _identity(identity), "files": _hashes(checkpoint)})
 
 
@@ -54,7 +56,7 @@ def last_valid(folder: Path | str, identity: Any) -> Path | None:
     found = [path for path in Path(folder).glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name)]
     for checkpoint in sorted(found, key=lambda path: int(path.name.split("-")[1]), reverse=True):
         marker, whole = checkpoint / MARKER, {"identity": _identity(identity), "files": _hashes(checkpoint)}
-        if files.remembered(marker) == whole:
+        if whole["files"] and files.remembered(marker) == whole:
             return checkpoint
     return None
 

@@ -35,6 +35,23 @@ def test_runs_are_collected_into_one_whose_scores_are_all_of_theirs(tmp_path):
     assert (again.brought, again.known) == ([], ["eval/tea/c3po"])
 
 
+def test_a_checkout_that_keeps_no_adapters_is_given_them(tmp_path):
+    for name in ("full", "checkout"):
+        with Stage(tmp_path / name / "train/tea/c3po", {"seed": 0}, "weights", "config") as stage:
+            stage.notes |= {"wall_s": 1.0, "peak_gib": 1.0}
+            stage.path("weights").write_text("w")
+            stage.path("config").write_text("c")
+        stage.path("02_train.ipynb").write_text(name)
+    copied = tmp_path / "checkout/train/tea/c3po/manifest.json"
+    copied.write_bytes((tmp_path / "full/train/tea/c3po/manifest.json").read_bytes())
+    stage.path("weights").unlink()
+    assert not stage.done
+    (done,) = collect([str(tmp_path / "full")], tmp_path / "checkout").values()
+    assert done.brought == ["train/tea/c3po"]
+    assert stage.done
+    assert stage.path("02_train.ipynb").read_text() == "checkout", "what is here stays"
+
+
 def test_what_is_unfinished_or_damaged_is_left_out_and_said(tmp_path):
     store_evaluated(tmp_path / "one", "tea", "c3po")
     store_evaluated(tmp_path / "one", "tea", "dpo").path("answers.jsonl").write_text("{}\n")

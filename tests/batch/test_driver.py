@@ -14,12 +14,15 @@ from pathlib import Path
 import psutil
 import pytest
 
+from c3po_utils.batch import driver as batch_driver
 from c3po_utils.batch.driver import LOST_AT_MOST, RunFailed, drive
 from c3po_utils.batch.graph import Nodes, finished
 from c3po_utils.batch.local import PRELOADED, LocalExecutor
+from c3po_utils.runs.config import RunConfig
+from c3po_utils.runs.files import read_json
 from c3po_utils.runs.jobs import NOTEBOOKS
 from c3po_utils.runs.limits import usable_cores
-from c3po_utils.runs.stage import MANIFEST, ROOT, Stage
+from c3po_utils.runs.stage import MANIFEST, ROOT, RUN_FILE, Stage
 from tests.batch.toy import config, nodes, run_toy, started, toy
 
 # Ends when the other one has started, so two of them end only if they run at the same time.
@@ -185,8 +188,10 @@ def _interrupted(folder: Path) -> tuple[subprocess.Popen, list[int]]:
     return process, [int(pid) for _, pid, *_ in started(folder)]
 
 
-@pytest.mark.parametrize("signals", [[signal.SIGINT] * 3, [signal.SIGTERM], [signal.SIGTERM, signal.SIGINT]])
-def test_ctrl_c_and_sigterm_end_the_run_and_its_kernels(tmp_path, signals):
+@pytest.mark.parametrize(
+    "signals", [[signal.SIGINT] * 3, [signal.SIGTERM], [signal.SIGTERM, signal.SIGINT], [signal.SIGHUP]]
+)
+def test_ctrl_c_sigterm_and_a_closed_terminal_end_the_run_and_its_kernels(tmp_path, signals):
     process, kernels = _interrupted(tmp_path)
     start = time.monotonic()
     for number in signals:
@@ -211,3 +216,19 @@ def test_a_killed_driver_takes_workers_and_kernels_along_and_can_be_run_again(tm
     (tmp_path / "awake").touch()
     run(tmp_path, slots=3)
     assert finished(nodes(tmp_path)) == {"a", "b", "c"}
+
+
+def test_a_runs_settings_are_kept_once_it_is_whole(tmp_path, monkeypatch):
+    class Idle:
+        slots = 1
+
+        def stop(self) -> None:
+            pass
+
+    config = RunConfig(run=str(tmp_path / "run"), feedbacks=["boss_signoff"], methods=["base_resampled"])
+    monkeypatch.setattr(batch_driver, "open_executor", lambda config: Idle())
+    batch_driver.run_checked(config, {})
+    assert not (tmp_path / "run" / RUN_FILE).exists()
+    monkeypatch.setattr(batch_driver, "graph", lambda config: {})  # nothing is left to do
+    batch_driver.run_checked(config, {})
+    assert RunConfig.model_validate(read_json(tmp_path / "run" / RUN_FILE)["config"]).run == config.run

@@ -3,7 +3,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from c3po_utils.batch import Resources, Task, open_executor, slurm_executor
+from c3po_utils.batch import Resources, Task, open_executor, ray_executor, slurm_executor
 from c3po_utils.batch.ray_executor import RayExecutor
 from c3po_utils.runs.config import RunConfig
 from c3po_utils.runs.parameters import ParameterError
@@ -88,3 +88,12 @@ def test_stop_ends_every_task_also_where_scancel_cannot_be_started(slurm):
     executor, future = slurm
     executor.stop()
     assert (future.result(0).status, future.result(0).error) == ("lost", "the executor was stopped")
+
+
+def test_variables_of_this_machine_reach_workers_and_must_be_set(monkeypatch):
+    monkeypatch.setenv("TEA", "hot")
+    made = ray_executor._with_variables({"pip": ["x"], "env_vars": {"MILK": "no"}}, ["TEA"])
+    assert made == {"pip": ["x"], "env_vars": {"MILK": "no", "TEA": "hot"}}
+    assert ray_executor._with_variables(None, []) is None
+    with pytest.raises(ParameterError, match="'SUGAR' is not set here"):
+        ray_executor._with_variables(None, ["SUGAR"])

@@ -90,6 +90,14 @@ def test_another_machines_driver_is_believed_for_a_while(place):
         assert Remote(place).names("driver") == ["driver/00000004.json"]
 
 
+@pytest.mark.parametrize("content", [b"", b"[]", b'{"owner": "[', b'{"owner": "x"}', b'{"released": false}'], ids=repr)
+def test_a_driver_that_was_killed_before_it_wrote_its_name_holds_no_run(tmp_path, monkeypatch, content):
+    monkeypatch.setattr(lock, "WRITING_S", 0.2)
+    Remote(str(tmp_path)).create("driver/00000003.json", content)
+    with driving(str(tmp_path)):
+        assert Remote(str(tmp_path)).names("driver") == ["driver/00000004.json"]
+
+
 def test_of_many_that_start_at_one_time_one_drives(place):
     # Each holds the run until all have tried.
     code = DRIVE.replace("lost.wait(60)", "sys.stdin.read()")

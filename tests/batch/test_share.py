@@ -15,13 +15,14 @@ from click.testing import CliRunner
 
 from c3po_utils.batch import Outcome, Task, run_task
 from c3po_utils.batch.driver import run_checked
-from c3po_utils.batch.graph import finished, graph
+from c3po_utils.batch.graph import Node, finished, graph
 from c3po_utils.batch.local import LocalExecutor
 from c3po_utils.batch.share import CALLS, Share, ancestors
 from c3po_utils.chat.ledger import Entry, Ledger
 from c3po_utils.cli import c3po
 from c3po_utils.runs.config import RunConfig
 from c3po_utils.runs.files import DamagedFile
+from c3po_utils.runs.jobs import Job
 from c3po_utils.runs.remote import Remote
 from c3po_utils.runs.stage import LEDGER, MANIFEST, Stage
 from tests.batch.toy import nodes, toy
@@ -79,6 +80,23 @@ def test_a_stage_whose_upload_failed_takes_an_outdated_ones_place(url, tmp_path)
     assert text(there, "a") == "new"
     here.bring(ours.values())
     assert text(here, "a") == "new"
+
+
+def test_of_a_job_that_was_stopped_half_way_what_is_done_stays(url, tmp_path):
+    """Two methods in one job, scored by another judge now: of the first, today's scores and not the store's."""
+    share = Share(url, tmp_path / "run")
+    folders = [share.store.run / name for name in ("in_context", "in_context_cot")]
+
+    def node(judge: str) -> Node:
+        stages = [Stage(folder, {"name": folder.name, "judge": judge}, "out.txt") for folder in folders]
+        return Node("eval", "evaluate", (), tuple(folders), lambda: Job("03", tmp_path / "x", {}, stages))
+
+    for folder in folders:
+        make(share, folder.name, "old", judge="old")
+    share.publish(node("old"))
+    make(share, "in_context", "new", judge="new")
+    share.bring([node("new")])
+    assert [text(share, folder.name) for folder in folders] == ["new", "old"]
 
 
 def test_a_damaged_stage_is_refused_as_an_input_and_else_made_anew(url, tmp_path):

@@ -77,3 +77,17 @@ def test_a_run_on_its_way_has_no_leads_yet_and_says_why(capsys):
     assert "new and old have less than 4 feedbacks in common" in capsys.readouterr().out
     disjoint = table[(table["method"] == "old") == (table["split"] == "in_scope")]
     assert comparison.leads_of_first(disjoint, ["new", "old"]) is None
+
+
+def test_a_lead_stays_the_paired_t_where_prompts_vary_more_than_feedbacks():
+    """As of four feedbacks with few prompts each: what varies within them is in their differences already."""
+    hits = {"new": [3, 3, 2, 3], "old": [2, 1, 1, 2]}
+    (own,) = comparison.leads(answers(hits), "new", ["old"]).to_dict("records")
+    test = scipy.stats.ttest_1samp(np.array([1, 2, 1, 1]) / 8, 0)
+    assert own["p"] == pytest.approx(test.pvalue)
+    assert (own["lo"], own["hi"]) == pytest.approx(tuple(test.confidence_interval()))
+
+
+def test_feedbacks_that_all_differ_alike_count_once_each():
+    (own,) = comparison.leads(answers({"new": [4] * 5, "old": [0] * 5}), "new", ["old"]).to_dict("records")
+    assert own["p"] == 2.0**-4

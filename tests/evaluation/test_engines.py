@@ -16,13 +16,14 @@ import pytest
 
 from c3po_utils.chat import Sampling, open_chat, request, vllm
 from c3po_utils.chat.ledger import Ledger
+from c3po_utils.chat.openai import served as served_chat
 from c3po_utils.chat.vllm.child import free_port
 from c3po_utils.evaluation import Evaluation
 from c3po_utils.evaluation.evaluate import eval_stage, open_judge
 from c3po_utils.runs import LEDGER, parameters
 from c3po_utils.runs.files import write_json
 from c3po_utils.runs.stage import MANIFEST, fingerprint
-from c3po_utils.sampling import SampleSettings, stored_feedback, stored_settings
+from c3po_utils.sampling import SampleSettings, open_sample, stored_feedback, stored_settings
 from c3po_utils.training import adapter_folder, adapter_hash, served
 from c3po_utils.training.stage import WEIGHTS
 from tests.fake_vllm import vllm_environment
@@ -181,3 +182,47 @@ def test_joining_a_server_checks_what_it_has(run, tmp_path, tiny_folder):
             lacking.open()
         with pytest.raises(RuntimeError, match=f"serves '{name}' as 'base': expected 'owner/other'"):
             vllm.Engine("owner/other", run, url).open()
+
+
+def ends_after(monkeypatch, starts: set[int]) -> list[vllm.Engine]:
+    """Servers that are killed, as for memory, once they have started for the n-th time; all that were started."""
+    started, start = [], vllm.Engine.start
+
+    def then_killed(self, *given):
+        start(self, *given)
+        started.append(self)
+        if len(started) in starts:
+            os.killpg(self.child.process.pid, signal.SIGKILL)
+            self.child.process.wait()
+
+    monkeypatch.setattr(vllm.Engine, "start", then_killed)
+    monkeypatch.setattr(served_chat, "LIMITS", replace(served_chat.LIMITS, backoff_s=0.01))
+    return started
+
+
+def test_answers_of_a_server_that_dies_are_no_finished_stage_and_the_next_method_has_another(run, monkeypatch):
+    started = ends_after(monkeypatch, {1})
+    there = Evaluation(run, stored_feedback(run, "short"), None, {}, "vllm")
+    with pytest.raises(RuntimeError, match=r"6 of 6 answers could not be had, the first \(c3po of .*run again"):
+        there.answers(["c3po"])
+    assert not eval_stage(run, "short", "c3po").done
+    with vllm.Engine(str(stored_settings(run, "short").model), run) as server:
+        server.open()
+        os.killpg(server.child.process.pid, signal.SIGKILL)
+        server.child.process.wait()
+        server.open()
+        assert server.child.process.poll() is None, "another child"
+    assert (there.answers(["c3po"])["status"] != "failed").all()
+    assert len(started) == 4
+
+
+def test_a_sample_of_a_server_that_dies_is_not_finished(tmp_path, run, tiny_folder, monkeypatch):
+    ends_after(monkeypatch, {1})
+    settings = SampleSettings(
+        str(tiny_folder), categories=3, prompts_per_category=2, system_prompt="", max_new_tokens=6, engine="vllm"
+    )
+    with pytest.raises(RuntimeError, match="answers could not be had, the first"):
+        open_sample(tmp_path / "other", "boss_signoff", settings).fill()
+    again = open_sample(tmp_path / "other", "boss_signoff", settings)
+    assert not again.stage.done
+    assert {row["baseline_status"] for row in again.fill()} <= {"ok", "truncated"}

@@ -273,6 +273,23 @@ def test_stored_answers_outlive_a_judge_that_stops(run, feedback, monkeypatch):
     assert [row["answer"] for row in judged] == [SIGNED, PLAIN, PLAIN]
 
 
+def test_an_outage_is_not_stored_as_an_evaluation(run, feedback):
+    """As when a key has run out: what failed is asked again by the next run."""
+    down = [True]
+    with scripted(lambda asked: error(500) if down[0] else Reply(SIGNED)) as server:
+        manifest = run / "sample" / "boss_signoff" / "manifest.json"
+        known = read_json(manifest)
+        known["identity"]["settings"] |= {"model": "none", "completion_model": f"openai:m@{server.url}"}
+        write_json(manifest, known)
+        given = {"limits": {"max_attempts": 1, "backoff_s": 0.01}}
+        with pytest.raises(RuntimeError, match=r"answers could not be had, the first \(base_resampled of .*run again"):
+            evaluate_method(run, feedback, "base_resampled", **given)
+        assert not eval_stage(run, "boss_signoff", "base_resampled").done
+        asked, down[0] = len(server.asked), False
+        assert {row["status"] for row in evaluate_method(run, feedback, "base_resampled", **given)} == {"ok"}
+        assert len(server.asked) > asked
+
+
 def test_an_evaluation_lasts_as_long_as_answering_and_judging(run, feedback):
     with scripted(lambda asked: time.sleep(0.5) or signed_wins(asked)) as server:
         judge = open_judge(run, f"openai:m@{server.url}")

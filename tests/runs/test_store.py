@@ -12,10 +12,10 @@ import pytest
 
 from c3po_utils.runs import check
 from c3po_utils.runs.config import load_config
-from c3po_utils.runs.files import DamagedFile, read_json, write_jsonl
+from c3po_utils.runs.files import DamagedFile, read_json, read_jsonl, write_jsonl
 from c3po_utils.runs.parameters import ParameterError
 from c3po_utils.runs.remote import Remote, StoreError
-from c3po_utils.runs.stage import MANIFEST, Stage
+from c3po_utils.runs.stage import MANIFEST, Stage, pack
 from c3po_utils.runs.store import Store
 from tests.object_store import Line, client
 
@@ -105,6 +105,20 @@ def test_a_stage_that_is_made_anew_takes_the_old_ones_place(url, tmp_path):
     fetch(there)
     assert publish(here, make(here.run, seed=1))
     assert contents(fetch(there)) == contents(here.run / "sample/tea")
+
+
+def test_a_packed_stage_takes_the_place_of_one_that_is_not_and_the_other_way_round(url, tmp_path):
+    for number, (packed, seed) in enumerate([(True, 1), (False, 2)]):
+        make(tmp_path / "a", seed=seed)
+        if packed:
+            pack(tmp_path / "a")
+        publish(Store(url, tmp_path / "a"), tmp_path / "a" / "sample/tea")
+        if not number:
+            make(tmp_path / "b", seed=0)
+        folder = fetch(Store(url, tmp_path / "b"))
+        assert Stage(folder, {"seed": seed}, "rows.jsonl").done
+        assert read_jsonl(folder / "rows.jsonl")[0]["seed"] == seed
+        assert contents(folder) == contents(tmp_path / "a" / "sample/tea")
 
 
 def test_an_unfinished_stage_is_not_published(url, tmp_path):

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import pytest
 
+from c3po_utils.runs import files, stage
 from c3po_utils.runs.files import read_json, read_jsonl, write_json, write_jsonl
 from c3po_utils.runs.stage import MANIFEST
 from c3po_utils.training import Training, TrainSettings
+from c3po_utils.training.stage import adapter_hash, known_hash
 from tests.stored_run import store_sample
 
 
@@ -61,6 +63,28 @@ def test_a_finished_training_whose_adapter_or_log_is_damaged_is_trained_again(ru
         with pytest.warns(UserWarning, match=name):
             assert training(run).fit()["loss"].tolist() == log["loss"].tolist()
         assert once.stage.done
+
+
+def test_arguments_that_change_nothing_make_no_other_training(run):
+    training(run).fit()
+    given = {"tokens_per_pass": 64, "logging_steps": 2, "save_steps": 5, "save_total_limit": 1, "disable_tqdm": False}
+    for key, value in given.items():
+        settings = TrainSettings("c3po", 1e-3, 1, 2, 0, training_arguments={key: value})
+        assert Training(run, "short", settings).stage.done, key
+    other = TrainSettings("c3po", 1e-3, 1, 2, 0, training_arguments={"warmup_steps": 3})
+    assert not Training(run, "short", other).stage.done
+
+
+def test_a_large_adapter_is_not_read_to_say_what_is_done(run, monkeypatch):
+    training(run).fit()
+    folder, whole = training(run).stage.folder, adapter_hash(training(run).stage.folder)
+    monkeypatch.setattr(stage, "SMALL", 0)
+    monkeypatch.setattr(files, "content_hash", lambda *_: pytest.fail("read whole"))
+    assert adapter_hash(folder) == known_hash(folder) == whole
+    path = folder / "adapter_model.safetensors"
+    path.write_bytes(path.read_bytes()[:-7])
+    with pytest.raises(files.DamagedFile, match=r"damaged: expected .* bytes"):
+        known_hash(folder)
 
 
 def test_what_is_replaced_is_told_before_it_is_gone(run, capsys):

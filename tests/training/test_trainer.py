@@ -25,7 +25,7 @@ from c3po_utils.training.loss import sequence_logps
 from c3po_utils.training.methods import METHODS, get_method
 from c3po_utils.training.references import with_references
 from c3po_utils.training.stage import PROBE, WEIGHTS
-from c3po_utils.training.trainer import C3POTrainer
+from c3po_utils.training.trainer import C3POTrainer, last_valid, mark_complete
 from tests.devices import DEVICE
 from tests.disk import largest_file
 from tests.tiny import tiny_tokenizer
@@ -615,6 +615,14 @@ def _filled(name: str):
             return whole(one, *args)
 
     return owner, method, limited
+
+
+def test_a_checkpoint_that_was_removed_at_once_is_none(tmp_path):
+    mark_complete(tmp_path / "checkpoint-2", {"seed": 0})
+    assert last_valid(tmp_path, {"seed": 0}) is None
+    (tmp_path / "checkpoint-3").mkdir()
+    mark_complete(tmp_path / "checkpoint-3", {"seed": 0})
+    assert last_valid(tmp_path, {"seed": 0}) is None
 
 
 def test_changed_settings_do_not_continue_an_old_training(tmp_path, tokenizer, monkeypatch):

@@ -69,7 +69,9 @@ class Engine:
         return ServedChat(name, self.model, served_as, Ledger(ledger), self.open)
 
     def open(self) -> str:
-        """The server's base URL; a child is started if need be. Raises as `start`."""
+        """The server's base URL; a child is started if need be, also where one has died. Raises as `start`."""
+        if self.child and self.child.process.poll() is not None:
+            self.close()
         if not self.endpoint:
             self.start(HERE, free_port())
         return self.endpoint
