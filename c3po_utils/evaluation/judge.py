@@ -26,7 +26,7 @@ from c3po_utils import chat  # as a room: its heavy parts are imported when they
 from c3po_utils.chat import ChatModel, Sampling, request, structured_output
 from c3po_utils.feedback import Feedback
 from c3po_utils.runs import LEDGER, files
-from c3po_utils.sampling.answers import FAILED_AT_MOST
+from c3po_utils.sampling import answers as sampled
 
 # Judge: two answers to one message, compared in one respect. The form of the verdict is said by `ask_forms`.
 COMPARE = """Two answers to the same message are to be compared. {question}
@@ -133,7 +133,7 @@ def judge_rows(judge: Judge, rows: Sequence[dict], feedback: Feedback) -> list[d
     ]
     answers = ask_verdicts(judge.model, questions, f"judging {rows[0]['method']}") if questions else {}
     failed = [answer for answer in answers.values() if answer.kind == "failed"]
-    if len(failed) > FAILED_AT_MOST * len(answers):
+    if len(failed) > sampled.FAILED_AT_MOST * len(answers):
         raise RuntimeError(
             f"{len(failed)} of {len(answers)} calls to the judge failed, the first with: {failed[0].reason}; the other"
             " verdicts are stored: run again to ask for the rest"
