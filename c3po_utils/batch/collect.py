@@ -151,8 +151,13 @@ def _bring(
         return
     lacking = []  # of the same stage here, such as its adapter in a checkout that keeps none
     if _finished(known := files.remembered(folder / MANIFEST)):
-        products = [one for one in contained if one.removeprefix(f"{name}/") in manifest.get("files", {})]
-        lacking = [one for one in products if known == manifest and not _there(folder / one.removeprefix(f"{name}/"))]
+        products = [
+            one
+            for one in contained
+            if one.removeprefix(f"{name}/").removesuffix(files.PACKED) in manifest.get("files", {})
+        ]
+        same = all(known.get(key) == manifest.get(key) for key in ("identity", "files"))
+        lacking = [one for one in products if same and not _there(folder / one.removeprefix(f"{name}/"))]
         if not lacking:
             into.known.append(name)
             return

@@ -16,7 +16,7 @@ from itertools import islice
 
 from c3po_utils.batch import share
 from c3po_utils.batch.executors import open_executor
-from c3po_utils.batch.graph import Nodes, dependants, graph, spared
+from c3po_utils.batch.graph import Nodes, dependants, finished, graph, spared
 from c3po_utils.batch.lock import driving
 from c3po_utils.batch.memory import Memory
 from c3po_utils.batch.progress import Watch
@@ -66,13 +66,14 @@ def run_checked(config: RunConfig, nodes: Nodes | None = None, take_over: bool =
     """
     start = time.monotonic()
     place = config.store or str(run_folder(config.run))
-    with driving(place, take_over) as taken, share.around_run(config):
-        executor = open_executor(config)
-        try:
-            drive(config, graph(config) if nodes is None else nodes, executor, taken)
-        finally:
-            executor.stop()
-        if all(node.done for node in graph(config).values()):
+    with driving(place, take_over) as taken:
+        with share.around_run(config):
+            executor = open_executor(config)
+            try:
+                drive(config, graph(config) if nodes is None else nodes, executor, taken)
+            finally:
+                executor.stop()
+        if finished(every := graph(config)) == set(every):
             whole = {"config": config.model_dump(), "wall_s": round(time.monotonic() - start, 1)}
             files.write_json(run_folder(config.run) / RUN_FILE, whole)
 
@@ -188,6 +189,8 @@ def _interrupts(event: threading.Event) -> Iterator[None]:
         yield
         return
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    if before[signal.SIGHUP] is signal.SIG_IGN:  # as nohup wants it
+        del before[signal.SIGHUP]
     for number in before:
         signal.signal(number, lambda *_: event.set())
     try:

@@ -92,7 +92,7 @@ def fill_answers(
         with model_for(run, feedback_id, method, settings, limits, server) as model:
             answers.add_answers(model, rows, settings, method)
         if server or model.name.startswith("openai:"):
-            answers.refuse_outage(rows, [method])
+            answers.refuse_outage([row for row in rows if row["baseline"]], [method])
 
 
 def score_rows(rows: Sequence[dict], feedback: Feedback, method: str, judge: Judge | None = None) -> list[dict]:

@@ -201,10 +201,12 @@ def _refuse_unlisted(config: RunConfig, layers: Sequence[_Layer], given: Mapping
     in the file that says `methods`, or on the command line.
     """
     listed = {*config.methods, *(config.two_feedbacks_methods or ())}
-    said = [key.split(".")[1] for key in given if key.startswith("train_methods.")] + [*given.get("train_methods", ())]
+    said = [key.split(".")[1] for key in given if key.startswith("train_methods.")] + [
+        *(given.get("train_methods") or ())
+    ]
     if "methods" not in given:
         own = next(layer for layer in reversed(layers) if "methods" in layer.values)
-        said += own.values.get("train_methods", ())
+        said += own.values.get("train_methods") or ()
     for name in said:
         if "@" in name and name not in listed:
             raise ParameterError(

@@ -153,8 +153,9 @@ class Sample:
             return files.read_jsonl(self.stage.path(ROWS))
         with self.stage, self.server or nullcontext():
             rows = fill_rows(self.models["completion"], self.deal(), self.record, self.settings)
-            if (self.settings.completion_model or self.server) and not self.settings.allow_short:
-                answers.refuse_outage(rows, ANSWERS, 0.0, ", or go on without them by the option allow_short")
+            if self.settings.completion_model or self.server:
+                at_most = 0.5 if self.settings.allow_short else 0.0  # a few answers less, but not most of them
+                answers.refuse_outage(rows, ANSWERS, at_most, ", or go on without a few by the option allow_short")
             files.write_jsonl(self.stage.path(ROWS), rows)
             self.stage.notes |= {"counts": counts(rows)} | ({"engine": chat.vllm.VLLM} if self.server else {})
         return rows

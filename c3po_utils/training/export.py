@@ -89,10 +89,12 @@ def export_adapter(adapter: Trained, out: Path | str, scores: str = "", force: b
 
     Raises:
         FileExistsError: see exports.placed.
+        DamagedFile: the weights are not those that were trained.
     """
     base = base_name(adapter.model)
     with exports.placed(out, force) as folder:
         folder.mkdir()
+        stage.intact(adapter.folder, WEIGHTS)  # whole, also where finding it looked at its size alone
         shutil.copy(adapter.folder / WEIGHTS, folder / WEIGHTS)
         files.write_json(folder / CONFIG, adapter.lora | {"base_model_name_or_path": base, "inference_mode": True})
         text = adapter.card("peft", LOAD_ADAPTER.format(base=base, folder=Path(out).name), scores)

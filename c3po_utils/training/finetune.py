@@ -24,7 +24,7 @@ from c3po_utils.sampling import load_rows, members, stored_feedback
 from c3po_utils.training.adapters import load_adapter, lora_config, refuse_untrainable, save_adapter
 from c3po_utils.training.data import Preflight, check_lengths, training_rows
 from c3po_utils.training.gate import GateTraining
-from c3po_utils.training.limits import check_arguments
+from c3po_utils.training.limits import PASSING, check_arguments
 from c3po_utils.training.methods import Method
 from c3po_utils.training.references import with_references
 from c3po_utils.training.stage import LOG, RunTraining, TrainSettings, adapter_folder, adapter_hash
@@ -68,8 +68,8 @@ def train(
         name: for the progress bar.
         start: folder of the adapter that a method with `start` begins with.
         references: folder in which log-probabilities under pi_0 are kept (see references.py).
-        tokens_per_pass: about how many tokens go through the model at one time. Memory grows with it; the result does
-            not depend on it, as the passes of one batch add up.
+        tokens_per_pass: about how many tokens go through the model at one time. Memory grows with it; without
+            dropout the result does not depend on it, as the passes of one batch add up.
         arguments: any field of trl's DPOConfig (and so of transformers' TrainingArguments).
 
     Returns:
@@ -102,7 +102,7 @@ def train(
         callbacks=[Bar()], tokens_per_pass=None if WHOLE_BATCH & set(config.loss_type) else per_pass,
         identity=[
             method.differences, adapter_hash(Path(start)) if start else None, policy.peft_config["default"].to_dict(),
-            arguments, rows,
+            {key: value for key, value in arguments.items() if key not in PASSING}, rows,
         ],
     )  # fmt: skip
     trainer.remove_callback(PrinterCallback)

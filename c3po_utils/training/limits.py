@@ -53,7 +53,7 @@ REFUSED_ARGUMENTS = {  # fields of trl's DPOConfig that cannot be meant here
 }
 # Arguments that decide how fast a training is, how often it tells and saves, and nothing of what it comes to.
 PASSING = {
-    "tokens_per_pass", "logging_steps", "save_steps", "save_total_limit", "disable_tqdm", "dataloader_num_workers",
+    "logging_steps", "save_steps", "save_total_limit", "disable_tqdm", "dataloader_num_workers",
     "dataloader_pin_memory",
 }  # fmt: skip
 SETTLED = {  # those that a training setting decides

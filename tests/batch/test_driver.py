@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -232,3 +233,15 @@ def test_a_runs_settings_are_kept_once_it_is_whole(tmp_path, monkeypatch):
     monkeypatch.setattr(batch_driver, "graph", lambda config: {})  # nothing is left to do
     batch_driver.run_checked(config, {})
     assert RunConfig.model_validate(read_json(tmp_path / "run" / RUN_FILE)["config"]).run == config.run
+
+
+def test_a_run_below_nohup_outlives_its_terminal():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with batch_driver._interrupts(event := threading.Event()):
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert not event.wait(0.2)
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert event.wait(5)
+    finally:
+        signal.signal(signal.SIGHUP, before)

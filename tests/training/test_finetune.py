@@ -67,7 +67,7 @@ def test_a_finished_training_whose_adapter_or_log_is_damaged_is_trained_again(ru
 
 def test_arguments_that_change_nothing_make_no_other_training(run):
     training(run).fit()
-    given = {"tokens_per_pass": 64, "logging_steps": 2, "save_steps": 5, "save_total_limit": 1, "disable_tqdm": False}
+    given = {"logging_steps": 2, "save_steps": 5, "save_total_limit": 1, "disable_tqdm": False}
     for key, value in given.items():
         settings = TrainSettings("c3po", 1e-3, 1, 2, 0, training_arguments={key: value})
         assert Training(run, "short", settings).stage.done, key
@@ -79,7 +79,7 @@ def test_a_large_adapter_is_not_read_to_say_what_is_done(run, monkeypatch):
     training(run).fit()
     folder, whole = training(run).stage.folder, adapter_hash(training(run).stage.folder)
     monkeypatch.setattr(stage, "SMALL", 0)
-    monkeypatch.setattr(files, "content_hash", lambda *_: pytest.fail("read whole"))
+    monkeypatch.setattr(stage, "content_hash", lambda *_: pytest.fail("read whole"))
     assert adapter_hash(folder) == known_hash(folder) == whole
     path = folder / "adapter_model.safetensors"
     path.write_bytes(path.read_bytes()[:-7])
