@@ -123,10 +123,6 @@ def _refuse_conflicts(targets: dict[str, Path], found: dict[str, list]) -> None:
         raise Conflict("\n".join([*problems, advice]))
 
 
-def _there(path: Path) -> bool:
-    return path.exists() or files.packed(path).exists()
-
-
 def _finished(manifest: dict[str, Any] | None) -> bool:
     return bool(manifest) and manifest.get("status") == "done"
 
@@ -149,35 +145,34 @@ def _bring(
         if any(not one.endswith(".ipynb") for one in contained):  # else an executed notebook of no stage's own
             into.left_out[f"{name} of {source.name}"] = "not finished"
         return
-    lacking = []  # of the same stage here, such as its adapter in a checkout that keeps none
-    if _finished(known := files.remembered(folder / MANIFEST)):
-        products = [
-            one
-            for one in contained
-            if one.removeprefix(f"{name}/").removesuffix(files.PACKED) in manifest.get("files", {})
-        ]
+    known, products = files.remembered(folder / MANIFEST), manifest.get("files", {})
+    wanted = [one.removeprefix(f"{name}/") for one in contained]
+    if here := _finished(known):  # only what a checkout of the same stage may lack, such as its adapter
         same = all(known.get(key) == manifest.get(key) for key in ("identity", "files"))
-        lacking = [one for one in products if same and not _there(folder / one.removeprefix(f"{name}/"))]
-        if not lacking:
+        lacking = [one for one in products if same and not files.there(folder / one)]
+        wanted = [one for one in wanted if one.removesuffix(files.PACKED) in lacking]
+        products = [one.removesuffix(files.PACKED) for one in wanted]
+        if not wanted:
             into.known.append(name)
             return
     target.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target, prefix=".collecting.") as scratch:
         made = Path(scratch) / "stage"
-        for one in lacking or contained:
-            source.remote.download(one, made / one.removeprefix(f"{name}/"))
+        for one in wanted:
+            source.remote.download(f"{name}/{one}", made / one)
         files.write_json(made / MANIFEST, manifest)
         try:
-            for product in [one.removeprefix(f"{name}/") for one in lacking] or manifest.get("files", {}):
+            for product in products:
                 stage.intact(made, product)
         except (DamagedFile, FileNotFoundError) as error:
             what = str(error).replace(f"{made}/", "").partition(". Remove it")[0]
             into.left_out[f"{name} of {source.name}"] = what
             return
         folder.parent.mkdir(parents=True, exist_ok=True)
-        for one in lacking:
-            os.replace(made / one.removeprefix(f"{name}/"), folder / one.removeprefix(f"{name}/"))
-        if not lacking:
+        if here:
+            for one in wanted:
+                os.replace(made / one, folder / one)
+        else:
             if folder.exists():  # what an unfinished stage left
                 shutil.move(folder, Path(scratch) / "old")
             os.replace(made, folder)

@@ -130,7 +130,8 @@ def _read_record(content: bytes | None) -> dict[str, Any] | None:
     try:
         record = json.loads(content or b"")
         alive(record["owner"])
-        return record if record["heard"] + 0.0 else None
+        float(record["heard"])
+        return record
     except (ValueError, KeyError, TypeError, AttributeError):
         return None
 

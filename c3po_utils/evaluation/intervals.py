@@ -41,6 +41,7 @@ Array = NDArray[np.float64]
 
 STRATA = (slice(0, 2), slice(2, 3))  # in and near scope share categories; general prompts have their own
 FEW = 4  # feedbacks needed before they are treated as a sample of feedbacks
+AGREE = 1e-18  # a variance below is that of equal values
 CLUSTERED = 1.25  # how much more than prompts' variance counts as clustering (a single leak always gives 1)
 
 
@@ -177,7 +178,7 @@ def across(scores_FMK: Array, own: Spread, paired: bool = False) -> tuple[Array,
     inner = variance.sum(0) / np.maximum(count, 1) ** 2
     inner_df = satterthwaite(variance.sum(0), (variance**2 / own.df).sum(0))
     outer = np.nan_to_num(standard_error(scores_FMK) ** 2)
-    top = (count >= FEW) & (outer > 1e-18 if paired else outer >= inner)
+    top = (count >= FEW) & (outer > AGREE if paired else outer >= inner)
     # Many feedbacks never leave fewer than F - 1, not even where all spread sits in one category of one of them.
     df = np.maximum(np.where(top, 0, inner_df), np.where(count >= FEW, count - 1, 0))
     n = np.where(present & np.isfinite(own.n), own.n, 0).sum(0)
@@ -191,7 +192,7 @@ def t_interval(estimate: Array, spread: Spread, linear: Linear) -> tuple[Array, 
     n equal ones cannot rule out (the rule of three).
     """
     low, high = linear.range_K2.T
-    agree = spread.variance < 1e-18
+    agree = spread.variance < AGREE
     half = scipy.stats.t.ppf(0.975, spread.df) * np.sqrt(spread.variance)
     if linear.scale == "logit":
         place = np.where(agree, 0.5, (estimate - low) / (high - low))

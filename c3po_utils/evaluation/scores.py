@@ -105,13 +105,13 @@ def method_scores(answers: pd.DataFrame) -> pd.DataFrame:
     return _means(check(answers).assign(value=_values(answers)), PAPER)
 
 
-def _means(rows: pd.DataFrame, linear: Linear, p_values: bool = False) -> pd.DataFrame:
+def _means(rows: pd.DataFrame, linear: Linear, paired: bool = False) -> pd.DataFrame:
     data = intervals.cells(rows)
     scores = linear.of(intervals.means(data))
-    mean, spread = intervals.across(scores, intervals.within(data, linear), paired=p_values)
+    mean, spread = intervals.across(scores, intervals.within(data, linear), paired)
     lo, hi = intervals.t_interval(mean, spread, linear)
     columns = {"": mean, "_se": intervals.standard_error(scores), "_lo": lo, "_hi": hi}
-    if p_values:
+    if paired:
         columns["_p"] = _p_values(mean, spread, (~np.isnan(scores)).sum(0))
     table = _wide(pd.DataFrame({"method": data.methods}), linear, columns)
     table["n_feedbacks"] = (data.n_FMSC.sum((2, 3)) > 0).sum(0)
@@ -123,7 +123,7 @@ def _p_values(mean: Array, spread: Spread, feedbacks: Array) -> Array:
 
     n are the feedbacks, with fewer than `FEW` of them their prompts.
     """
-    agree = spread.variance < 1e-18
+    agree = spread.variance < intervals.AGREE
     statistic = np.abs(mean) / np.sqrt(np.where(agree, 1, spread.variance))
     alike = np.where(
         np.abs(mean) > 1e-12, 2.0 ** (1 - np.maximum(np.where(feedbacks >= FEW, feedbacks, spread.n), 1)), 1.0
@@ -150,7 +150,7 @@ def paired_differences(
     right = rows.loc[rows["method"].isin(reference_methods), [*KEY, "method", "value"]]
     pairs = left.merge(right, on=KEY, suffixes=("", "_reference"))
     pairs["value"] -= pairs["value_reference"]
-    table = _means(pairs, DIFFERENCE, p_values=True).rename(columns={"method": "reference"})
+    table = _means(pairs, DIFFERENCE, paired=True).rename(columns={"method": "reference"})
     for name in SCORES:
         table[f"{name}_p_holm"] = _holm(table[f"{name}_p"])
     table = table.set_index("reference").reindex(reference_methods).reset_index().drop(columns="n_missing")

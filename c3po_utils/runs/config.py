@@ -13,12 +13,10 @@ from c3po_utils.feedback import files
 from c3po_utils.feedback.selection import Selection
 from c3po_utils.runs import documents, parameters, sweeps, variants
 from c3po_utils.runs.parameters import ParameterError, nearest
-from c3po_utils.runs.stage import BUNDLED, NOTEBOOKS, shown
+from c3po_utils.runs.stage import BUNDLED, GROUPS, NOTEBOOKS, shown
 from c3po_utils.training import registered
 
 RUNS = BUNDLED / "notebooks" / "params" / "runs"
-GROUPS = {"sample": "01_sample.ipynb", "train": "02_train.ipynb", "evaluate": "03_evaluate.ipynb",
-          "figures": "05_figures.ipynb"}  # whose parameters these keys hold  # fmt: skip
 
 
 class RunConfig(BaseModel):

@@ -98,6 +98,11 @@ def packed(path: Path | str) -> Path:
     return Path(path).with_name(Path(path).name + PACKED)
 
 
+def there(path: Path | str) -> bool:
+    """Whether a file is there, packed or not."""
+    return Path(path).exists() or packed(path).exists()
+
+
 def stored(path: Path | str) -> bytes:
     """The content of a file, also where it lies packed. Raises DamagedFile for one that cannot be unpacked."""
     path = Path(path)

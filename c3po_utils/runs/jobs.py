@@ -13,14 +13,14 @@ from c3po_utils.feedback import Feedback, general, load_feedbacks, records, sele
 from c3po_utils.runs import parameters, variants
 from c3po_utils.runs.config import RunConfig
 from c3po_utils.runs.parameters import nearest
-from c3po_utils.runs.stage import NOTEBOOKS, Stage, run_folder
+from c3po_utils.runs.stage import GROUPS, NOTEBOOKS, Stage, run_folder
 from c3po_utils.sampling import SampleSettings, open_sample
 from c3po_utils.training import TrainSettings, trained_methods
 from c3po_utils.training.stage import train_stage
 
 How = two_feedbacks.How
-SAMPLE, TRAIN, EVALUATE = "01_sample.ipynb", "02_train.ipynb", "03_evaluate.ipynb"
-TWO_FEEDBACKS, FIGURES = "04_two_feedbacks.ipynb", "05_figures.ipynb"
+SAMPLE, TRAIN, EVALUATE, FIGURES = (GROUPS[group] for group in ("sample", "train", "evaluate", "figures"))
+TWO_FEEDBACKS = "04_two_feedbacks.ipynb"
 PROMPT_FILES = ("general_prompts", "nearby")  # settings, below parameters, that may name one
 MODELS = ("model", "category_model", "prompt_model", "completion_model", "judge_model")  # parameters that name one
 

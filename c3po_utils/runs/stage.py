@@ -27,6 +27,10 @@ if not (BUNDLED / "pyproject.toml").exists():
     BUNDLED = Path(__file__).parents[1] / "bundled"
     ROOT = CODE = Path(os.environ.setdefault("C3PO_ROOT", os.getcwd()))
 NOTEBOOKS = BUNDLED / "notebooks"
+GROUPS = {  # by key of a run's settings, the notebook whose parameters it holds
+    "sample": "01_sample.ipynb", "train": "02_train.ipynb", "evaluate": "03_evaluate.ipynb",
+    "figures": "05_figures.ipynb",
+}  # fmt: skip
 MANIFEST = "manifest.json"
 KINDS = ("sample", "train", "eval")  # folders of stages in a run's; comparisons and figures are made from these
 RUN_FILE = "run.json"  # in the run's folder, once it was whole: its settings
@@ -192,7 +196,7 @@ class Stage:
     def _whole(self, name: str, known: dict[str, Any]) -> bool:
         """Whether a file is there, and, cheaply, the one that is known; a warning says how it differs."""
         path = self.path(name)
-        if not path.exists() and not files.packed(path).exists():
+        if not files.there(path):
             return False
         try:
             _compare(path, known, fingerprint(path, whole=not path.exists() or path.stat().st_size <= SMALL))

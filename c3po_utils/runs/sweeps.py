@@ -15,7 +15,7 @@ from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 from c3po_utils.runs import documents, parameters
 from c3po_utils.runs.parameters import ParameterError, nearest
-from c3po_utils.runs.stage import NOTEBOOKS
+from c3po_utils.runs.stage import GROUPS, NOTEBOOKS
 from c3po_utils.sampling import SampleSettings
 from c3po_utils.training import limits, methods
 
@@ -29,8 +29,8 @@ Combination = dict[str, Any]  # values by setting: {"train.lora.r": 16}
 def settings() -> dict[str, Any]:
     """What can be swept, by its place in a run's YAML, with its type."""
     kinds = {}
-    for group, notebook in (("train", "02_train"), ("sample", "01_sample")):
-        declared = parameters.kinds(NOTEBOOKS / f"{notebook}.ipynb")
+    for group in ("train", "sample"):
+        declared = parameters.kinds(NOTEBOOKS / GROUPS[group])
         own = {name: kind for name, kind in declared.items() if name not in ("run", "feedback", "method")}
         kinds |= {f"{group}.{name}": kind for name, kind in own.items() if kind is not dict}
     kinds |= {f"train.lora.{name}": kind for name, kind in limits.LORA.items()}

@@ -10,7 +10,7 @@ from typing import Any
 
 from c3po_utils.runs import parameters, sweeps
 from c3po_utils.runs.parameters import ParameterError, nearest
-from c3po_utils.runs.stage import NOTEBOOKS
+from c3po_utils.runs.stage import GROUPS, NOTEBOOKS
 from c3po_utils.runs.sweeps import Combination
 from c3po_utils.training import methods as known_methods
 from c3po_utils.training import registered, trained_methods
@@ -131,7 +131,7 @@ def _own(values: dict[str, Any], method: str, combination: Combination, names: d
     train_methods = values.get("train_methods", {})
     base = given(values.get("train", {}), train_methods, method)
     own = dict(train_methods.get(method, {}))
-    groups = {"lora": parameters.resolve(NOTEBOOKS / "02_train.ipynb", {})["lora"], **base}
+    groups = {"lora": parameters.resolve(NOTEBOOKS / GROUPS["train"], {})["lora"], **base}
     groups["method_settings"] = _of_method(groups["method_settings"], method)
     for full, value in combination.items():
         *group, leaf = full.split(".")[1:]

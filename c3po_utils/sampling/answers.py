@@ -65,14 +65,17 @@ def refuse_outage(
     answered is in the ledger.
     """
     asked = [(row, column) for row in rows for column in columns if f"{column}_status" in row]
-    failed = [(row, column) for row, column in asked if row[f"{column}_status"] == "failed"]
-    reasons = [row.get(f"{column}_reason", row.get("baseline_reason", "its tries failed")) for row, column in failed]
-    lost = [place for place, reason in enumerate(reasons) if types.answerable(reason)]
+    failed = [
+        (f"{column} of {row['id']}", row.get(f"{column}_reason", row.get("baseline_reason", "its tries failed")))
+        for row, column in asked
+        if row[f"{column}_status"] == "failed"
+    ]
+    lost = [(what, reason) for what, reason in failed if types.answerable(reason)]
     if len(lost) > at_most * len(asked):
-        row, column = failed[lost[0]]
+        what, reason = lost[0]
         raise RuntimeError(
-            f"{len(lost)} of {len(asked)} answers could not be had, the first ({column} of {row['id']}) because:"
-            f" {reasons[lost[0]]}. All others are stored: run again to ask for these{hint}"
+            f"{len(lost)} of {len(asked)} answers could not be had, the first ({what}) because:"
+            f" {reason}. All others are stored: run again to ask for these{hint}"
         )
 
 

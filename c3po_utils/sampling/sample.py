@@ -19,8 +19,7 @@ from c3po_utils import chat  # as a room: its heavy parts are imported when they
 from c3po_utils.chat import ChatModel
 from c3po_utils.feedback import SPLITS, Feedback, Prompt, find_feedback, general, records
 from c3po_utils.runs import LEDGER, Stage, files
-from c3po_utils.sampling import answers
-from c3po_utils.sampling.answers import add_answers, add_in_context, add_in_context_cot, add_revisions
+from c3po_utils.sampling.answers import add_answers, add_in_context, add_in_context_cot, add_revisions, refuse_outage
 from c3po_utils.sampling.deduplicated import Effort, Report, made_up
 from c3po_utils.sampling.generate_prompts import generate_prompts, write_prompts
 from c3po_utils.sampling.rows import ROWS, counts, deal_prompts, imported_sample, sample_stage, stored_settings
@@ -155,7 +154,7 @@ class Sample:
             rows = fill_rows(self.models["completion"], self.deal(), self.record, self.settings)
             if self.settings.completion_model or self.server:
                 at_most = 0.5 if self.settings.allow_short else 0.0  # a few answers less, but not most of them
-                answers.refuse_outage(rows, ANSWERS, at_most, ", or go on without a few by the option allow_short")
+                refuse_outage(rows, ANSWERS, at_most, ", or go on without a few by the option allow_short")
             files.write_jsonl(self.stage.path(ROWS), rows)
             self.stage.notes |= {"counts": counts(rows)} | ({"engine": chat.vllm.VLLM} if self.server else {})
         return rows

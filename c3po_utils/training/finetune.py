@@ -24,7 +24,7 @@ from c3po_utils.sampling import load_rows, members, stored_feedback
 from c3po_utils.training.adapters import load_adapter, lora_config, refuse_untrainable, save_adapter
 from c3po_utils.training.data import Preflight, check_lengths, training_rows
 from c3po_utils.training.gate import GateTraining
-from c3po_utils.training.limits import PASSING, check_arguments
+from c3po_utils.training.limits import check_arguments, deciding
 from c3po_utils.training.methods import Method
 from c3po_utils.training.references import with_references
 from c3po_utils.training.stage import LOG, RunTraining, TrainSettings, adapter_folder, adapter_hash
@@ -102,7 +102,7 @@ def train(
         callbacks=[Bar()], tokens_per_pass=None if WHOLE_BATCH & set(config.loss_type) else per_pass,
         identity=[
             method.differences, adapter_hash(Path(start)) if start else None, policy.peft_config["default"].to_dict(),
-            {key: value for key, value in arguments.items() if key not in PASSING}, rows,
+            deciding(arguments), rows,
         ],
     )  # fmt: skip
     trainer.remove_callback(PrinterCallback)

@@ -56,6 +56,13 @@ PASSING = {
     "logging_steps", "save_steps", "save_total_limit", "disable_tqdm", "dataloader_num_workers",
     "dataloader_pin_memory",
 }  # fmt: skip
+
+
+def deciding(arguments: dict[str, Any]) -> dict[str, Any]:
+    """The training arguments without those that do not change what comes out."""
+    return {key: value for key, value in arguments.items() if key not in PASSING}
+
+
 SETTLED = {  # those that a training setting decides
     "learning_rate": "set `learning_rate`, a setting of its own",
     "num_train_epochs": "set `epochs`, a setting of its own",

@@ -20,7 +20,6 @@ from c3po_utils.sampling import (
     unlabelled,
 )
 from c3po_utils.training.limits import (
-    PASSING,
     REFUSED_ARGUMENTS,
     SETTLED,
     Count,
@@ -29,6 +28,7 @@ from c3po_utils.training.limits import (
     check_arguments,
     check_fields,
     check_lora,
+    deciding,
 )
 from c3po_utils.training.methods import METHODS, OTHERS, Method, get_method, registered
 
@@ -188,10 +188,10 @@ def train_stage(run: Path | str, feedback_id: str, settings: TrainSettings) -> S
     sampled_with = {id: parameters.recorded(stored_settings(run, id)) for id in rows}
     joint = len(rows) > 1
     recorded = parameters.recorded(settings)
-    deciding = {key: value for key, value in recorded["training_arguments"].items() if key not in PASSING}
+    recorded["method_settings"] = _without_place(recorded["method_settings"])
+    recorded["training_arguments"] = deciding(recorded["training_arguments"])
     identity = {
-        "settings": recorded
-        | {"method_settings": _without_place(recorded["method_settings"]), "training_arguments": deciding},
+        "settings": recorded,
         # Only what differs from the defaults, so that a setting added to Method later renames no finished run.
         "objective": _without_place(objective.differences),
         "rows": rows if joint else rows[feedback_id],
