@@ -40,7 +40,8 @@ setup:
 	  $(BIN)/python -m pip install -qq --disable-pip-version-check --no-deps --no-build-isolation --editable . && touch $(STAMP); fi
 
 # torchvision, torchaudio and torchcodec do not match its torch, and nothing here needs them. vLLM asks for its version
-# under the name `vllm`, which this package does not have.
+# under the name `vllm`, which this package does not have. An `apt-get update` that fails, here and below, does not forbid
+# what older lists offer.
 vllm: setup
 	@[ -f $(VLLM)/.complete ] || { set -e; echo "setting up $(VLLM) (a few minutes)"; \
 	  $(PYTHON) -m venv --clear $(VLLM); \
@@ -49,7 +50,7 @@ vllm: setup
 	  alias=$$($(VLLM)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/vllm-$(lastword $(subst ==, ,$(VLLM_PACKAGE)))+cpu.dist-info; \
 	  mkdir -p $$alias; printf 'Metadata-Version: 2.1\nName: vllm\nVersion: $(lastword $(subst ==, ,$(VLLM_PACKAGE)))+cpu\n' > $$alias/METADATA; \
 	  $(VLLM)/bin/vllm --version >/dev/null; touch $(VLLM)/.complete; }
-	@ldconfig -p 2>/dev/null | grep -q libtcmalloc_minimal || { command -v apt-get && apt-get update -qq && apt-get install -qq -y libtcmalloc-minimal4; } >/dev/null 2>&1 \
+	@ldconfig -p 2>/dev/null | grep -q libtcmalloc_minimal || { command -v apt-get && { apt-get update -qq; apt-get install -qq -y libtcmalloc-minimal4; }; } >/dev/null 2>&1 \
 	  || echo "without libtcmalloc-minimal4 (Debian's package) vLLM's memory grows: glibc's malloc keeps holes"
 
 demo: demo-about setup
@@ -76,7 +77,7 @@ test: lint
 # Playwright lies in a folder of its own, as nobody else needs it. The browser is Debian's, or else Playwright's own.
 test-browser: setup
 	@[ -d $(PLAYWRIGHT)/playwright ] || $(BIN)/python -m pip install -qq --disable-pip-version-check --target $(PLAYWRIGHT) "playwright>=1.60"
-	@command -v chromium >/dev/null || { command -v apt-get >/dev/null && apt-get update -qq && apt-get install -qq -y chromium >/dev/null; } \
+	@command -v chromium >/dev/null || { command -v apt-get >/dev/null && { apt-get update -qq; apt-get install -qq -y chromium; } >/dev/null; } \
 	  || PYTHONPATH=$(PLAYWRIGHT) $(BIN)/python -m playwright install chromium
 	@PYTHONPATH=$(PLAYWRIGHT)$${PYTHONPATH:+:$$PYTHONPATH} $(BIN)/python -m pytest -m browser -rP tests/browser
 
@@ -101,7 +102,7 @@ bench-ray: ray-installed
 # Slurm and munge are Debian's; the tests start both on 127.0.0.1 under their own user, and end them.
 test-slurm: setup
 	@[ -d $(SUBMITIT)/submitit ] || $(BESIDE) $(SUBMITIT) "submitit>=1.5.4"
-	@command -v slurmctld >/dev/null || { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y \
+	@command -v slurmctld >/dev/null || { apt-get update -qq; DEBIAN_FRONTEND=noninteractive apt-get install -qq -y \
 	  --no-install-recommends slurmctld slurmd slurm-client munge >/dev/null; }
 	@PYTHONPATH=$(SUBMITIT)$${PYTHONPATH:+:$$PYTHONPATH} $(BIN)/python -m pytest -m slurm -rP tests/batch
 

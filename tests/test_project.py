@@ -23,7 +23,7 @@ from packaging.utils import canonicalize_name
 from c3po_utils import cli
 from c3po_utils.cli_run import runs_of
 from c3po_utils.runs import parameters
-from c3po_utils.runs.config import RunConfig, read_config
+from c3po_utils.runs.config import load_config
 from c3po_utils.runs.jobs import train_values
 from c3po_utils.training import trained_methods
 from tests.speed import in_time
@@ -140,7 +140,7 @@ PARAMS = ROOT / "notebooks" / "params"
 
 @pytest.mark.parametrize("path", sorted(PARAMS.glob("runs/*.yaml")), ids=lambda path: path.stem)
 def test_a_runs_file_names_parameters_that_exist(path):
-    config = RunConfig.model_validate(read_config(path))
+    config = load_config(path)
     parameters.resolve(ROOT / "notebooks" / "01_sample.ipynb", config.sample)
     parameters.resolve(ROOT / "notebooks" / "03_evaluate.ipynb", config.evaluate)
     for differences_of_one in (config.train, *config.train_methods.values()):
@@ -174,7 +174,7 @@ def test_a_methods_file_is_for_02_train_and_the_runner_says_so(path):
     values = yaml.safe_load(path.read_text())
     parameters.resolve(ROOT / "notebooks" / "02_train.ipynb", values)
     with pytest.raises(parameters.ParameterError, match=f"changes the method '{values['method']}'.*papermill 02_train"):
-        read_config(path)
+        load_config(path)
 
 
 def test_rooms_import_one_another_through_their_doors():

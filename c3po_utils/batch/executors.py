@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
 from importlib import import_module
-from typing import Any
+from typing import Any, get_type_hints
 
 from c3po_utils.batch.tasks import Executor
+from c3po_utils.runs import parameters
 from c3po_utils.runs.config import RunConfig
-from c3po_utils.runs.parameters import ParameterError, nearest
+from c3po_utils.runs.parameters import ParameterError
+from c3po_utils.runs.sweeps import at
 
 EXECUTORS = {  # module in this room, and class
     "local": ("local", "LocalExecutor"),
@@ -24,12 +25,13 @@ def open_executor(config: RunConfig) -> Executor:
 
     Raises:
         ParameterError: the executor's library is not installed (says which extra brings it), or settings that the
-            executor does not have.
+            executor does not have or that are of another kind.
     """
     name, settings = config.executor, config.executor_settings
     module, kind_name = EXECUTORS[name]
     kind = getattr(import_module(f"c3po_utils.batch.{module}"), kind_name)
-    _refuse_unknown(name, settings, inspect.signature(kind).parameters)
+    with at(f"executor_settings of {name!r}"):
+        settings = _checked(settings, kind)
     try:
         return kind(config.workers or 0, **settings)
     except ModuleNotFoundError as error:
@@ -39,11 +41,10 @@ def open_executor(config: RunConfig) -> Executor:
         ) from error
 
 
-def _refuse_unknown(name: str, settings: dict[str, Any], parameters: Mapping[str, inspect.Parameter]) -> None:
-    """Names that the executor's class does not have; one that passes others on checks those itself."""
-    if any(one.kind is one.VAR_KEYWORD for one in parameters.values()):
-        return
-    known = [key for key in parameters if key not in ("slots", "body")]
-    for key in settings:
-        if key not in known:
-            raise ParameterError(f"executor_settings of {name!r}: unknown setting {key!r} ({nearest(key, known)})")
+def _checked(settings: dict[str, Any], kind: type[Executor]) -> dict[str, Any]:
+    """The settings as the executor's class wants them. What it passes on to others is checked there."""
+    types, given = get_type_hints(kind.__init__), inspect.signature(kind).parameters.values()
+    own = {one.name: types[one.name] for one in given if one.kind is one.KEYWORD_ONLY and one.name != "body"}
+    passed_on = settings.keys() - own if any(one.kind is one.VAR_KEYWORD for one in given) else set()
+    checked = parameters.checked({key: settings[key] for key in settings if key not in passed_on}, own, "setting")
+    return {**checked, **{key: settings[key] for key in passed_on}}

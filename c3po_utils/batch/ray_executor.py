@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import socket
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any
 
@@ -51,7 +51,7 @@ class RayExecutor:
         gpus: float = 0,
         memory_gib: float = 0,
         runtime_env: dict[str, Any] | None = None,
-        environment: Sequence[str] = (),
+        environment: list[str] | None = None,
         body: Callable[[Task], Outcome] = run_task,
     ):
         self.least = Resources(cpus, gpus, memory_gib)
@@ -119,7 +119,7 @@ class RayExecutor:
         return room
 
 
-def _with_variables(runtime_env: dict[str, Any] | None, names: Sequence[str]) -> dict[str, Any] | None:
+def _with_variables(runtime_env: dict[str, Any] | None, names: list[str] | None) -> dict[str, Any] | None:
     """Ray's environment of workers with variables of this machine's."""
     if not names:
         return runtime_env
@@ -128,7 +128,7 @@ def _with_variables(runtime_env: dict[str, Any] | None, names: Sequence[str]) ->
             raise ParameterError(
                 f"executor_settings, environment: expected names of variables; {name!r} is not set here"
             )
-    variables = (runtime_env or {}).get("env_vars", {}) | {name: os.environ[name] for name in names}
+    variables = ((runtime_env or {}).get("env_vars") or {}) | {name: os.environ[name] for name in names}
     return {**(runtime_env or {}), "env_vars": variables}
 
 

@@ -14,13 +14,16 @@ MOST_SHOWN = 500  # characters of a server's message
 SECRET_NAME = re.compile(
     r"(^|[\W_])(api[-_]?key|secret([-_]key)?|passw(or)?d|authorization|(access|auth)[-_]token)$", re.I
 )
-SECRET_VARIABLE = re.compile(r"C3PO_API_KEY\w*|[A-Z][A-Z0-9_]*_(KEY|TOKEN|SECRET|PASSWORD)")  # of an environment
+_VARIABLE = r"(?:C3PO_API_KEY\w*|(?:[A-Z][A-Z0-9_]*_)?(?:KEY|TOKEN|SECRET|PASSWORD))"
+SECRET_VARIABLE = re.compile(_VARIABLE)  # of an environment
+SWITCH = re.compile(r"[01]|true|false|yes|no|on|off", re.I)  # HF_HUB_DISABLE_IMPLICIT_TOKEN: "1"
 SECRET_TEXT = re.compile(
     r"(?<![A-Za-z0-9])(sk|gsk|xai|hf|gh[opsu])[-_](?=[\w-]*\d)[\w-]{16,}"  # vendors' keys by their beginnings
     r"|\b(AKIA[0-9A-Z]{16}|AIza[\w-]{30,})"
     r"|\b(?i:bearer)\s+(?=[^\s]*\d)[\w.~+/=-]{16,}"
     r"|://[^/\s@]+@"  # user:password@ in a URL
     r"|[?&](?i:key|token)=[^&\s]+|(?i:api[-_]?key|access[-_]token)\s*[=:]\s*[^&\s]{8,}"
+    rf"|\bexport\s+{_VARIABLE}=[\"']?[^\s$\"'`]"  # in a job's script; `export X_KEY=$X_KEY` holds none
 )
 
 
@@ -99,13 +102,15 @@ def _written(char: str) -> str:
     return rf"\\{{0,4}}(?:{'|'.join(re.escape(form) for form in forms)})"
 
 
+def _names_secret(name: str) -> bool:
+    return bool(SECRET_NAME.search(name) or SECRET_VARIABLE.fullmatch(name))
+
+
 def looks_like_secret(value: Any) -> bool:
     """Whether a parameter's value, or anything inside it, is shaped like a key, a password or a URL with one."""
     if isinstance(value, dict):
-        named = any(
-            (SECRET_NAME.search(str(name)) or SECRET_VARIABLE.fullmatch(str(name))) and value[name] for name in value
-        )
-        return named or any(map(looks_like_secret, value.values()))
+        named = (inner for name, inner in value.items() if _names_secret(str(name)) and inner)
+        return not all(SWITCH.fullmatch(str(inner)) for inner in named) or any(map(looks_like_secret, value.values()))
     if isinstance(value, (list, tuple, set)):
         return any(map(looks_like_secret, value))
     if not isinstance(value, str):

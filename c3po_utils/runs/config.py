@@ -76,15 +76,6 @@ class _Layer:
         return f"{shown(self.path)}, line {self.document.line(loc)}"
 
 
-def read_config(name: Path | str) -> dict[str, Any]:
-    """A run's YAML over the file that its `base` names, beside it, if it has one.
-
-    Raises:
-        ParameterError: no such file, no settings of a run in it, or a base that stands on itself.
-    """
-    return _merged(_layers(name))
-
-
 def _merged(layers: Iterable[_Layer]) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for layer in layers:
@@ -101,7 +92,11 @@ def _moved(values: dict[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _layers(name: Path | str, above: tuple[Path, ...] = ()) -> list[_Layer]:
-    """A run's file after those that it stands on; `above` are those that stand on it."""
+    """A run's file after those that it stands on (`base`, beside it); `above` are those that stand on it.
+
+    Raises:
+        ParameterError: no such file, no settings of a run in it, or a base that stands on itself.
+    """
     path = run_file(name)
     if path.resolve() in above:
         raise ParameterError(f"{above[-1]}, base: expected another file, found {path.name!r}, which stands on it")
@@ -136,8 +131,8 @@ def load_config(path: Path | str, overrides: Sequence[str] = ()) -> RunConfig:
     What an override says of `train` holds for every method, also where the file says otherwise for one.
 
     Raises:
-        ParameterError: an unknown key (with the nearest that there is), or a value of another kind; or a sweep that
-            makes several runs.
+        ParameterError: no such file, an unknown key (with the nearest that there is), or a value of another kind; or a
+            sweep that makes several runs.
     """
     first, *others = load_runs(path, overrides)
     if others:

@@ -76,6 +76,8 @@ class Store:
         for name in stored:
             self.remote.upload(folder / name, f"{place}/{name}")
         self.remote.write(f"{place}/{MANIFEST}", json.dumps({**ours, STORED: stored}, ensure_ascii=False).encode())
+        for name in (theirs or {STORED: {}})[STORED].keys() - stored.keys():  # such as what is packed now
+            self.remote.remove(f"{place}/{name}")
         return True
 
     def fetch(self, folder: Path, theirs: Manifest, heavy: bool = True) -> None:

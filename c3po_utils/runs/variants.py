@@ -51,8 +51,7 @@ def expand(values: dict[str, Any]) -> list[dict[str, Any]]:
     with sweeps.at("methods", KeyError), sweeps.at("methods", ValueError):
         trained = trained_methods(values["methods"])
     of_method = by_method(sweep, trained) if trained else {"": _of_sampling(sweep)}
-    for every in of_method.values():
-        _refuse_same_names(every)
+    _refuse_same_names(of_method.values())
     runs = list(dict.fromkeys(sweeps.label(_part(one, "sample")) for every in of_method.values() for one in every))
     if any({sweeps.label(_part(one, "sample")) for one in every} != set(runs) for every in of_method.values()):
         raise ParameterError("sweep: a setting of sampling is one of the whole run: expected it for every method")
@@ -67,15 +66,18 @@ def _of_sampling(sweep: Any) -> list[Combination]:
     return made
 
 
-def _refuse_same_names(every: Iterable[Combination]) -> None:
-    """Raise ParameterError where two combinations, or their parts of sampling, would be called the same."""
-    whole: set[str] = set()
+def _refuse_same_names(of_methods: Iterable[list[Combination]]) -> None:
+    """Raise ParameterError where two combinations of a method, or any two parts of sampling, are called the same."""
     sampled: dict[str, Combination] = {}
-    for one in every:
-        name, part = sweeps.label(one), _part(one, "sample")
-        if name in whole or sampled.setdefault(sweeps.label(part), part) != part:
-            raise ParameterError(f"sweep: the name {name!r} comes twice: expected values that are called differently")
-        whole.add(name)
+    for every in of_methods:
+        whole: set[str] = set()
+        for one in every:
+            name, part = sweeps.label(one), _part(one, "sample")
+            if name in whole or sampled.setdefault(sweeps.label(part), part) != part:
+                raise ParameterError(
+                    f"sweep: the name {name!r} comes twice: expected values that are called differently"
+                )
+            whole.add(name)
 
 
 def _part(combination: Combination, group: str) -> Combination:

@@ -169,7 +169,8 @@ class RunTraining:
             else:
                 told.append(key)
         if told:
-            own_name = f"{registered(self.settings.method)}@mine"
+            mine = f"{registered(self.settings.method)}@mine"
+            own_name = f"{mine}2" if self.settings.method == mine else mine
             print(f"{self.stage} is replaced, as it was trained otherwise ({'; '.join(told)}).")
             print(f"Another method name, such as {own_name}, keeps both.")
 

@@ -31,6 +31,22 @@ def test_an_unknown_setting_is_named_with_the_nearest(executor, given, near):
         assert f"did you mean '{near}'?" in str(refused.value)
 
 
+@pytest.mark.parametrize(
+    ("executor", "given", "value", "expected"),
+    [
+        ("ray", "environment", "OPENAI_API_KEY", r"list\[str\]"),
+        ("ray", "runtime_env", "pip", "dict"),
+        ("ray", "cpus", "many", "int"),
+        ("modal", "timeout_min", 1.5, "int"),
+        ("local", "warm", "yes", "bool"),
+    ],
+)
+def test_a_setting_of_another_kind_is_refused_before_a_cluster_is_asked(executor, given, value, expected):
+    refusal = f"executor_settings of '{executor}': setting '{given}': expected .*({expected}).*, found {value!r}"
+    with pytest.raises(ParameterError, match=refusal):
+        opened(executor, **{given: value})
+
+
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "nowhere", "127.0.0.1:port"])
 def test_an_address_where_no_cluster_is_is_refused_at_once(address, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", type(sys)("ray"))  # refused before Ray is asked, which tries for minutes
@@ -94,6 +110,7 @@ def test_variables_of_this_machine_reach_workers_and_must_be_set(monkeypatch):
     monkeypatch.setenv("TEA", "hot")
     made = ray_executor._with_variables({"pip": ["x"], "env_vars": {"MILK": "no"}}, ["TEA"])
     assert made == {"pip": ["x"], "env_vars": {"MILK": "no", "TEA": "hot"}}
-    assert ray_executor._with_variables(None, []) is None
+    assert ray_executor._with_variables({"env_vars": None}, ["TEA"]) == {"env_vars": {"TEA": "hot"}}
+    assert ray_executor._with_variables(None, None) is None
     with pytest.raises(ParameterError, match="'SUGAR' is not set here"):
         ray_executor._with_variables(None, ["SUGAR"])

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from c3po_utils.feedback.files import FeedbackError
 from c3po_utils.feedback.records import load_feedbacks, load_prompts
 from c3po_utils.runs import documents, files, parameters
-from c3po_utils.runs.config import read_config
+from c3po_utils.runs.config import load_config
 from c3po_utils.runs.document_reader import DEEPEST
 from c3po_utils.runs.parameters import ParameterError
 from tests.speed import within
@@ -60,7 +60,7 @@ def test_hostile_documents_end_at_once_with_their_line(tmp_path, what):
     text, line = HOSTILE[what]
     path = tmp_path / "file.yaml"
     path.write_text(text)
-    for read in (load_feedbacks, read_config):
+    for read in (load_feedbacks, load_config):
         with within(1), pytest.raises((FeedbackError, ParameterError)) as caught:
             read(path)
         assert str(caught.value).startswith(f"{path}, line {line}: expected"), str(caught.value)[:300]
@@ -74,7 +74,7 @@ def test_an_alias_inside_what_it_stands_for_has_no_end(tmp_path):
     with within(1), pytest.raises(FeedbackError, match=r"line 2: found \*m inside of what it stands for"):
         load_feedbacks(path)
     with within(1), pytest.raises(ParameterError, match=r"line 2: found \*m inside of what it stands for"):
-        read_config(path)
+        load_config(path)
 
 
 @pytest.mark.parametrize(
@@ -108,7 +108,7 @@ def test_a_run_may_not_stand_on_itself(tmp_path):
     (tmp_path / "a.yaml").write_text(f"base: ../{tmp_path.name}/b.yaml\nrun: x")
     (tmp_path / "b.yaml").write_text("base: a.yaml")
     with pytest.raises(ParameterError, match=r"b\.yaml, base: expected another file, found 'a\.yaml'"):
-        read_config(tmp_path / "a.yaml")
+        load_config(tmp_path / "a.yaml")
 
 
 @pytest.mark.parametrize(
@@ -124,7 +124,7 @@ def test_a_run_may_not_stand_on_itself(tmp_path):
 def test_a_runs_file_is_a_mapping_with_each_key_once(tmp_path, text, problem):
     (tmp_path / "run.yaml").write_text(text)
     with pytest.raises(ParameterError) as caught:
-        read_config(tmp_path / "run.yaml")
+        load_config(tmp_path / "run.yaml")
     assert str(caught.value).startswith(str(tmp_path / "run.yaml"))
     assert problem in str(caught.value)
 

@@ -115,7 +115,10 @@ def test_a_packed_stage_takes_the_place_of_one_that_is_not_and_the_other_way_rou
         publish(Store(url, tmp_path / "a"), tmp_path / "a" / "sample/tea")
         if not number:
             make(tmp_path / "b", seed=0)
-        folder = fetch(Store(url, tmp_path / "b"))
+        store = Store(url, tmp_path / "b")
+        folder = fetch(store)
+        place = store.remote.path("sample/tea")
+        assert {path.removeprefix(f"{place}/") for path in store.remote.fs.find(place)} == contents(folder).keys()
         assert Stage(folder, {"seed": seed}, "rows.jsonl").done
         assert read_jsonl(folder / "rows.jsonl")[0]["seed"] == seed
         assert contents(folder) == contents(tmp_path / "a" / "sample/tea")

@@ -152,6 +152,9 @@ def test_a_run_that_trains_nothing_is_swept_over_settings_of_sampling(tmp_path):
 def test_values_that_would_be_called_the_same_are_refused(tmp_path):
     with pytest.raises(ParameterError, match="the name 'model=org-m' comes twice"):
         load_runs(written(tmp_path), sweep={"sample.model": ["org/m", "org-m"]})
+    by_method = {"c3po": {"sample.model": ["org/m"]}, "scd": {"sample.model": ["org-m"]}}
+    with pytest.raises(ParameterError, match="the name 'model=org-m' comes twice"):
+        load_runs(written(tmp_path, methods=["scd", "c3po"]), sweep=by_method)
 
 
 def test_settings_go_by_the_short_names_of_labels_too():

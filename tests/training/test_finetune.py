@@ -95,6 +95,9 @@ def test_what_is_replaced_is_told_before_it_is_gone(run, capsys):
     assert "train/short/c3po is replaced, as it was trained otherwise (" in told
     assert "beta None, now 0.05" in told
     assert "such as c3po@mine, keeps both" in told
+    for epochs in (1, 2):
+        Training(run, "short", TrainSettings("c3po@mine", 1e-3, epochs, 2, 0, {}, {})).fit()
+    assert "such as c3po@mine2, keeps both" in capsys.readouterr().out
 
 
 def test_without_a_metric_there_is_nothing_to_choose_by(run):

@@ -13,7 +13,7 @@ from pathlib import Path
 from c3po_utils.engine.models import load_model
 from c3po_utils.feedback.files import FeedbackError
 from c3po_utils.feedback.records import FEEDBACK_FOLDER, load_feedbacks, load_general_prompts, load_prompts
-from c3po_utils.runs.config import load_config, read_config
+from c3po_utils.runs.config import load_config
 from c3po_utils.runs.files import DamagedFile, read_json, write_json, write_jsonl
 from c3po_utils.runs.parameters import ParameterError
 from c3po_utils.runs.stage import MANIFEST, Stage, intact
@@ -67,7 +67,7 @@ def documents(seed: int) -> Iterator[Line]:
 
         def hostile_run(what: str) -> bool:
             path.write_text(HOSTILE[what][0])
-            return refused(lambda: read_config(path), path, ParameterError)
+            return refused(lambda: load_config(path), path, ParameterError)
 
         def wrong(number: str) -> bool:
             text, overrides, says = WRONG_FILES[int(number)]
