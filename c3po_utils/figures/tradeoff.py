@@ -17,6 +17,7 @@ from c3po_utils.training import BASE_RESAMPLED, methods, registered
 FRONT_LINE = {"color": "#777777", "lw": 0.9, "label": "Pareto front"}
 PAPER_DOT = {"ls": "", "mfc": "none", "ms": 6, "mew": 1.0}
 RING = {"ls": "", "marker": "o", "ms": 9.5, "mfc": "none", "mec": "#111111", "label": "gated", "zorder": 3.5}
+BELOW = 0.4  # of S_in, the most that is shown below the lowest dot: three categories can leave an interval of -0.8 to 1
 BETTER = {"arrowstyle": "->", "color": "#444444", "lw": 0.9}
 
 
@@ -39,20 +40,27 @@ def tradeoff(table: pd.DataFrame, label: str | None = None, paper: pd.DataFrame 
     handles = [dot(method) for method in shown] if label else []
     rows = table[table["method"].isin(shown)]
     all_points(ax, rows, "S_out", "S_in", alpha=0.7, counted=False)
+    lowest = rows["S_in"].min()
     if paper is not None:
-        for row in paper[paper["method"].isin(shown)].itertuples():
+        paper = paper[paper["method"].isin(shown)]
+        lowest = min(lowest, paper["S_in"].min())
+        for row in paper.itertuples():
             ax.plot(row.S_out, row.S_in, marker=look(row.method).marker, mec=look(row.method).color, **PAPER_DOT)
         handles.append(Line2D([], [], marker="o", mec="#333333", label="hollow: paper (Mistral-7B)", **PAPER_DOT))
     gated = rows[rows["method"].map(_is_gated)]
     if len(gated):
         ax.plot(gated["S_out"], gated["S_in"], **RING)
         handles.append(Line2D([], [], **RING))
+    cut = ""
+    if (rows["S_in_lo"] < lowest - BELOW).any():
+        cut = "; some go on below"
+        ax.set_ylim(bottom=lowest - BELOW)
     noise_floor(ax.axvline, table, "S_out", handles)
     _front(ax, table[~table["method"].isin(REFERENCES)], handles)
     ax.set(xlabel=f"leak, {LABELS['S_out']}", ylabel=f"adherence, {LABELS['S_in']}")
     ax.locator_params(nbins=6)
     ax.annotate("better", (0.88, 0.14), (0.965, 0.04), xycoords="axes fraction", ha="right", arrowprops=BETTER)
-    legend_below(figure, handles, f"whiskers: {interval_note(table)}")
+    legend_below(figure, handles, f"whiskers: {interval_note(table)}{cut}")
     _name_dots(ax, rows, label)
     return ax
 

@@ -300,6 +300,17 @@ def test_tradeoff_names_its_dots_and_rings_gated_ones():
     assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
 
 
+def test_tradeoffs_frame_follows_its_dots_and_says_which_whiskers_it_cuts():
+    table = scores.method_scores(answers(5, ("in_context", "scd", "c3po")))
+    whole = tradeoff.tradeoff(table)
+    assert whole.get_ylim()[0] < table["S_in_lo"].min()
+    assert "go on" not in whole.figure.legends[0].get_title().get_text()
+    table.loc[table["method"] == "scd", "S_in_lo"] = -0.8
+    cut = tradeoff.tradeoff(table)
+    assert cut.get_ylim()[0] == pytest.approx(table["S_in"].min() - 0.4)
+    assert cut.figure.legends[0].get_title().get_text().endswith("; some go on below")
+
+
 def test_tradeoff_labels_dots_from_a_column():
     ax = tradeoff.tradeoff(swept((1e-5, 0.5), ("c3po",)), label="lr")
     assert [text.get_text() for text in ax.texts] == ["better", "1e-5", "0.5"]

@@ -1,6 +1,6 @@
 """`c3po serve` with the real vLLM: the right adapter for everyone, flat memory, typed failures, the same answers.
 
-Run by `make test-vllm`, which installs vLLM; takes about a quarter of an hour on two cores.
+Run by `make test-vllm`, which installs vLLM; takes 16 to 30 minutes on two cores.
 """
 
 from __future__ import annotations
@@ -120,7 +120,7 @@ def test_memory_stays_flat_over_many_requests(server, serving, tmp_path):
     """After a warm-up of a quarter as many, with the malloc that `make vllm` adds.
 
     The bound is in MiB, as weights and key-value cache, which are counted, would make any share look small; it is 3% of
-    what was there without them. Last seen: 42.
+    what was there without them. Last seen: 12 MiB after 1,000 requests and after 2,000.
     """
     levels, sampling, ledger = [], Sampling(max_new_tokens=2), tmp_path / "l.sqlite"
     for part in range(5):
@@ -202,7 +202,7 @@ def test_greedy_answers_part_from_ours_at_near_ties_alone(greedy):
     assert all(each["gap"] <= NEAR_TIE for each in greedy["parted"])
 
 
-@pytest.mark.xfail(strict=True, reason="84 of 200 were: in bfloat16 most longer answers meet a tie (agreement.py)")
+@pytest.mark.xfail(strict=True, reason="88 of 200 were: in bfloat16 most longer answers meet a tie (agreement.py)")
 def test_greedy_answers_are_ours(greedy):
     assert greedy["equal"] >= 0.95 * ALIKE
 
