@@ -21,6 +21,8 @@ def told() -> Iterator[None]:
     """
     try:
         yield
+    except click.Abort:  # of a question that was not answered; a RuntimeError, which click tells itself
+        raise
     except (ValueError, OSError, RuntimeError, sqlite3.Error) as error:
         raise click.ClickException(str(error)) from error
 

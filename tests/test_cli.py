@@ -89,6 +89,14 @@ def test_lists_fit_a_terminal_and_are_whole_for_machines():
     assert methods["dpo"]["differs"] == {"out_weight": 0.0, "near_weight": 0.0}
 
 
+def test_a_question_that_gets_no_answer_ends_the_command_as_click_does(tmp_path):
+    command = ["feedback", "new", "When I ask for advice, be brief.", "--set", f"{tmp_path}/mine.yaml"]
+    done = CliRunner().invoke(c3po, command, input="")
+    assert done.exit_code == 1
+    assert "Aborted!" in done.output
+    assert "Error:" not in done.output
+
+
 def test_listed_feedbacks_are_selected_as_in_a_run():
     chosen = ["style", "content", "select.kind=style"]
     done = CliRunner().invoke(c3po, ["list", "feedbacks", *chosen])

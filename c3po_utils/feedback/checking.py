@@ -37,28 +37,35 @@ class Checked:
 
 
 def check_sets(*paths: Path, all_prompts: bool = False) -> Checked:
-    """The records of sets, their bundled prompts, also those of records that are wrong, and what is to say of them.
+    """The records of sets, the prompts beside them, also of records that are wrong, and what is to say of them.
 
     Args:
         all_prompts: the prompts of every feedback in feedback/prompts, and the general ones too.
     """
     checked = Checked(*records.read_feedbacks(*paths))
-    bundled = {path.stem: path for path in sorted((records.FEEDBACK_FOLDER / "prompts").glob("*.json"))}
-    ids = set(bundled) if all_prompts else {id for path in paths for id in _ids(path)}
-    for id in (id for id in bundled if id in ids):
+    beside = {path.parent / "prompts" / f"{id}.json" for path in paths for id in _ids(path)}
+    bundled = (records.FEEDBACK_FOLDER / "prompts").glob("*.json") if all_prompts else filter(Path.is_file, beside)
+    for path in sorted(bundled):
         try:
-            prompts = records.load_prompts(id)
+            prompts = records.load_prompts(path.stem, path.parent)
         except FeedbackError as error:
             checked.problems += error.problems
         else:
             checked.prompts += prompts
-            checked.warnings += [f"{bundled[id]}, {warning}" for warning in _too_alike(prompts)]
+            checked.problems += _too_few(path, prompts)
+            checked.warnings += [f"{path}, {warning}" for warning in _too_alike(prompts)]
     if all_prompts:
         try:
             records.load_general_prompts()
         except FeedbackError as error:
             checked.problems += error.problems
     return checked
+
+
+def _too_few(path: Path, prompts: Sequence[Prompt]) -> list[str]:
+    """A problem where there are not a category to train on and one to test on."""
+    inside = list(dict.fromkeys(prompt.category for prompt in prompts if prompt.split == "in_scope"))
+    return [f"{path}, categories: expected two or more with prompts in scope, found {inside}"] * (len(inside) < 2)
 
 
 def _ids(path: Path) -> list[str]:

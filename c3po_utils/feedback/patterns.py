@@ -15,6 +15,9 @@ PROBE_SECONDS = 0.1
 PROBE = 48  # times that a probe repeats its piece: 2^48 steps do not end, 48^3 do at once
 LONGEST = 1000  # characters of a pattern
 # Typing errors that are allowed (`{e<=1}`) are in `regex`, and plain text in Python's `re`.
+_ESCAPED = re.compile(r"(?<!\\)(?:\\\\)*\\(?:u([\da-fA-F]{4})|U([\da-fA-F]{8})|x([\da-fA-F]{2}))")
+_CLASS = re.compile(r"(?<!\\)\[\^?\]?((?:\\.|[^\]\\])*)\]", re.DOTALL)
+_RANGE = re.compile(r"(?=(.)-(.))", re.DOTALL)
 _FUZZY = re.compile(r"(?<!\\)\{[\d\s<=]*[eids]\s*[<=,+:}]")
 
 
@@ -39,9 +42,25 @@ def compile_pattern(pattern: str) -> regex.Pattern:
             compiled = regex.compile(spelled, regex.VERSION0)
     except (re.error, regex.error, Warning, OverflowError, RecursionError) as error:
         raise ValueError(f"expected a regular expression of Python's re ({error})") from error
+    _refuse_respelled(pattern)
     if fuzzy := _FUZZY.search(spelled):
         raise ValueError(rf"expected \{{ before a brace that is no number of repeats, found {fuzzy.group()!r}")
     return compiled
+
+
+def _refuse_respelled(pattern: str) -> None:
+    """Raise ValueError where the one spelling would make another pattern: of an escape, or of a range in a class."""
+    for escape in _ESCAPED.finditer(pattern):
+        char = chr(int(next(filter(None, escape.groups())), 16))
+        if (plain := one_spelling(char)) != char:
+            raise ValueError(f"expected {plain!r} for {escape.group()!r}: answers are read in one spelling")
+    for inside in _CLASS.finditer(pattern):
+        for first, last in _RANGE.findall(inside.group(1)):
+            if one_spelling(first) != first or one_spelling(last) != last:
+                raise ValueError(
+                    f"expected single characters for the range {first}-{last}: answers are read in one spelling,"
+                    f" where it would be {one_spelling(first)!r} to {one_spelling(last)!r}"
+                )
 
 
 def found(pattern: str, text: str, seconds: float = SECONDS) -> bool:

@@ -221,7 +221,7 @@ def all_sets() -> list[Path]:
 def find_feedback(name: str) -> Feedback:
     """The record of this id among the sets in feedback/, or, for `path/to/set.yaml#id`, in that file."""
     path, _, id = name.rpartition("#")
-    return by_id(load_feedbacks(*([path] if path else all_sets())), [id])[0]
+    return by_id(load_feedbacks(*([Path(path).expanduser()] if path else all_sets())), [id])[0]
 
 
 def load_prompts(feedback_id: str, folder: Path | str = FEEDBACK_FOLDER / "prompts") -> list[Prompt]:

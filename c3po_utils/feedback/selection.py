@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BeforeValidator
+from pydantic import BeforeValidator, ValidationError
 
-from c3po_utils.feedback.files import Count, FeedbackError, Record
+from c3po_utils.feedback.files import Count, FeedbackError, Record, problems_of
 from c3po_utils.feedback.records import Feedback, by_id
 from c3po_utils.feedback.text import caseless
 from c3po_utils.runs import nearest
@@ -44,10 +44,13 @@ LABELS = {"kind": get_args(Kind), "scope": get_args(Scope), "source": get_args(S
 def select(feedbacks: Sequence[Feedback], ids: str | Sequence[str] | None = None, **conditions: Any) -> list[Feedback]:
     """The feedbacks that meet every condition of a `Selection`, in the order of `ids` or else as they came.
 
-    Raises FeedbackError, with the nearest names, for an unknown id and when nothing is selected.
+    Raises FeedbackError, with the nearest names, for an unknown id or condition and when nothing is selected.
     """
     among = list(feedbacks) if ids is None else by_id(feedbacks, [ids] if isinstance(ids, str) else ids)
-    selection = Selection(**conditions)
+    try:
+        selection = Selection(**conditions)
+    except ValidationError as error:
+        raise FeedbackError(f"{loc[0]}: {problem}" for loc, problem in problems_of(error, Selection)) from None
     chosen = [one for one in among if selection.meets(one)]
     if not chosen:
         raise FeedbackError([_nothing_selected(among, selection)])

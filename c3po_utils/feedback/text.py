@@ -6,6 +6,8 @@ import re
 import unicodedata
 from functools import lru_cache
 
+import regex
+
 _SPELLING = str.maketrans(
     dict.fromkeys("\u2018\u2019\u201a\u201b\u02bc", "'")
     | dict.fromkeys("\u201c\u201d\u201e\u201f", '"')
@@ -26,7 +28,8 @@ PHONE_NUMBER = re.compile(
     | 1?[2-9]\d\d[2-9]\d{6}                                              # 5552345678
     | 1-8\d\d- (?=[\d-]*[A-Z]) [\dA-Z] (?:-?[\dA-Z]){6,}                 # 1-800-FLOWERS
     | 555[–-]\d{4}                                                       # 555-0199
-    | (?![01 .-]{9}) \(?0\d (?:[ ()/.-]{0,2}\d){7,10}                    # 020 7946 0958, 01 23 45 67 89
+    | (?![01 .-]{9}) (?!\d\d[./-]\d\d?[./-]\d{4}\b)                       # no 05.06.2024 9 Uhr
+      \(?0\d (?:[ ()/.-]{0,2}\d){7,10}                                  # 020 7946 0958, 01 23 45 67 89
     ) (?!\w|[.,:/-]\d)""",
     re.VERBOSE,
 )
@@ -35,8 +38,10 @@ NUMBER = re.compile(r"^[ \t>#*_]*\(?\d{1,3}(?:[.)]|\u20e3)(?=[ \t*_].*[^\W_])", 
 FINAL_QUESTION = re.compile(r"(?>.*[?？؟])(?:[^\w.…。]|_)*\Z", re.DOTALL)  # the last mark, or none
 OPENING = re.compile(r"[\s\"'`*_#>(\[]*")  # what may stand before an answer's first word
 
+_LETTERS = regex.compile(r"[\p{L}\p{N}\p{M}_]+")  # with the marks that are vowels in Hindi, which are no \w of `re`
 _LETTER_OR_DIGIT = re.compile(r"[^\W_]")
 _FENCED = re.compile(r"^[ \t]*```.*?(?:^[ \t]*```|\Z)", re.MULTILINE | re.DOTALL)
+_HEADING = re.compile(r"^#{1,6} .*$", re.MULTILINE)
 _SENTENCE_END = re.compile(r"[.!?…]+(?![\w,;:/-])|[。！？]+|\n\s*\n")
 _TITLE = re.compile(  # what a dot may follow without ending a sentence
     r"\b(?:[A-HJ-Z]|(?i:mr|mrs|ms|dr|prof|st|mt|jr|sr|gen|capt|sgt|lt|rev|vs|cf|fig|approx|e\.g|i\.e))\Z"
@@ -81,7 +86,7 @@ def caseless(text: str) -> str:
 
 def folded(text: str) -> str:
     """The letters and digits of `text`, words apart by a space: nothing else tells two texts apart."""
-    return " ".join(re.findall(r"\w+", unicodedata.normalize("NFKC", text).casefold()))
+    return " ".join(_LETTERS.findall(unicodedata.normalize("NFKC", text).casefold()))
 
 
 def occurs(text: str, answer: str, case_sensitive: bool) -> bool:
@@ -114,8 +119,8 @@ def _ends_sentence(text: str, end: re.Match) -> bool:
 
 
 def sentences(text: str) -> list[str]:
-    """Stretches with a letter or digit, up to . ! ? … or the end of a paragraph, a list item or the text."""
-    text = NUMBER.sub("\n\n", BULLET.sub("\n\n", text))
+    """Stretches with a letter or digit, up to . ! ? … or the end of a heading, a paragraph, a list item or the text."""
+    text = NUMBER.sub("\n\n", BULLET.sub("\n\n", _HEADING.sub(r"\g<0>\n\n", text)))
     ends = [end.end() for end in _SENTENCE_END.finditer(text) if _ends_sentence(text, end)]
     parts = zip([0, *ends], [*ends, len(text)], strict=True)
     return [text[start:end].strip() for start, end in parts if _LETTER_OR_DIGIT.search(text, start, end)]

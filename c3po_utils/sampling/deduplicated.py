@@ -129,7 +129,7 @@ class Seen:
 
     def repeats(self, text: str, group: str) -> str:
         """`exact`, `near`, or "": then the text is added. A text without letters and digits repeats any other."""
-        plain = folded(text)
+        plain = folded(text.replace("_", " "))  # categories `work trips` and `work_trips` would have one id
         if plain in self._exact or not plain:
             return "exact"
         padded, others = f" {plain} ", self._trigrams.setdefault(group, [])

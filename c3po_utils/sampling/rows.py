@@ -24,14 +24,20 @@ def deal_prompts(feedback: Feedback, prompts: Sequence[Prompt], settings: Sample
     feedbacks. How many there are follows the number of categories: feedbacks with as many of these share both folds,
     and of others one may train on a prompt that the other tests on.
 
+    A category that has no prompts in scope, as a model wrote none (`allow_short`), is not tested on.
+
     Raises:
-        ValueError: fewer than two categories: one to train on, one to test on.
+        ValueError: fewer than two categories with prompts in scope: one to train on, one to test on.
     """
     names = list(dict.fromkeys(prompt.category for prompt in prompts if prompt.split != "out_of_scope"))
-    if len(names) < 2:
-        raise ValueError(f"prompts of {feedback.id!r}: expected two categories or more, found {names}")
     chosen = random.Random(f"{settings.seed}/{feedback.id}").sample(names, min(settings.categories, len(names)))
-    tests = set(chosen[: min(max(1, round(settings.test_share * len(chosen))), len(chosen) - 1)])
+    inside = {prompt.category for prompt in prompts if prompt.split == "in_scope"}
+    whole = [name for name in chosen if name in inside]
+    if len(whole) < 2:
+        expected = "expected two categories or more with prompts in scope"
+        raise ValueError(f"prompts of {feedback.id!r}: {expected}, found {whole} of {chosen}")
+    n_tests = min(max(1, round(settings.test_share * len(chosen))), len(whole) - 1)
+    tests = set(whole[:n_tests])
     rows = []
     for split in ("in_scope", "near_scope"):
         for name in chosen:

@@ -55,7 +55,7 @@ def open_models(
 def bundled_prompts(name: str) -> list[Prompt]:
     """The prompts of `prompts/<id>.json` beside the feedback's file; `name` as in `find_feedback`."""
     path, _, id = name.rpartition("#")
-    return records.load_prompts(id, (Path(path).parent if path else records.FEEDBACK_FOLDER) / "prompts")
+    return records.load_prompts(id, (Path(path).expanduser().parent if path else records.FEEDBACK_FOLDER) / "prompts")
 
 
 def find_prompts(name: str, settings: SampleSettings) -> list[Prompt]:

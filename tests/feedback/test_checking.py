@@ -67,6 +67,18 @@ def test_sets_and_prompts_are_told_at_one_time(folder):
     ]  # fmt: skip
 
 
+def test_prompts_are_those_beside_the_set_and_must_fill_both_folds(folder, tmp_path_factory):
+    elsewhere = tmp_path_factory.mktemp("sets")
+    (elsewhere / "prompts").mkdir()
+    (elsewhere / "mine.yaml").write_text((folder / "one.yaml").read_text())  # an id that feedback/ has, too
+    assert run(elsewhere / "mine.yaml")[1].endswith(" 0 bundled prompts\n")
+    (elsewhere / "prompts" / "one.json").write_text("garbage{")
+    assert f"{elsewhere}/prompts/one.json, line 1" in run(elsewhere / "mine.yaml")[2]
+    store(elsewhere, "one", ["Is my dog fat?"], [])
+    expected = f"{elsewhere}/prompts/one.json, categories: expected two or more with prompts in scope, found ['c0']"
+    assert expected in run(elsewhere / "mine.yaml")[2]
+
+
 def test_prompts_of_two_categories_that_are_too_alike_are_warned_of(folder):
     store(folder, "one", ["Is my old dog fat?", "Is my old dog ill?"], ["Is my old dog fit?"], ["Will he bite?"])
     status, out, err = run(folder / "one.yaml")

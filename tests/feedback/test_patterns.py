@@ -99,6 +99,8 @@ def test_what_is_found_is_what_pythons_re_finds(pattern, answer):
         ("(" * 900 + ")" * 99, "expected a regular expression"),
         ("a" * 1001, "at most 1000 characters"),
         ("\\p{L}", "bad escape"),
+        ("it\\u2019s", "expected \"'\" for '\\\\u2019'"),
+        ("[‐-―]", "expected single characters for the range ‐-―"),
     ],
 )
 def test_what_is_no_pattern_of_pythons_re_is_refused(pattern, problem):

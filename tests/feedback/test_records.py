@@ -368,6 +368,19 @@ def test_a_selection_of_nothing_is_an_error(feedbacks, conditions, problems):
     assert caught.value.problems == problems
 
 
+def test_a_condition_of_another_kind_is_told_in_our_words(feedbacks):
+    with pytest.raises(FeedbackError) as caught:
+        select(feedbacks, kind="styel", first=0)
+    assert caught.value.problems[0].startswith("kind: expected 'style' or 'content' (did you mean 'style'?)")
+    assert caught.value.problems[1].startswith("first: expected ")
+
+
+def test_a_sets_path_may_begin_at_home(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump({"feedbacks": [RECORD | {"id": "own"}]}))
+    assert module.find_feedback("~/mine.yaml#own").id == "own"
+
+
 def test_feedback_set(tmp_path, monkeypatch):
     path = tmp_path / "mine.yaml"
     path.write_text("feedbacks: []")

@@ -240,6 +240,8 @@ def test_written_prompts_are_read_like_the_bundled_ones(client, tmp_path):
         ("给老板写一封邮件，说明天请假", "给老板写一封邮件,说明天请假!", "exact"),
         ("Yes", "No", ""),
         ("Anything", "?!", "exact"),
+        ("work trips", "Work_trips", "exact"),
+        ("की बात करो", "का बात करो", ""),
     ],
 )
 def test_repeats_are_told_apart(one, other, found):

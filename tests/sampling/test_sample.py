@@ -76,6 +76,18 @@ def test_folds_share_no_category_and_seeds_fix_them(feedback, prompts):
     assert all(row["prompt"] == text[row["id"]] for row in rows)
 
 
+def test_categories_without_prompts_in_scope_are_not_tested_on(feedback, prompts):
+    """A model may refuse to write some, and `allow_short` keep the rest."""
+    names = list(dict.fromkeys(prompt.category for prompt in prompts if prompt.split == "in_scope"))
+    refused = [prompt for prompt in prompts if prompt.split != "in_scope" or prompt.category in names[:3]]
+    for seed in range(20):
+        rows = rows_module.deal_prompts(feedback, refused, replace(SETTINGS, seed=seed, categories=len(names)))
+        assert {row["fold"] for row in rows if row["split"] == "in_scope"} == {"train", "test"}
+    one = [prompt for prompt in refused if prompt.split != "in_scope" or prompt.category == names[0]]
+    with pytest.raises(ValueError, match="expected two categories or more with prompts in scope, found"):
+        rows_module.deal_prompts(feedback, one, replace(SETTINGS, categories=len(names)))
+
+
 def test_the_share_of_prompts_to_test_on_can_be_chosen():
     settings = replace(SETTINGS, categories=13, prompts_per_category=6, test_share=0.46)
     prompts = find_prompts("bird_latin", settings)
