@@ -137,32 +137,57 @@ def split_sentence(sentence: str) -> tuple[str, str]:
 
 QUOTED = re.compile(r"(?<!\w)['\"‘“](.+?)['\"’”](?!\w)")
 NUMBERS = {"one": 1, "two": 2, "three": 3, "four": 4, "five": 5, "a single": 1}
-NUMBER = r"(?P<n>\d+|one|two|three|four|five|a single)"
-QUOTES = (  # how a quoted text is used, and the metric of it
+NUMBER = r"(?:\d+|one|two|three|four|five|a\ single)"
+QUOTES = (  # how a quoted text is used, and the metric of it; the last said before it counts
     (r"\b(end|close|finish|sign)", "ends_with_cleaned"),
     (r"\b(start|begin|open)", "starts_with"),
-    (r"\b(never|without|avoid|don'?t|do not|no)\b", "contains_none"),
-    (r"", "contains_any"),
+    (r"\band (say|mention|use|add|include|contain)s?\b", "contains_any"),
 )
+OPPOSITES = {"starts_with": "not_starts_with", "contains_any": "contains_none"}  # there is none of ends_with
 SAYINGS: tuple[tuple[str, str, Any], ...] = (
     (r"bullet", "bulleted_list", 3),
     (r"\bnumber(ed|s)?\b.*\b(list|steps?)|\bsteps?\b.*\bnumber", "numbered_list", 3),
     (r"\bcapital(s| letters)|\ball caps|upper-?case", "upper_share", 0.8),
     (r"\b(end|finish|close)\b.*\bquestion", "ends_with_question", None),
     (r"(tele)?phone number", "phone_number", None),
-    (rf"{NUMBER} sentences?", "sentences_at_most", "n"),
-    (rf"{NUMBER} words?", "words_at_most", "n"),
-    (r"\b(short|brief|concise)(er|ly)?\b", "shorter_than_baseline", 0.67),
-    (r"\b(longer|in detail|detailed|thorough)", "longer_than_baseline", 1.5),
+    (rf"\b(short|brief|concise)(er|ly)?\b(?! than {NUMBER}\b)", "shorter_than_baseline", 0.67),
+    (rf"\b(longer|in detail|detailed|thorough)(?! than {NUMBER}\b)", "longer_than_baseline", 1.5),
+)
+COUNTED = re.compile(
+    rf"""(?P<bound>\b(?:
+          (?P<least>at\ least|a\ minimum\ of)
+        | (?P<most>at\ most|up\ to|a\ maximum\ of)
+        | (?P<more>(?:more|longer)\ than|over|above|exceed(?:s|ing)?)
+        | (?P<less>(?:fewer|less|shorter)\ than|under|below)
+    )\s+)?
+    (?<![\w.,]) (?:(?P<low>{NUMBER})\ (?:or|to)\ )? (?P<n>{NUMBER})
+    (?:(?P<up>\ or\ more)|\ or\ (?:fewer|less))?\ (?P<unit>sentence|word)s?\b (?P<up_after>\ or\ (?:more|longer)\b)?""",
+    re.IGNORECASE | re.VERBOSE,
 )
 LANGUAGES = {
     "French": "fr", "German": "de", "Spanish": "es", "Italian": "it", "Portuguese": "pt", "Dutch": "nl",
     "Polish": "pl", "Swedish": "sv", "Turkish": "tr", "Russian": "ru", "Chinese": "zh", "Japanese": "ja",
 }  # fmt: skip
 
+NO = r"\b(?:no|not|never|dont|doesnt|\w+n['’]t)\b"
+NEGATION = re.compile(
+    rf"{NO}|\b(?:without|avoid(?:s|ing)?|(?:leav(?:e|es|ing)|keep(?:s|ing)?) out|omit|skip|stop|refrain|instead of"
+    r"|rather than|(?:fewer|less)(?! than))\b",
+    re.I,
+)
+AFFIRMED = re.compile(rf"{NO} (?:ever )?(?:forget|fail|neglect|hesitate|omit|skip|avoid|leave out)\b", re.I)
+SENTENCE_PARTS = re.compile(r"[;!?]|\.\s|\bbut\b|\binstead\b(?! of)", re.I)  # a negation ends with its part
+CLAUSES = re.compile(r"[,:]|\b(?:and|or|then)\b|\s{3,}(?=\w)", re.I)  # here, or after a quoted text, it may
+LIST_SO_FAR = re.compile(r"(?:[\s,:]|\b(?:and|or)\b)+$", re.I)
+NEGATED_BOUND = re.compile(  # "no more than", "don't let the answer exceed"; not "no bullets in under"
+    rf"(?:{NEGATION.pattern})(?: (?:ever|let|use|using|write|writing|give|giving|answer|reply|be|go|have|in|with|of|me"
+    r"|it|the|a|an|text))*\s*$",
+    re.I,
+)
+
 
 def suggest_metrics(effect: str) -> list[metrics.Metric]:
-    """Metrics that an effect may be checked by, the likeliest first; none where no rule speaks."""
+    """Metrics that an effect may be checked by, the likeliest first; none where no rule speaks, or a negation may."""
     found = []
     for spec in _suggested(effect):
         with suppress(ValidationError):  # as of 0 words
@@ -171,19 +196,58 @@ def suggest_metrics(effect: str) -> list[metrics.Metric]:
 
 
 def _suggested(effect: str) -> Iterator[dict[str, Any]]:
-    for quoted in QUOTED.findall(effect):
-        before = effect.partition(quoted)[0]
-        name = next(name for use, name in QUOTES if re.search(use, before, re.I))
-        if name == "ends_with_cleaned" and not text.cleaned(quoted):  # it looks at letters and digits only
-            name = "ends_with"
-        yield {"name": name, "value": quoted}
+    plain = QUOTED.sub(lambda found: " " * len(found[0]), effect)  # what is quoted is no instruction
+    for quoted in QUOTED.finditer(effect):
+        before = LIST_SO_FAR.sub("", plain[: quoted.start()])
+        if name := _use_of_quoted(before):
+            if name == "ends_with_cleaned" and not text.cleaned(quoted[1]):  # it looks at letters and digits only
+                name = "ends_with"
+            yield {"name": name, "value": quoted[1]}
     for language, code in LANGUAGES.items():
-        if re.search(rf"\bin {language}\b", effect):
+        if _affirmed(rf"\bin {language}\b", plain):
             yield {"name": "language_is", "value": code}
+    for found in COUNTED.finditer(plain):
+        yield from _counted(found)
     for saying, name, value in SAYINGS:
-        if found := re.search(saying, effect, re.I):
-            number = found.groupdict().get("n", "").lower()
-            yield {"name": name, "value": NUMBERS.get(number) or int(number) if value == "n" else value}
+        if _affirmed(saying, plain, re.I):
+            yield {"name": name, "value": value}
+
+
+def _negated(before: str) -> bool | None:
+    """Whether a negation holds of what comes after `before`; None where it may be another clause's only."""
+    part = SENTENCE_PARTS.split(AFFIRMED.sub("", before))[-1]
+    if not NEGATION.search(part):
+        return False
+    return True if NEGATION.search(CLAUSES.split(part)[-1]) else None
+
+
+def _affirmed(saying: str, plain: str, flags: int = 0) -> bool:
+    """Whether the effect says it somewhere without a negation before it, or inside it ("end without a question")."""
+    return any(_negated(plain[: found.end()]) is False for found in re.finditer(saying, plain, flags))
+
+
+def _use_of_quoted(before: str) -> str | None:
+    """The metric of a text that is quoted after `before`."""
+    uses = [(found.start(), name) for use, name in QUOTES for found in re.finditer(use, before, re.I)]
+    name = max(uses)[1] if uses else "contains_any"
+    return {False: name, True: OPPOSITES.get(name), None: None}[_negated(before)]
+
+
+def _counted(found: re.Match[str]) -> Iterator[dict[str, Any]]:
+    """How many sentences or words at least or at most; a number alone is a limit."""
+    before = AFFIRMED.sub("", found.string[: found.start()])
+    bound = found["bound"] or found["up"] or found["up_after"]
+    negated = _negated(before)
+    if negated is None or (negated and not (bound and NEGATED_BOUND.search(before))):
+        return
+    more = bool(found["least"] or found["more"] or found["up"] or found["up_after"])
+    at_least = more != negated
+    number = found["low"] if at_least and found["low"] else found["n"]
+    n = NUMBERS.get(number.lower()) or int(number)
+    n += bool(found["more"]) - bool(found["less"])
+    if negated:
+        n += -1 if more else 1
+    yield {"name": f"{found['unit'].lower()}s_at_{'least' if at_least else 'most'}", "value": n}
 
 
 def questionnaire(

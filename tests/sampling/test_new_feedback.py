@@ -60,6 +60,53 @@ def test_nothing_is_suggested_where_no_rule_speaks_or_none_makes_sense(effect):
     assert suggest_metrics(effect) == []
 
 
+@pytest.mark.parametrize(
+    ("sentence", "expected"),
+    [
+        ("When I ask for advice, don't use bullet points.", []),
+        ("When I ask for advice, don’t number the steps.", []),
+        ("When I ask for advice, never write in all caps.", []),
+        ("When I ask for advice, do not answer in German.", []),
+        ("When I ask for advice, answer in French, not in German.", [("language_is", "fr")]),
+        ("When I ask for advice, don't answer in French but in German.", [("language_is", "de")]),
+        ("When I ask for a mail, don't start the mail with 'Hey'.", [("not_starts_with", ("Hey",))]),
+        ("When I ask for a mail, don't start with 'Hey' or 'Hi'.",
+         [("not_starts_with", ("Hey",)), ("not_starts_with", ("Hi",))]),
+        ("When I ask for a mail, never end with 'Best'.", []),
+        ("When I ask for a mail, don't forget to end with 'Best'.", [("ends_with_cleaned", ("Best",))]),
+        ("When I ask for a mail, don't start with 'Hey' and end with 'Best'.", [("not_starts_with", ("Hey",))]),
+        ("When I ask for a mail, end with 'Bye' and start with 'Hi'.",
+         [("ends_with_cleaned", ("Bye",)), ("starts_with", ("Hi",))]),
+        ("When I ask for a mail, don't end with a question.", []),
+        ("When I ask for a mail, end without a question.", []),
+        ("When I ask for a mail, leave out the phone number.", []),
+        ("When I ask for a mail, say 'no' and add the phone number.",
+         [("contains_any", ("no",)), ("phone_number", None)]),
+        ("When I ask about cars, say 'automobile' instead of 'car'.",
+         [("contains_any", ("automobile",)), ("contains_none", ("car",))]),
+        ("When I ask about cars, rather than 'automobile' say 'car'.", [("contains_none", ("automobile",))]),
+        ("When I ask about cars, be no longer than necessary.", []),
+        ("When I ask about cars, be less detailed.", []),
+        ("When I ask about cars, write at least five sentences.", [("sentences_at_least", 5)]),
+        ("When I ask about cars, write at least two or three sentences.", [("sentences_at_least", 2)]),
+        ("When I ask about cars, write more than 200 words.", [("words_at_least", 201)]),
+        ("When I ask about cars, write 200 words or more.", [("words_at_least", 200)]),
+        ("When I ask about cars, be longer than 200 words.", [("words_at_least", 201)]),
+        ("When I ask about cars, use no fewer than 3 sentences.", [("sentences_at_least", 3)]),
+        ("When I ask about cars, never reply in fewer than 3 sentences.", [("sentences_at_least", 3)]),
+        ("When I ask about cars, use fewer than 30 words.", [("words_at_most", 29)]),
+        ("When I ask about cars, be no longer than 3 sentences.", [("sentences_at_most", 3)]),
+        ("When I ask about cars, don't use more than 3 sentences.", [("sentences_at_most", 3)]),
+        ("When I ask about cars, never more than two sentences.", [("sentences_at_most", 2)]),
+        ("When I ask about cars, use no more than three to five words.", [("words_at_most", 5)]),
+        ("When I ask about cars, write no bullets in under 50 words.", []),
+        ("When I ask about cars, don't write three sentences.", []),
+    ],
+)  # fmt: skip
+def test_negations_and_bounds_turn_a_suggestion_around_or_leave_it_out(sentence, expected):
+    assert [(one.name, one.value) for one in suggest_metrics(split_sentence(sentence)[1])] == expected
+
+
 def new(path, *more: str, sentence: str = POEM, **kwargs):
     return CliRunner().invoke(c3po, ["feedback", "new", sentence, "--set", str(path), *more], **kwargs)
 
