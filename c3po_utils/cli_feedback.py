@@ -40,10 +40,10 @@ def check(files: tuple[Path, ...]) -> None:
 @feedback.command()
 @click.argument("file", type=click.Path(path_type=Path))
 @click.argument("limits", nargs=-1, metavar="[KEY=VALUE]...")
-@click.option("--programmatic", type=int, metavar="N", help="Draw N checkable constraints from the grammar.")
+@click.option("--programmatic", type=click.IntRange(1), metavar="N", help="Draw N checkable ones from the grammar.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the draw.")
-@click.option("--style", type=int, metavar="N", help="Let a model propose N about style,")
-@click.option("--content", type=int, metavar="N", help="or N about content.")
+@click.option("--style", type=click.IntRange(1), metavar="N", help="Let a model propose N about style,")
+@click.option("--content", type=click.IntRange(1), metavar="N", help="or N about content.")
 @click.option("--model", help="openai:MODEL[@BASE_URL], or a local model.")
 @click.option("--ledger", type=click.Path(path_type=Path), help="Where answers are kept  [results/feedback.sqlite]")
 @click.option("--allow-short", is_flag=True, help="Write fewer when no more can be had.")
@@ -70,6 +70,9 @@ def generate(
     if len(wanted) != 1:
         raise click.UsageError("expected one of --programmatic N, --style N and --content N")
     kind, count = wanted.popitem()
+    asking = {"--model": model, "--ledger": ledger, "--allow-short": allow_short, "--estimate": estimate}
+    if kind == "programmatic" and (given := [*(name for name, value in asking.items() if value), *limits]):
+        raise click.UsageError(f"--programmatic asks no model: expected it without {', '.join(given)}")
     with told():
         if file.exists() and not estimate:  # before a model is paid
             raise FileExistsError(f"{file} is there already: expected the name of a new file")
@@ -85,7 +88,8 @@ def generate(
                 click.echo(f"if every answer can be used: {found}")
                 return
             made, report = found
-        click.echo(f"{report}\n{writing.write_feedbacks(file, made)}")
+        click.echo(report)
+        click.echo(writing.write_feedbacks(file, made))
 
 
 def _proposed(

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import yaml
@@ -14,20 +15,40 @@ from c3po_utils.runs import files
 
 
 def write_feedbacks(path: Path | str, feedbacks: Sequence[Feedback]) -> Path:
-    """A new feedback set that `load_feedbacks` reads; it is read back before this returns.
+    """A new feedback set that `load_feedbacks` reads; it is read before it is in its place.
 
     Raises:
         FileExistsError: there is such a file already.
+        ValueError: there are no feedbacks, as a set without any cannot be read; or two have one id.
         RuntimeError: it reads as something else than was to be written.
     """
-    if Path(path).exists():
+    path = Path(path)
+    if path.exists():
         raise FileExistsError(f"{path} is there already: expected the name of a new file")
+    if not feedbacks:
+        raise ValueError(f"{path}: expected one feedback or more to write, found none")
     made = [feedback.model_dump(mode="json", exclude_defaults=True) for feedback in feedbacks]
     text = yaml.safe_dump({"feedbacks": made}, allow_unicode=True, sort_keys=False, width=110)
-    written = files.write_atomic(path, text)
-    if load_feedbacks(written) != list(feedbacks):
-        raise RuntimeError(f"{written}: the feedbacks read back differ from those written")
-    return written
+    with _read_first(path, text) as read:
+        if read != list(feedbacks):
+            raise RuntimeError(f"{path}: the feedbacks read back differ from those written")
+    return path
+
+
+@contextmanager
+def _read_first(path: Path, text: str) -> Iterator[list[Feedback]]:
+    """The records of a set as it would be; it is written when the block ends, and nothing is left where that fails.
+
+    Raises FeedbackError, as of the set, for a text that cannot be read.
+    """
+    trial = files.write_atomic(path.with_name(f".{path.name}.new"), text)
+    try:
+        yield load_feedbacks(trial)
+        files.write_atomic(path, text)
+    except FeedbackError as error:
+        raise FeedbackError(problem.replace(str(trial), str(path)) for problem in error.problems) from None
+    finally:
+        trial.unlink()
 
 
 def as_yaml(feedback: Feedback, indent: str = "  ") -> str:
@@ -51,13 +72,10 @@ def append(path: Path, feedback: Feedback) -> Path:
         known = [one.id for one in load_feedbacks(path)]
         if feedback.id in known:
             raise FeedbackError([f"{path}: expected a new id, found {feedback.id!r} there already"])
-    trial = files.write_atomic(path.with_name(f".{path.name}.new"), before + as_yaml(feedback, indent))
     try:
-        if load_feedbacks(trial)[-1] != feedback:
-            raise FeedbackError([f"{path}: its last record would be another one"])
-        return files.write_atomic(path, trial.read_text(encoding="utf-8"))
+        with _read_first(path, before + as_yaml(feedback, indent)) as read:
+            if read[-1] != feedback:
+                raise FeedbackError([f"{path}: its last record would be another one"])
     except FeedbackError as error:
-        told = (problem.replace(str(trial), str(path)) for problem in error.problems)
-        raise FeedbackError(f"with {feedback.id!r} added, {problem}" for problem in told) from None
-    finally:
-        trial.unlink()
+        raise FeedbackError(f"with {feedback.id!r} added, {problem}" for problem in error.problems) from None
+    return path

@@ -72,6 +72,25 @@ def test_the_command_writes_a_set_that_loads(tmp_path):
 
 
 @pytest.mark.parametrize(
+    "more", [["--estimate"], ["--model", "openai:m"], ["--ledger", "x.sqlite"], ["--allow-short"], ["budget_usd=1"]]
+)
+def test_the_draw_refuses_what_is_for_a_model(tmp_path, more):
+    path = tmp_path / "drawn.yaml"
+    done = CliRunner().invoke(c3po, ["feedback", "generate", str(path), "--programmatic", "3", *more])
+    assert done.exit_code == 2
+    assert f"--programmatic asks no model: expected it without {more[0]}" in done.output
+    assert not path.exists()
+
+
+@pytest.mark.parametrize("kind", ["--programmatic", "--style", "--content"])
+@pytest.mark.parametrize("count", ["0", "-3"])
+def test_a_set_of_fewer_than_one_is_refused(tmp_path, kind, count):
+    done = CliRunner().invoke(c3po, ["feedback", "generate", str(tmp_path / "x.yaml"), kind, count, "--model", "m"])
+    assert done.exit_code == 2
+    assert f"{count} is not in the range x>=1" in done.output
+
+
+@pytest.mark.parametrize(
     ("value", "answer", "passes"),
     [
         ({"unit": "sentence", "at_most": 2}, "One. Two.", True),

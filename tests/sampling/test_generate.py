@@ -13,7 +13,7 @@ from c3po_utils.chat.open import DryRun
 from c3po_utils.chat.openai.client import open_model
 from c3po_utils.chat.types import Estimate
 from c3po_utils.cli import c3po
-from c3po_utils.feedback.files import new_id
+from c3po_utils.feedback.files import FeedbackError, new_id
 from c3po_utils.feedback.general import general_prompts
 from c3po_utils.feedback.records import (
     FEEDBACK_FOLDER,
@@ -325,6 +325,24 @@ def test_the_command_says_what_it_would_cost_and_writes_a_set(tmp_path):
         assert len(server.asked) == 2
     assert len(load_feedbacks(tmp_path / "new.yaml")) == 12
     assert "is there already" in command("budget_usd=1").output
+
+
+def test_the_command_leaves_nothing_behind_where_no_answer_can_be_used(tmp_path):
+    with scripted(lambda asked: Reply("I would rather not.")) as server:
+        given = ["--style", "5", "--model", f"openai:m@{server.url}", "--ledger", str(tmp_path / "calls.sqlite")]
+        path = tmp_path / "sets" / "new.yaml"
+        done = CliRunner().invoke(c3po, ["feedback", "generate", str(path), *given, "--allow-short"])
+    assert done.exit_code == 1
+    assert "0 of 5 kept" in done.output
+    assert f"Error: {path}: expected one feedback or more to write, found none" in done.output
+    assert not path.parent.exists()
+
+
+def test_a_set_that_cannot_be_read_is_not_written(tmp_path):
+    path = tmp_path / "new.yaml"
+    with pytest.raises(FeedbackError, match=f"^{path}, line [0-9]+, id: expected a new id"):
+        write_feedbacks(path, [FEEDBACK, FEEDBACK])
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_new_feedbacks_do_not_repeat_known_ones(client):
