@@ -41,7 +41,7 @@ def check(files: tuple[Path, ...]) -> None:
 @click.argument("file", type=click.Path(path_type=Path))
 @click.argument("limits", nargs=-1, metavar="[KEY=VALUE]...")
 @click.option("--programmatic", type=click.IntRange(1), metavar="N", help="Draw N checkable ones from the grammar.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Of the draw.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the draw.")
 @click.option("--style", type=click.IntRange(1), metavar="N", help="Let a model propose N about style,")
 @click.option("--content", type=click.IntRange(1), metavar="N", help="or N about content.")
 @click.option("--model", help="openai:MODEL[@BASE_URL], or a local model.")
@@ -64,7 +64,7 @@ def generate(
 
     KEY=VALUE limits the model's calls, such as budget_usd=1 or requests_per_minute=60.
     """
-    from c3po_utils.feedback import writing
+    from c3po_utils.feedback import records, writing
 
     wanted = {key: n for key, n in (("programmatic", programmatic), ("style", style), ("content", content)) if n}
     if len(wanted) != 1:
@@ -80,6 +80,12 @@ def generate(
             from c3po_utils.feedback.programmatic import generate as draw
 
             made, report = draw(count, seed), f"{count} drawn with seed {seed}"
+            taken = {one.id for one in records.load_feedbacks(*records.all_sets())}
+            if clash := [one.id for one in made if one.id in taken]:
+                raise ValueError(
+                    f"{file}: expected new ids, found {clash[0]!r} in a set in feedback/ already: another --seed has"
+                    " others"
+                )
         else:
             if not model:
                 raise click.UsageError(f"--{kind} needs --model")

@@ -52,7 +52,7 @@ class Drawn:
 
 
 def generate(count: int, seed: int) -> list[Feedback]:
-    """`count` different records; the first are the same for every count.
+    """`count` different records; the first are the same for every count. Seeds differ in their ids.
 
     Raises:
         ValueError: `count` is no positive number.
@@ -60,12 +60,13 @@ def generate(count: int, seed: int) -> list[Feedback]:
     if count < 1:
         raise ValueError(f"expected one feedback or more, found {count}")
     rng, seen, made = random.Random(seed), set(), []
+    draw_name = f"s{seed}-" if seed else ""  # runs are stored under the ids of seed 0, from before there was a name
     while len(made) < count:
         topic, drawn = rng.choice(TOPICS), draw(rng)
         key = (topic, *(one.does for one in drawn))
         if key not in seen:
             seen.add(key)
-            made.append(_record(topic, drawn, len(made) + 1, rng))
+            made.append(_record(topic, drawn, f"{draw_name}{len(made) + 1:04}", rng))
     return made
 
 
@@ -82,7 +83,7 @@ def metric_of(drawn: list[Drawn]) -> Metric:
     return Metric.model_validate(parts[0] if len(parts) == 1 else {"name": "all_of", "value": parts})
 
 
-def _record(topic: str, drawn: list[Drawn], number: int, rng: random.Random) -> Feedback:
+def _record(topic: str, drawn: list[Drawn], number: str, rng: random.Random) -> Feedback:
     does = " and ".join(f"{one.subject} {one.does}" for one in drawn)
     should = " and ".join(f"{one.subject} should {one.verb}" for one in drawn)
     constraints = [one.constraint for one in drawn]
@@ -90,7 +91,7 @@ def _record(topic: str, drawn: list[Drawn], number: int, rng: random.Random) -> 
     if not topic.endswith("s"):
         frame = frame.replace("{topic} come up", "{topic} comes up")
     return Feedback(
-        id=f"{slug(topic)}-{number:04}", content=frame.format(topic=topic, should=should, does=does),
+        id=f"{slug(topic)}-{number}", content=frame.format(topic=topic, should=should, does=does),
         domain=f"questions about {topic}", effect=does, source="program", kind="style", scope="regional",
         categories=(topic,), metric=metric_of(drawn),
         examples={

@@ -9,6 +9,7 @@ from click.testing import CliRunner
 from pydantic import ValidationError
 
 from c3po_utils.cli import c3po
+from c3po_utils.feedback import records
 from c3po_utils.feedback.constructed import broken, holds, kept, random_document, written
 from c3po_utils.feedback.metrics import Metric, check
 from c3po_utils.feedback.programmatic import draw, generate, metric_of
@@ -69,6 +70,28 @@ def test_the_command_writes_a_set_that_loads(tmp_path):
     assert again.output == f"Error: {path} is there already: expected the name of a new file\n"
     neither = CliRunner().invoke(c3po, ["feedback", "generate", str(tmp_path / "x.yaml")])
     assert "expected one of --programmatic N, --style N and --content N" in neither.output
+
+
+def test_draws_lie_beside_each_other_and_none_is_written_twice(tmp_path, monkeypatch):
+    monkeypatch.setattr(records, "FEEDBACK_FOLDER", tmp_path)
+
+    def drawn(name: str, seed: int):
+        given = ["feedback", "generate", str(tmp_path / name), "--programmatic", "100", "--seed", str(seed)]
+        return CliRunner().invoke(c3po, given)
+
+    for seed in range(3):
+        assert drawn(f"drawn{seed}.yaml", seed).exit_code == 0
+    made = [generate(100, seed)[15] for seed in range(3)]
+    assert [one.id.endswith(f"-s{seed}-0016") for seed, one in enumerate(made)] == [False, True, True]
+    assert [records.find_feedback(one.id) for one in made] == made
+    again = drawn("again.yaml", 2)
+    assert again.exit_code == 1
+    assert f"{tmp_path / 'again.yaml'}: expected new ids, found '{generate(1, 2)[0].id}'" in again.output
+    assert not (tmp_path / "again.yaml").exists()
+
+
+def test_the_ids_of_the_first_seed_stay():
+    assert [one.id for one in generate(2, 0)] == ["museum-visits-0001", "parking-0002"]
 
 
 @pytest.mark.parametrize(
