@@ -117,8 +117,12 @@ def _proposed(
 @click.option("--set", "file", type=click.Path(path_type=Path), help="Where it goes  [feedback/mine.yaml]")
 @click.option("--id", "id_", default="", help="Its id; else made of the sentence's words.")
 @click.option("--model", help="A strong model that proposes the record and writes prompts; else you are asked.")
-@click.option("--categories", type=int, default=10, show_default=True, help="Of prompts, where a model writes them.")
-@click.option("--per-category", type=int, default=6, show_default=True, help="Prompts of each kind in each.")
+@click.option(
+    "--categories", type=click.IntRange(2), default=10, show_default=True, help="Of prompts, where a model writes them."
+)
+@click.option(
+    "--per-category", type=click.IntRange(1), default=6, show_default=True, help="Prompts of each kind in each."
+)
 @click.option("--yes", is_flag=True, help="Take every default and proposal without asking.")
 def new(
     sentence: str,
@@ -132,7 +136,8 @@ def new(
 ) -> None:
     """Make a record of SENTENCE: its domain and effect, a metric, demonstrations and prompts.
 
-    It is shown, and written when you agree. KEY=VALUE limits the model's calls, such as budget_usd=1.
+    It is shown, and written when you agree. KEY=VALUE limits the model's calls, such as budget_usd=1. Where its prompts
+    were not to be had, the same command again goes on with them.
     """
     from c3po_utils.feedback import records, writing
     from c3po_utils.runs import shown
@@ -145,24 +150,34 @@ def new(
             f" {sentence!r}: leave --yes out, or name a --model"
         )
     with told():
-        taken = new_feedback.taken_ids(path)
-        if id_:
-            new_feedback.check_id(id_, taken)
         chat_model = _open(model, None, limits) if model else None
-        if chat_model:
-            made, left_out = new_feedback.propose(chat_model, sentence, id_, taken)
-            for what in left_out:
-                click.echo(f"left out: {what}")
+        made = new_feedback.without_prompts(path, sentence, id_) if chat_model else None
+        if made:
+            click.echo(f"{shown(path)} has it as {made.id}, without prompts\n\n{writing.as_yaml(made)}")
         else:
-            ask = (lambda question, default: default) if yes else partial(click.prompt, show_default=True)
-            made = new_feedback.questionnaire(sentence, ask, click.echo, id_, taken)
-        click.echo(f"\n{writing.as_yaml(made)}")
-        if not yes and not click.confirm(f"Write it to {shown(path)}?", default=True):
-            return
-        writing.append(path, made)
+            made = _made(sentence, path, id_, chat_model, yes)
+            click.echo(f"\n{writing.as_yaml(made)}")
+            if not yes and not click.confirm(f"Write it to {shown(path)}?", default=True):
+                return
+            writing.append(path, made)
         amount = {"categories": categories, "per_category": per_category}
         prompts = bool(chat_model) and _prompts(chat_model, made, path.parent / "prompts", amount, yes)
     click.echo(new_feedback.next_command(path, made, prompts, called()))
+
+
+def _made(sentence: str, path: Path, id_: str, chat_model: Any, yes: bool) -> Any:
+    from c3po_utils.sampling import new_feedback
+
+    taken = new_feedback.taken_ids(path)
+    if id_:
+        new_feedback.check_id(id_, taken)
+    if chat_model:
+        made, left_out = new_feedback.propose(chat_model, sentence, id_, taken)
+        for what in left_out:
+            click.echo(f"left out: {what}")
+        return made
+    ask = (lambda question, default: default) if yes else partial(click.prompt, show_default=True)
+    return new_feedback.questionnaire(sentence, ask, click.echo, id_, taken)
 
 
 def _prompts(model: Any, feedback: Any, folder: Path, amount: dict[str, int], yes: bool) -> bool:

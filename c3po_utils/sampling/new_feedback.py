@@ -107,6 +107,17 @@ def check_id(id: str, taken: Set[str]) -> None:
         raise ValueError(f"id {id!r}: expected a new one, found it in a set already")
 
 
+def without_prompts(path: Path, sentence: str, id: str = "") -> Feedback | None:
+    """The set's record of the sentence (of this id, if one is given) that has no prompts yet, as when they stopped."""
+    known = records.load_feedbacks(path) if path.exists() else []
+    same = (one for one in known if one.content == sentence.strip() and id in ("", one.id))
+    return next((one for one in same if not _prompts_file(path, one).exists()), None)
+
+
+def _prompts_file(path: Path, feedback: Feedback) -> Path:
+    return path.parent / "prompts" / f"{feedback.id}.json"
+
+
 def make_record(sentence: str, id: str = "", taken: Set[str] | None = None, **parts: Any) -> Feedback:
     """The record, with an id made of the sentence's words if none is given, different from those `taken` (those in
     feedback/ when left out)."""
@@ -330,6 +341,6 @@ def next_command(path: Path, feedback: Feedback, prompts: bool, program: str = "
         command += " evaluate.judge_model=openai:gpt-4.1"
     lines = [f"next: {command}"]
     if not prompts:
-        place = path.parent / "prompts" / f"{feedback.id}.json"
+        place = _prompts_file(path, feedback)
         lines.append(f"before that, prompts: write {place} (feedback/README.md), or add sample.prompt_model=MODEL")
     return "\n".join(lines)

@@ -166,6 +166,38 @@ def test_a_model_proposes_the_record_and_writes_the_prompts(tmp_path, monkeypatc
     assert "before that" not in done.output
 
 
+@pytest.mark.parametrize("more", [[], ["--id", "poem_end"]])
+def test_a_second_call_goes_on_where_the_prompts_stopped(tmp_path, monkeypatch, more):
+    monkeypatch.setattr("c3po_utils.runs.run_folder", lambda run: tmp_path / run)
+    path = tmp_path / "mine.yaml"
+    dear = Reply(json.dumps(DRAFT), usage={"prompt_tokens": 11, "completion_tokens": 4000, "total_tokens": 4011})
+    with scripted(lambda asked: dear if "taken apart" in asked.prompt else listing(asked)) as server:
+        given = ["--model", f"openai:m@{server.url}", "--categories", "3", "--per-category", "2", "--yes", *more]
+        given.append("prices={m: [1, 2]}")
+        stopped = new(path, *given, "budget_usd=0.011")
+        assert stopped.exit_code == 1
+        assert "raise budget_usd" in stopped.output
+        (one,) = load_feedbacks(path)
+        assert not (tmp_path / "prompts").exists()
+        done = new(path, *given, "budget_usd=1")
+        drafts = sum("taken apart" in asked.prompt for asked in server.asked)
+    assert done.exit_code == 0, done.output
+    assert f"has it as {one.id}, without prompts" in done.output
+    assert load_feedbacks(path) == [one]
+    assert len(load_prompts(one.id, tmp_path / "prompts")) == 3 * 2 * 2
+    assert drafts == 1
+    again = new(path, "--yes", *more)
+    assert again.exit_code == (1 if more else 0), "a record with its prompts is another one's"
+
+
+@pytest.mark.parametrize("amount", [["--categories", "1"], ["--per-category", "0"]])
+def test_too_small_an_amount_of_prompts_is_refused_before_anything_is_asked(tmp_path, amount):
+    done = new(tmp_path / "mine.yaml", "--yes", "--model", "openai:m", *amount)
+    assert done.exit_code == 2
+    assert f"{amount[1]} is not in the range" in done.output
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_metric_that_does_not_load_is_left_out(tmp_path):
     drafts = Reply(json.dumps(DRAFT | {"metric": "ends_wiht"}))
     with scripted(lambda asked: drafts) as server:
@@ -210,7 +242,7 @@ def test_a_set_that_cannot_be_added_to_is_told_by_its_own_name(tmp_path):
 @pytest.mark.parametrize("id", ["My Id", "boss_signoff", "one"])
 def test_an_id_that_cannot_be_had_is_an_error_before_anything_is_asked(tmp_path, id):
     path, asked = tmp_path / "mine.yaml", []
-    append(path, make_record(POEM, "one", domain="poems", effect="it ends well", kind="style"))
+    append(path, make_record("End poems well.", "one", domain="poems", effect="it ends well", kind="style"))
     with scripted(lambda request: asked.append(request) or proposing(request)) as server:
         for how in ((), ("--model", f"openai:m@{server.url}")):
             done = new(path, "--yes", "--id", id, *how)
