@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -180,7 +181,8 @@ def test_a_kernel_whose_threads_wait_for_each_other_ends_at_once(tmp_path, run):
 def _interrupted(folder: Path) -> tuple[subprocess.Popen, list[int]]:
     """A driver in a process of its own whose two workers' kernels sleep, and the kernels."""
     toy(folder, dict.fromkeys(("a", "b", "c"), ("", "if not (folder / 'awake').exists(): time.sleep(300)")))
-    process = subprocess.Popen(driver(folder), stderr=subprocess.PIPE, text=True)
+    heard = partial(signal.signal, signal.SIGHUP, signal.SIG_DFL)  # these tests may run below nohup
+    process = subprocess.Popen(driver(folder), stderr=subprocess.PIPE, text=True, preexec_fn=heard)
     limit = time.monotonic() + 90
     while len(started(folder)) < 2:
         assert process.poll() is None, process.stderr.read()
