@@ -107,8 +107,11 @@ def score_rows(rows: Sequence[dict], feedback: Feedback, method: str, judge: Jud
 
 def _score_row(row: dict, feedback: Feedback, method: str) -> dict:
     answer, baseline = row[method], row["baseline"]
-    checkable = feedback.metric and answer and baseline
-    passes, baseline_passes = (feedback.passes(text, baseline) if checkable else None for text in (answer, baseline))
+    answered = bool(answer) or row[f"{method}_status"] in ("ok", "truncated")  # with nothing, which shows no effect
+    checkable = feedback.metric and answered and baseline
+    passes, baseline_passes = (
+        bool(text) and feedback.passes(text, baseline) if checkable else None for text in (answer, baseline)
+    )
     return {
         "prompt_id": row["id"], "feedback": feedback.id, "method": method, "split": row["split"],
         "category": row["category"], "prompt": row["prompt"], "baseline": baseline, "answer": answer,

@@ -117,7 +117,8 @@ class TwoFeedbacks:
         counts: defaultdict[str, Counter[str]] = defaultdict(Counter)
         for row in rows:
             opened = model.opened[f"{row['id']}#{self.method}"]
-            which = "both" if len(opened) == 2 else "neither" if not opened else "own" if id in opened else "other"
+            others = set(opened) - {id}
+            which = ("both" if others else "own") if id in opened else "other" if others else "neither"
             counts[row["split"]][which] += 1
         return {split: dict(found) for split, found in counts.items()}
 

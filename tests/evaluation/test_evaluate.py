@@ -63,6 +63,13 @@ def test_the_score_compares_with_the_baseline(feedback, baseline, answer, score)
     assert (scored["prompt_id"], scored["feedback"], scored["method"]) == ("a", "boss_signoff", "in_context")
 
 
+def test_an_answer_of_nothing_shows_no_effect_and_counts(feedback):
+    """As of an adapter that was trained at too high a rate; an answer that never came stays unscored, see above."""
+    silent = row("a", "in_scope", PLAIN, "") | {"in_context_status": "ok"}
+    (scored,) = score_rows([silent], feedback, "in_context")
+    assert (scored["passes"], scored["score"]) == (False, 0)
+
+
 def test_a_feedback_without_a_metric_needs_a_judge(run, feedback):
     unchecked = sampled_for(run, feedback.model_copy(update={"metric": None}))
     with pytest.raises(ValueError, match=r"'boss_signoff' has no metric .* set judge_model"):
