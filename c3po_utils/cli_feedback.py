@@ -64,7 +64,7 @@ def generate(
 
     KEY=VALUE limits the model's calls, such as budget_usd=1 or requests_per_minute=60.
     """
-    from c3po_utils.feedback import records, writing
+    from c3po_utils.feedback import writing
 
     wanted = {key: n for key, n in (("programmatic", programmatic), ("style", style), ("content", content)) if n}
     if len(wanted) != 1:
@@ -78,9 +78,10 @@ def generate(
             raise FileExistsError(f"{file} is there already: expected the name of a new file")
         if kind == "programmatic":
             from c3po_utils.feedback.programmatic import generate as draw
+            from c3po_utils.sampling.new_feedback import taken_ids
 
             made, report = draw(count, seed), f"{count} drawn with seed {seed}"
-            taken = {one.id for one in records.load_feedbacks(*records.all_sets())}
+            taken = taken_ids()
             if clash := [one.id for one in made if one.id in taken]:
                 raise ValueError(
                     f"{file}: expected new ids, found {clash[0]!r} in a set in feedback/ already: another --seed has"

@@ -45,6 +45,7 @@ def _checked(settings: dict[str, Any], kind: type[Executor]) -> dict[str, Any]:
     """The settings as the executor's class wants them. What it passes on to others is checked there."""
     types, given = get_type_hints(kind.__init__), inspect.signature(kind).parameters.values()
     own = {one.name: types[one.name] for one in given if one.kind is one.KEYWORD_ONLY and one.name != "body"}
-    passed_on = settings.keys() - own if any(one.kind is one.VAR_KEYWORD for one in given) else set()
-    checked = parameters.checked({key: settings[key] for key in settings if key not in passed_on}, own, "setting")
-    return {**checked, **{key: settings[key] for key in passed_on}}
+    passes_on = any(one.kind is one.VAR_KEYWORD for one in given)
+    passed_on = {key: value for key, value in settings.items() if passes_on and key not in own}
+    checked = {key: value for key, value in settings.items() if key not in passed_on}
+    return parameters.checked(checked, own, "setting") | passed_on

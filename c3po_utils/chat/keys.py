@@ -109,8 +109,9 @@ def _names_secret(name: str) -> bool:
 def looks_like_secret(value: Any) -> bool:
     """Whether a parameter's value, or anything inside it, is shaped like a key, a password or a URL with one."""
     if isinstance(value, dict):
-        named = (inner for name, inner in value.items() if _names_secret(str(name)) and inner)
-        return not all(SWITCH.fullmatch(str(inner)) for inner in named) or any(map(looks_like_secret, value.values()))
+        named = (inner for name, inner in value.items() if _names_secret(str(name)))
+        told = any(inner and not SWITCH.fullmatch(str(inner)) for inner in named)
+        return told or any(map(looks_like_secret, value.values()))
     if isinstance(value, (list, tuple, set)):
         return any(map(looks_like_secret, value))
     if not isinstance(value, str):

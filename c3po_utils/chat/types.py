@@ -8,6 +8,7 @@ from dataclasses import astuple, dataclass, field
 from typing import Literal, Protocol
 
 Status = Literal["ok", "truncated", "refused", "filtered", "malformed", "failed"]
+USABLE: tuple[Status, ...] = ("ok", "truncated")  # there is an answer, if only a part of it or an empty one
 Message = dict[str, str]  # {"role": "system" | "user" | "assistant", "content": text}
 
 # What a conversation is that no engine can answer, in the reason why it failed (prompts.encode).
@@ -103,7 +104,7 @@ class Outcome:
 
     @property
     def usable(self) -> bool:
-        return self.status in ("ok", "truncated")
+        return self.status in USABLE
 
 
 class ChatModel(Protocol):

@@ -107,7 +107,7 @@ def score_rows(rows: Sequence[dict], feedback: Feedback, method: str, judge: Jud
 
 def _score_row(row: dict, feedback: Feedback, method: str) -> dict:
     answer, baseline = row[method], row["baseline"]
-    answered = bool(answer) or row[f"{method}_status"] in ("ok", "truncated")  # with nothing, which shows no effect
+    answered = bool(answer) or row[f"{method}_status"] in chat.types.USABLE  # with nothing, which shows no effect
     checkable = feedback.metric and answered and baseline
     passes, baseline_passes = (
         bool(text) and feedback.passes(text, baseline) if checkable else None for text in (answer, baseline)

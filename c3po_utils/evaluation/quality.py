@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from c3po_utils import engine  # as a room: its heavy parts are imported when they are used
+from c3po_utils import chat, engine  # as rooms: their heavy parts are imported when they are used
 from c3po_utils.evaluation import scores
 from c3po_utils.evaluation.evaluate import ANSWERS, read_scores
 from c3po_utils.evaluation.implicit_reward import answer_logps, told
@@ -196,7 +196,7 @@ def _kept(table: pd.DataFrame) -> pd.Series:
     floor = pd.DataFrame([FLOOR[name] for name in place], index=table.index, columns=FLOOR["in_scope"])
     enough = (table[["length", "distinct"]] >= floor[["length", "distinct"]]).all(axis=1)
     above = enough & (table["excess"] <= floor["excess"])
-    return above.astype(float).where(table["status"].isin(("ok", "truncated")) & table["length"].notna())
+    return above.astype(float).where(table["status"].isin(chat.types.USABLE) & table["length"].notna())
 
 
 def floored(qualities: pd.DataFrame) -> pd.DataFrame:

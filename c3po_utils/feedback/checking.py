@@ -43,9 +43,12 @@ def check_sets(*paths: Path, all_prompts: bool = False) -> Checked:
         all_prompts: the prompts of every feedback in feedback/prompts, and the general ones too.
     """
     checked = Checked(*records.read_feedbacks(*paths))
-    beside = {path.parent / "prompts" / f"{id}.json" for path in paths for id in _ids(path)}
-    bundled = (records.FEEDBACK_FOLDER / "prompts").glob("*.json") if all_prompts else filter(Path.is_file, beside)
-    for path in sorted(bundled):
+    if all_prompts:
+        found = set((records.FEEDBACK_FOLDER / "prompts").glob("*.json"))
+    else:
+        beside = {path.parent / "prompts" / f"{id}.json" for path in paths for id in _ids(path)}
+        found = {path for path in beside if path.is_file()}
+    for path in sorted(found):
         try:
             prompts = records.load_prompts(path.stem, path.parent)
         except FeedbackError as error:

@@ -14,10 +14,10 @@ SECONDS = 1.0  # of processor time that a search may take: an honest one takes m
 PROBE_SECONDS = 0.1
 PROBE = 48  # times that a probe repeats its piece: 2^48 steps do not end, 48^3 do at once
 LONGEST = 1000  # characters of a pattern
-# Typing errors that are allowed (`{e<=1}`) are in `regex`, and plain text in Python's `re`.
 _ESCAPED = re.compile(r"(?<!\\)(?:\\\\)*\\(?:u([\da-fA-F]{4})|U([\da-fA-F]{8})|x([\da-fA-F]{2}))")
 _CLASS = re.compile(r"(?<!\\)\[\^?\]?((?:\\.|[^\]\\])*)\]", re.DOTALL)
 _RANGE = re.compile(r"(?=(.)-(.))", re.DOTALL)
+# Typing errors that are allowed (`{e<=1}`) are in `regex`, and plain text in Python's `re`.
 _FUZZY = re.compile(r"(?<!\\)\{[\d\s<=]*[eids]\s*[<=,+:}]")
 
 

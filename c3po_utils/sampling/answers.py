@@ -155,7 +155,7 @@ def add_revisions(model: ChatModel, rows: Sequence[dict], feedback: Feedback, se
         raise ValueError(f"feedback {feedback.id!r} has no demonstrations: add some, or use strategy 'revise'")
     for row in rows:
         row.update(revised="", revised_status=row["baseline_status"], revised_tries=0)
-    answered = [row for row in rows if row["baseline_status"] in ("ok", "truncated")]
+    answered = [row for row in rows if row["baseline_status"] in types.USABLE]
     done, waves, most = 0, iter(BEST_OF_WAVES), max(settings.best_of, 1)
     while done < most and (missing := [row for row in answered if not row["revised"]]):
         tries = range(done, min(done + next(waves, BEST_OF_WAVES[-1]), most))
