@@ -42,8 +42,8 @@ def encode(
 ) -> Example:
     """Tokens of prompt and completion through the model's own chat template.
 
-    The completion is what the template adds to the prompt, up to and with the end-of-turn token; for an answer
-    that was cut off (`ended` false) the end is left out, so that stopping there is not learned.
+    The completion is what the template adds to the prompt, up to and with the EOS token; of an answer that was cut
+    off (`ended` false) it has nothing that the template writes after it, so that stopping there is not learned.
 
     Args:
         turns: (user, assistant) examples before the prompt, after an optional system prompt.
@@ -52,9 +52,9 @@ def encode(
         DataError: the templated prompt is no prefix of the templated conversation.
     """
     messages = list(request("", prompt, system=system, turns=turns).messages)
-    eos = tokenizer.eos_token_id
     prompt_ids = templates.encode(tokenizer, messages, add_generation_prompt=True)
-    full_ids = templates.encode(tokenizer, [*messages, {"role": "assistant", "content": answer}])
+    answered = [*messages, {"role": "assistant", "content": answer}]
+    full_ids = templates.encode(tokenizer, answered, continue_final_message=not ended)
     if full_ids[: len(prompt_ids)] != prompt_ids:
         raise DataError(
             f"{id}: the chat template does not round-trip: the prompt's tokens are no prefix of the conversation's; "
@@ -62,11 +62,12 @@ def encode(
             f"expected {tokenizer.decode(prompt_ids)[-60:]!r}"
         )
     completion_ids = full_ids[len(prompt_ids) :]
-    if eos not in completion_ids:
-        # Templates that end a turn without the EOS token exist; the model still needs it to learn to stop.
-        completion_ids = [*completion_ids, eos]
-    end = len(completion_ids) - 1 - completion_ids[::-1].index(eos)
-    return Example(prompt_ids, completion_ids[: end + ended], id)
+    return Example(prompt_ids, _to_eos(completion_ids, tokenizer.eos_token_id) if ended else completion_ids, id)
+
+
+def _to_eos(ids: list[int], eos: int) -> list[int]:
+    """Up to and with the last EOS token; where the template ends a turn with another, EOS is added to learn to stop."""
+    return ids[: len(ids) - ids[::-1].index(eos)] if eos in ids else [*ids, eos]
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,12 @@ FALCON = (  # ends no turn with EOS
     "{% for m in messages %}{{ m['role'] | capitalize }}: {{ m['content'] }}\n\n{% endfor %}"
     "{% if add_generation_prompt %}Assistant:{% endif %}"
 )
-TEMPLATES = {"chatml": TEMPLATE, "mistral": MISTRAL, "llama2": LLAMA_2, "drops": DROPS_SYSTEM, "falcon": FALCON}
+GEMMA_3 = (  # ends a turn with a token that is not the tokenizer's EOS
+    "{% for m in messages %}<|start|>{{ m['role'] }}\n{{ m['content'] | trim }}<|turn_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|start|>assistant\n{% endif %}"
+)
+TEMPLATES = {"chatml": TEMPLATE, "mistral": MISTRAL, "llama2": LLAMA_2, "drops": DROPS_SYSTEM, "falcon": FALCON,
+             "gemma3": GEMMA_3}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -73,8 +78,8 @@ def test_the_end_is_trained_and_nothing_after_it(templated):
 @every_template
 def test_an_answer_that_was_cut_off_does_not_teach_to_stop(templated):
     whole, cut = (encode(templated, "r", "Is tea hot?", "Yes.", ended=e) for e in (True, False))
-    assert cut.completion_ids == whole.completion_ids[:-1]
-    assert templated.eos_token_id not in cut.completion_ids
+    assert cut.completion_ids == whole.completion_ids[: len(cut.completion_ids)]
+    assert templated.decode(cut.completion_ids).strip() == "Yes."
 
 
 @pytest.mark.parametrize("templated", ["mistral", "drops"], indirect=True)
