@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -307,6 +308,47 @@ def collect(*runs: Path | str) -> pd.DataFrame:
 
 def collected(*runs: Path | str, two_feedbacks: bool) -> pd.DataFrame:
     """The rows of all finished evaluations of single feedbacks, or of two in one model; none where there are none."""
-    found = (one for run in runs for one in done_stages(run, "eval"))
-    kept = (folder for folder, manifest in found if ("two_feedbacks" in manifest["identity"]) == two_feedbacks)
-    return pd.DataFrame([row for folder in kept for row in read_scores(folder)])
+    kept = current(*runs, two_feedbacks=two_feedbacks)
+    return pd.DataFrame([row for folder, _ in kept for row in read_scores(folder)])
+
+
+def current(*runs: Path | str, two_feedbacks: bool | None = None) -> Iterator[tuple[Path, dict]]:
+    """Folder and manifest of the finished evaluations of single feedbacks, of two in one model, or (None) of both.
+
+    One of other rows or of another adapter than the run has now is left out, and a line says so.
+    """
+    for folder, manifest, stale in (one for run in runs for one in evaluations(run)):
+        if two_feedbacks not in (None, "two_feedbacks" in manifest["identity"]):
+            continue
+        if stale:
+            which = f"{folder.parent.name}, {folder.name}"
+            print(f"Left out: {which}: evaluated with another {' and '.join(stale)}; run it again.")
+        else:
+            yield folder, manifest
+
+
+def evaluations(run: Path | str) -> Iterator[tuple[Path, dict, list[str]]]:
+    """Folder and manifest of every finished evaluation, and the folders it was made from that are others by now.
+
+    What is not kept is not compared: a checkout of results may lack adapters, or all stages but these.
+    """
+    now = cache(partial(_known_hash, run))
+    for folder, manifest in done_stages(run, "eval"):
+        made_from = _made_from(folder.parent.name, manifest["identity"])
+        yield folder, manifest, [place for place, then in made_from.items() if now(place) not in (None, then)]
+
+
+def _made_from(evaluated: str, identity: dict[str, Any]) -> dict[str, str]:
+    """The hashes in the identity of an evaluation of `a` or `a+b`, by the folder in the run."""
+    rows, adapters = identity.get("rows", {}), identity.get("adapters", {})
+    rows = {evaluated: rows} if isinstance(rows, str) else rows  # of two feedbacks they are by id
+    adapters = {evaluated: identity["adapter"]} if "adapter" in identity else adapters
+    trained = {f"train/{id}/{identity['method']}": then for id, then in adapters.items()}
+    return {f"sample/{id}": then for id, then in rows.items()} | trained
+
+
+def _known_hash(run: Path | str, place: str) -> str | None:
+    kind, id, *_ = place.split("/")
+    with suppress(FileNotFoundError, files.DamagedFile):
+        return rows_hash(run, id) if kind == "sample" else training.stage.known_hash(Path(run) / place, told_only=True)
+    return None

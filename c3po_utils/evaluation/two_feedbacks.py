@@ -17,12 +17,20 @@ from typing import Literal
 import pandas as pd
 
 from c3po_utils import training  # as a room: its heavy parts are imported when they are used
-from c3po_utils.evaluation.evaluate import ANSWERS, Answered, asked_of, collected, rows_to_answer, stored_scores
+from c3po_utils.evaluation.evaluate import (
+    ANSWERS,
+    Answered,
+    asked_of,
+    collected,
+    evaluations,
+    rows_to_answer,
+    stored_scores,
+)
 from c3po_utils.evaluation.judge import Judge
 from c3po_utils.evaluation.routing import RoutedChat, adapted
 from c3po_utils.evaluation.scores import application_share, applied
 from c3po_utils.feedback import Feedback, find_feedback, records
-from c3po_utils.runs import Stage, done_stages
+from c3po_utils.runs import Stage
 from c3po_utils.sampling import answers, load_rows, rows_hash, stored_settings
 from c3po_utils.sampling import rows as sampled
 from c3po_utils.training import BASE_RESAMPLED, adapter_folder
@@ -150,7 +158,8 @@ def open_gates(*runs: Path | str) -> pd.DataFrame:
 
     Own is the gate of the feedback whose test prompt it is. General prompts count for each of the two.
     """
-    manifests = [manifest for run in runs for _, manifest in done_stages(run, "eval") if "gates" in manifest]
+    found = (one for run in runs for one in evaluations(run))
+    manifests = [manifest for _, manifest, stale in found if "gates" in manifest and not stale]
     counts = pd.DataFrame(
         {"method": manifest["identity"]["method"], "split": split, **dict.fromkeys(OPENED, 0), **found}
         for manifest in manifests

@@ -44,12 +44,13 @@ def export_scores(
         FileExistsError: see exports.placed.
         DamagedFile: scores are not those that were stored.
     """
-    stages = [(folder, _learned(manifest, folder), folder.name) for folder, manifest in done_stages(run, "eval")]
-    ids = exports.chosen("evaluated feedback", feedbacks, (id for _, id, _ in stages), run)
-    names = exports.chosen("evaluated method", methods, (name for _, _, name in stages), run)
-    kept = [folder for folder, id, name in stages if id in ids and name in names]
+    stages = [(_learned(manifest, folder), folder.name) for folder, manifest in done_stages(run, "eval")]
+    ids = exports.chosen("evaluated feedback", feedbacks, (id for id, _ in stages), run)
+    names = exports.chosen("evaluated method", methods, (name for _, name in stages), run)
     with exports.placed(out, force) as file, open(file, "w", encoding="utf-8", newline="") as opened:
         if by == "answer":
+            found = evaluate.current(run)
+            kept = [folder for folder, own in found if _learned(own, folder) in ids and folder.name in names]
             return _write_answers(opened, kept, (*COLUMNS, *(TEXTS if texts else ())))
         table = _table(run, ids, names, by)
         opened.write(plain_text.csv(table, "%.6g"))
@@ -85,9 +86,12 @@ def _table(run: Path, ids: Sequence[str], methods: Sequence[str], by: By) -> pd.
 
 
 def card_scores(run: Path, feedback_id: str, method: str) -> str:
-    """Table 2 of one adapter beside the noise floor, in Markdown; empty where it was not evaluated on its own."""
+    """Table 2 of one adapter beside the noise floor, in Markdown; empty where it was not evaluated on its own.
+
+    An evaluation of the adapter that lay there before is none.
+    """
     stages = [run / "eval" / feedback_id / name for name in (BASE_RESAMPLED, method)]
-    done = {folder for folder, _ in done_stages(run, "eval")}
+    done = {folder for folder, _, stale in evaluate.evaluations(run) if not stale}
     if stages[1] not in done:
         return ""
     answers = pd.DataFrame(list(_rows([folder for folder in stages if folder in done])))

@@ -83,8 +83,10 @@ def adapter_hash(folder: Path) -> str:
     return stage.known(folder, WEIGHTS)
 
 
-def known_hash(folder: Path) -> str:
+def known_hash(folder: Path, told_only: bool = False) -> str:
     """As `adapter_hash`; of what was trained here and is not kept, as in a checkout of results, what it was.
+
+    With `told_only` it is what the manifests say, wherever they do, and no weights are read.
 
     Raises:
         As `adapter_hash`.
@@ -93,11 +95,12 @@ def known_hash(folder: Path) -> str:
     told = manifest.get("files", {})
 
     def known(name: str) -> str:
-        return stage.known(folder, name) if (folder / name).exists() else told[name]["hash"]
+        there = (folder / name).exists() and not told_only
+        return stage.known(folder, name) if there else told[name]["hash"]
 
     if GATE in told:
         gated = folder.parent / manifest["identity"]["objective"]["gated"]
-        return files.content_hash([known(GATE), manifest["gate"]["threshold"], known_hash(gated)])
+        return files.content_hash([known(GATE), manifest["gate"]["threshold"], known_hash(gated, told_only)])
     return known(WEIGHTS) if WEIGHTS in told else adapter_hash(folder)
 
 

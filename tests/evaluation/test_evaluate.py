@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 import time
 
 import pandas as pd
@@ -148,6 +149,36 @@ def test_collect_tables_every_finished_evaluation(run, feedback):
     assert set(found.method) == {"in_context", "revised"}
     with pytest.raises(FileNotFoundError, match="03_evaluate"):
         collect(run / "sample")
+
+
+def test_evaluations_of_other_rows_or_another_adapter_are_left_out_of_a_runs_tables(run, feedback, capsys):
+    for method in ("in_context", "revised"):
+        evaluate_method(run, feedback, method)
+    rows = content_hash(run / "sample" / "boss_signoff" / "rows.jsonl")
+    identities = {
+        "c3po": {"rows": rows, "adapter": "as it was"},
+        "scd": {"rows": rows, "adapter": "of what is not kept"},
+        "dpo": {"rows": "other rows", "adapter": "of what is not kept"},
+    }
+    for method, identity in identities.items():
+        with Stage(run / "eval" / "boss_signoff" / method, {"method": method, **identity}) as own:
+            write_jsonl(own.path("answers.jsonl"), [{"method": method, "score": 1}])
+    with Stage(run / "train" / "boss_signoff" / "c3po", {}, "adapter_model.safetensors") as trained:
+        trained.path("adapter_model.safetensors").write_text("trained anew")
+    assert set(collect(run).method) == {"in_context", "revised", "scd"}
+    assert capsys.readouterr().out.splitlines() == [
+        "Left out: boss_signoff, c3po: evaluated with another train/boss_signoff/c3po; run it again.",
+        "Left out: boss_signoff, dpo: evaluated with another sample/boss_signoff; run it again.",
+    ]
+    shutil.rmtree(run / "sample")
+    assert "dpo" in set(collect(run).method), "of what is not kept, nothing is known"
+
+
+def test_committed_evaluations_are_of_the_rows_and_adapters_that_lie_beside_them():
+    for name in ("benchmark", "benchmark_seed1", "embedded", "tuning"):
+        found = list(evaluate.evaluations(ROOT / "results" / name))
+        assert [str(folder) for folder, _, stale in found if stale] == []
+        assert found
 
 
 def test_a_damaged_evaluation_is_named_and_made_anew(run, feedback):

@@ -10,6 +10,8 @@ import pytest
 from c3po_utils.evaluation import scores
 from c3po_utils.figures.export import COLUMNS, card_scores, export_scores
 from c3po_utils.runs.files import write_json, write_jsonl
+from c3po_utils.runs.stage import Stage
+from c3po_utils.training.stage import WEIGHTS
 
 
 def answers(feedback: str, method: str) -> list[dict]:
@@ -77,3 +79,12 @@ def test_a_cards_table_has_the_adapter_and_the_noise_floor(run):
     assert "0.00 [" in table
     assert "clustered by prompt category" in table
     assert card_scores(run, "tea", "scd") == ""
+
+
+def test_scores_of_the_adapter_that_lay_there_before_are_not_exported(run):
+    path = run / "eval" / "tea" / "c3po" / "manifest.json"
+    write_json(path, {"status": "done", "identity": {"method": "c3po", "adapter": "as it was"}})
+    with Stage(run / "train" / "tea" / "c3po", {}, WEIGHTS) as trained:
+        trained.path(WEIGHTS).write_text("trained anew")
+    assert card_scores(run, "tea", "c3po") == ""
+    assert export_scores(run, run / "all.csv", ["tea"]) == 2 * 18
