@@ -295,6 +295,8 @@ def open_evaluation(
 def collect(*runs: Path | str) -> pd.DataFrame:
     """All stored evaluations of single feedbacks in the runs, as one tidy answers table (scores.py).
 
+    Where the methods of one feedback were scored by different ones, a line says so.
+
     Raises:
         FileNotFoundError: no run has a finished evaluation.
     """
@@ -303,7 +305,19 @@ def collect(*runs: Path | str) -> pd.DataFrame:
         raise FileNotFoundError(
             f"no finished evaluation below {[str(run) for run in runs]}: run notebooks/03_evaluate.ipynb first"
         )
+    _tell_scorers(table)
     return table
+
+
+def _tell_scorers(answers: pd.DataFrame) -> None:
+    if "scored_by" not in answers:
+        return
+    mixed = answers[answers.groupby("feedback")["scored_by"].transform("nunique") > 1]
+    if mixed.empty:
+        return
+    by = (f"{', '.join(own['method'].unique())} by {name}" for name, own in mixed.groupby("scored_by", sort=False))
+    ids = ", ".join(mixed["feedback"].unique())
+    print(f"Not to be compared: {'; '.join(by)} (of {ids}); evaluate them with one judge_model, or none.")
 
 
 def collected(*runs: Path | str, two_feedbacks: bool) -> pd.DataFrame:

@@ -86,7 +86,9 @@ def with_margins(run: Path | str) -> pd.DataFrame:
     """A run's stored answers of `METHODS`, with `metric_score`, margins for each context, and `shorter`."""
     answers = collect(run)
     answers = answers[answers["method"].isin(METHODS)]
-    answers = answers.assign(metric_score=answers["metric_score"] if "metric_score" in answers else answers["score"])
+    of_judged = answers.get("metric_score", np.nan)
+    gold = np.where(answers["scored_by"] == "metric", answers["score"], of_judged).astype(float)
+    answers = answers.assign(metric_score=gold)
     if answers["metric_score"].isna().all():
         raise ValueError(f"{run}: no answer of {', '.join(METHODS)} has a metric's score for the judge to agree with")
     parts = []

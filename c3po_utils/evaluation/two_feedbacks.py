@@ -178,16 +178,30 @@ def side_by_side(singles: pd.DataFrame, together: pd.DataFrame) -> pd.DataFrame:
     A feedback stands in it once for each other that it was learned with, named `a (a+b)`: figure 7's dots. Its answers
     with all of them are one feedback's, `prompts_of`; so they are counted where there are means and intervals.
 
+    Single feedbacks are compared with what was scored by the same metric or judge; a line says which are left out.
+
     Args:
         singles: every finished evaluation of single feedbacks (evaluate.collect).
         together: those of two feedbacks (collect_two_feedbacks).
     """
     own = together[together["prompts_of"] == together["feedback"]]
-    asked = own[["feedback", "two_feedbacks", "prompt_id"]].drop_duplicates()
+    asked = own[["feedback", "two_feedbacks", "prompt_id", *({"scored_by"} & set(own))]].drop_duplicates()
     kept = singles[singles["method"].isin([BASE_RESAMPLED, *own["method"]])]
-    alone = kept.assign(prompts_of=kept["feedback"], setting="single").merge(asked, on=["feedback", "prompt_id"])
+    alone = kept.assign(prompts_of=kept["feedback"], setting="single")
+    alone = _scored_alike(alone.merge(asked, on=["feedback", "prompt_id"], suffixes=("", "_together")))
     both = pd.concat([alone, own])
     return both.assign(feedback=both["feedback"] + " (" + both["two_feedbacks"] + ")").reset_index(drop=True)
+
+
+def _scored_alike(alone: pd.DataFrame) -> pd.DataFrame:
+    """Rows of single feedbacks whose scorer is that of the same prompts with two."""
+    if not {"scored_by", "scored_by_together"} <= set(alone):
+        return alone
+    other = alone["scored_by"] != alone["scored_by_together"]
+    for (id, mine, theirs), rows in alone[other].groupby(["feedback", "scored_by", "scored_by_together"]):
+        names = ", ".join(rows["method"].unique())
+        print(f"Left out: {names} on {id} alone: scored by {mine}, with another feedback by {theirs}.")
+    return alone[~other].drop(columns="scored_by_together")
 
 
 def setting_shares(table: pd.DataFrame) -> pd.DataFrame:

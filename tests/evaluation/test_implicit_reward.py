@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -11,7 +13,18 @@ from peft import get_peft_model
 from c3po_utils.engine.models import load_model, load_tokenizer
 from c3po_utils.evaluation.evaluate import evaluate_method
 from c3po_utils.evaluation.implicit_reward import adapter_rewards, in_context_rewards
-from c3po_utils.evaluation.reward_judge import agreement, calibrate, judged, main, report, reward_margins, scores
+from c3po_utils.evaluation.judge import open_judge
+from c3po_utils.evaluation.reward_judge import (
+    METHODS,
+    agreement,
+    calibrate,
+    judged,
+    main,
+    report,
+    reward_margins,
+    scores,
+    with_margins,
+)
 from c3po_utils.feedback import find_feedback
 from c3po_utils.runs.files import write_json, write_jsonl
 from c3po_utils.runs.stage import ROOT
@@ -19,6 +32,7 @@ from c3po_utils.sampling.answers import IN_CONTEXT
 from c3po_utils.sampling.rows import stored_feedback
 from c3po_utils.training.adapters import lora_config
 from c3po_utils.training.data import encode
+from tests.servers import Reply, scripted
 from tests.stored_run import store_adapter, store_sample
 
 SYSTEM = "Be brief."
@@ -62,7 +76,14 @@ def test_no_pairs_have_no_rewards_and_one_beyond_the_context_is_named(model, tok
 def test_a_judge_without_any_metrics_score_to_agree_with_is_an_error(tmp_path, tiny_folder):
     store_sample(tmp_path, "short", str(tiny_folder))
     (tmp_path / "eval" / "short" / "c3po").mkdir(parents=True)
-    scored = {"feedback": "short", "method": "c3po", "score": 0.5, "metric_score": None, "prompt_id": "a"}
+    scored = {
+        "feedback": "short",
+        "method": "c3po",
+        "score": 0.5,
+        "metric_score": None,
+        "prompt_id": "a",
+        "scored_by": "m",
+    }
     write_jsonl(tmp_path / "eval" / "short" / "c3po" / "answers.jsonl", [scored])
     write_json(
         tmp_path / "eval" / "short" / "c3po" / "manifest.json", {"status": "done", "identity": {"method": "c3po"}}
@@ -188,6 +209,22 @@ def test_the_report_is_made_from_a_run(tmp_path, tiny_folder, capsys):
     assert table["n"].to_list() == [6, 6, 12] * 3
     assert "shorter" in (tmp_path / "implicit_reward.md").read_text()
     assert "demonstrations" in capsys.readouterr().out
+
+
+def test_what_the_metric_scored_is_gold_beside_what_a_judge_scored(tmp_path, tiny_folder, capsys):
+    """A judge's rows have the metric's score in a column of its own, which other rows have not."""
+    store_sample(tmp_path, "one", str(tiny_folder))
+    for seed, method in enumerate(METHODS):
+        store_adapter(tmp_path, "one", method, str(tiny_folder), seed)
+    scored = evaluate_method(tmp_path, stored_feedback(tmp_path, "one"), "scd")
+    with scripted(lambda asked: Reply(json.dumps({"reasons": "", "verdict": 4}))) as server:
+        judge = open_judge(tmp_path, f"openai:m@{server.url}")
+        judged = evaluate_method(tmp_path, stored_feedback(tmp_path, "one"), "c3po", judge)
+    gold = with_margins(tmp_path).set_index(["method", "prompt_id"])["metric_score"]
+    wanted = [row["score"] for row in scored] + [row["metric_score"] for row in judged]
+    assert gold[[(row["method"], row["prompt_id"]) for row in scored + judged]].to_list() == wanted
+    told = f"Not to be compared: c3po by openai:m@{server.url}; scd by metric (of one); evaluate them with one"
+    assert capsys.readouterr().out.startswith(told)
 
 
 def test_the_committed_report_is_what_the_code_says_of_the_committed_table():

@@ -259,6 +259,21 @@ def test_figure_7_compares_the_same_prompts(run):
     assert set(two_feedbacks.as_methods(table).method) == {"base_resampled", "c3po", "c3po@added", "c3po@joint"}
 
 
+def test_a_feedback_alone_stands_beside_two_only_where_the_same_metric_or_judge_scored(capsys):
+    singles = answers(2, ("base_resampled", "c3po", "scd")).assign(scored_by="metric")
+    singles.loc[singles.method == "scd", "scored_by"] = "openai:m"
+    asked = singles[singles.method != "base_resampled"]
+    pair = {"two_feedbacks": "+".join(asked.feedback.unique()), "setting": "added", "prompts_of": asked.feedback}
+    table = two_feedbacks.side_by_side(singles, asked.assign(scored_by="metric", **pair))
+    alone = table[table.setting == "single"]
+    assert set(alone.method) == {"base_resampled", "c3po"}
+    assert len(alone) == 2 * 2 * 60
+    assert capsys.readouterr().out.splitlines() == [
+        f"Left out: scd on {id} alone: scored by openai:m, with another feedback by metric."
+        for id in asked.feedback.unique()
+    ]
+
+
 def test_a_feedback_beside_several_others_is_one_feedback():
     singles = answers(3, ("base_resampled", "c3po"))
     asked = singles[singles.method == "c3po"]
