@@ -219,4 +219,6 @@ def interval_note(table: pd.DataFrame) -> str:
     number = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]}–{counts[-1]}"
     if counts[0] >= FEW:
         return f"95% intervals over {number} feedbacks"
+    if counts[-1] >= FEW:
+        return f"95% intervals over {number} feedbacks, or with fewer than {FEW} over their prompt categories"
     return f"95% intervals over prompt categories, {number} feedback{'s' * (counts[-1] > 1)} held fixed"

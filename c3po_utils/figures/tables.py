@@ -48,10 +48,17 @@ def readable_number(value: float) -> str:
     return f"{round(value, 2) + 0.0:.2f}".replace("-", "−")
 
 
+def fewer(table: pd.DataFrame) -> pd.Series:
+    """` (16 of 26)` where a row is a mean over fewer feedbacks than another, which it is not compared with; else ``."""
+    counts = table.get("n_feedbacks", pd.Series(1, table.index))
+    return counts.map(lambda count: f" ({count} of {counts.max()})" if count < counts.max() else "")
+
+
 def by_method(table: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The rows in the methods' order, and a table of the methods' display names to put them in."""
     rows = table.set_index("method").loc[ordered(table["method"])]
-    return rows, pd.DataFrame({"method": [look(method).name for method in rows.index]}, index=rows.index)
+    names = [look(method).name + mark for method, mark in fewer(rows).items()]
+    return rows, pd.DataFrame({"method": names}, index=rows.index)
 
 
 def _cells(
@@ -68,8 +75,12 @@ def _cells(
 
 
 def _best(method_scores: pd.DataFrame, score: str) -> list[str]:
-    """The contestants (not base nor revised) with the best score as printed; none when there is only one."""
-    column = method_scores.set_index("method")[score].drop(list(REFERENCES), errors="ignore").dropna().round(2)
+    """The contestants (not base nor revised) with the best score as printed; none when there is only one.
+
+    Those over fewer feedbacks than others are none: these may be the easier ones.
+    """
+    whole = method_scores[fewer(method_scores) == ""]
+    column = whole.set_index("method")[score].drop(list(REFERENCES), errors="ignore").dropna().round(2)
     if len(column) < 2:
         return []
     return list(column.index[column == (column.max() if ARROWS[score] == "↑" else column.min())])
@@ -100,6 +111,8 @@ def _scores(table: pd.DataFrame) -> list[str]:
 
 def _note(method_scores: pd.DataFrame, paper: pd.DataFrame | None, uncertainty: scores.Uncertainty) -> str:
     own = interval_note(method_scores) if uncertainty == "interval" else "± standard error over feedbacks"
+    if (fewer(method_scores) != "").any():
+        own += f"; (n of {method_scores['n_feedbacks'].max()}): over n of the feedbacks, and never in bold"
     return own if paper is None else own + "; paper: Mistral-7B, ± standard error over its 100 feedbacks"
 
 

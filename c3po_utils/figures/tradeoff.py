@@ -12,6 +12,7 @@ from c3po_utils.evaluation import interval_note
 from c3po_utils.figures import sweeps
 from c3po_utils.figures.elements import LABELS, add_line, all_points, dot, label_dots, noise_floor
 from c3po_utils.figures.style import REFERENCES, TEXT, legend_below, look, ordered, style
+from c3po_utils.figures.tables import fewer
 from c3po_utils.training import BASE_RESAMPLED, methods, registered
 
 FRONT_LINE = {"color": "#777777", "lw": 0.9, "label": "Pareto front"}
@@ -33,8 +34,10 @@ def tradeoff(table: pd.DataFrame, label: str | None = None, paper: pd.DataFrame 
     """S_in against S_out with intervals and the Pareto front of the contestants (not base nor revised).
 
     Each dot has its method's name beside it, or, where `label` names a column, that column's value, and the methods a
-    legend; a ring marks gated methods. `paper` (from `paper_table2`) adds the published scores as hollow markers.
+    legend; a ring marks gated methods. `paper` (from `paper_table2`) adds the published scores as hollow markers. Means
+    over fewer feedbacks than others say so, and the front is made without them.
     """
+    table = table.assign(fewer=fewer(table))
     figure, ax = plt.subplots(figsize=(TEXT, 4.0))
     shown = [method for method in ordered(table["method"]) if method != BASE_RESAMPLED]
     handles = [dot(method) for method in shown] if label else []
@@ -56,7 +59,7 @@ def tradeoff(table: pd.DataFrame, label: str | None = None, paper: pd.DataFrame 
         cut = "; some go on below"
         ax.set_ylim(bottom=lowest - BELOW)
     noise_floor(ax.axvline, table, "S_out", handles)
-    _front(ax, table[~table["method"].isin(REFERENCES)], handles)
+    _front(ax, table[~table["method"].isin(REFERENCES) & (table["fewer"] == "")], handles)
     ax.set(xlabel=f"leak, {LABELS['S_out']}", ylabel=f"adherence, {LABELS['S_in']}")
     ax.locator_params(nbins=6)
     ax.annotate("better", (0.88, 0.14), (0.965, 0.04), xycoords="axes fraction", ha="right", arrowprops=BETTER)
@@ -71,11 +74,12 @@ def _is_gated(method: str) -> bool:
 
 def _name_dots(ax: Axes, rows: pd.DataFrame, label: str | None) -> None:
     """Labels at the dots: the column's values, several where several share a dot, or the methods' names."""
-    named = rows.assign(name=[look(method).name for method in rows["method"]])
+    named = rows.assign(name=[look(method).name for method in rows["method"]] + rows["fewer"])
     if label:
-        named = rows.assign(name=rows[label])[rows[label] != ""].dropna(subset="name")
-        named = named.groupby(["method", "S_out", "S_in"], as_index=False, sort=False)["name"]
-        named = named.agg(lambda values: " / ".join(map(sweeps.setting_text, values)))
+        named = rows.dropna(subset=label)
+        named = named.assign(name=(named[label].map(sweeps.setting_text) + named["fewer"]).str.strip())
+        named = named[named["name"] != ""].groupby(["method", "S_out", "S_in"], as_index=False, sort=False)["name"]
+        named = named.agg(" / ".join)
     label_dots(ax, named[["S_out", "S_in"]].to_numpy(), named["name"], named["method"])
 
 

@@ -236,6 +236,8 @@ def test_interval_note_says_what_the_intervals_are_about():
     many, two = (scores.method_scores(answers(count, METHODS[:2])) for count in (5, 2))
     assert scores.interval_note(many) == "95% intervals over 5 feedbacks"
     assert scores.interval_note(two) == "95% intervals over prompt categories, 2 feedbacks held fixed"
+    mixed = "95% intervals over 2–5 feedbacks, or with fewer than 4 over their prompt categories"
+    assert scores.interval_note(pd.concat([many, two])) == mixed
 
 
 @pytest.mark.slow

@@ -284,6 +284,21 @@ def test_tradeoff_shows_the_front_the_paper_and_the_floor(ten):
     assert legend_labels(ax)[-3:] == ["hollow: paper (Mistral-7B)", "noise floor (base)", "Pareto front"]
 
 
+def test_tradeoff_says_which_means_are_over_fewer_feedbacks_and_keeps_them_off_the_front(ten):
+    table = scores.method_scores(ten)
+    whole = tradeoff.tradeoff(table)
+    assert not [text for text in whole.texts if " of " in text.get_text()]
+    best = tradeoff.pareto_front(table[~table["method"].isin(["revised", "base_resampled"])])["method"].iloc[-1]
+    few = scores.method_scores(ten[(ten["method"] != best) | (ten["feedback"] < "feedback-005")])
+    few.loc[few["method"] == best, "S_in"] = 0.99
+    ax = tradeoff.tradeoff(few)
+    assert f"{look(best).name} (5 of 10)" in [text.get_text() for text in ax.texts]
+    assert lines(ax, "Pareto front")[0].get_ydata().max() < 0.99
+    families = sweeps.by_family(few.assign(method=few["method"] + "@more"))
+    named = [text.get_text() for text in tradeoff.tradeoff(families, "variant").texts]
+    assert sorted(set(named)) == ["better", "more", "more (5 of 10)"]
+
+
 def test_tradeoff_names_its_dots_and_rings_gated_ones():
     table = scores.method_scores(
         answers(5, ("in_context", "scd", "scd_negatives", "c3po", "scd_gated", "base_resampled"))
@@ -631,6 +646,18 @@ def test_table2_markdown_by_hand():
     assert split[2] == ["SCD", "0.40 [0.30, 0.50]", "0.47 ± .03", "**0.10**", "0.27 ± .02"]
     assert split[3] == ["C3PO", "**0.56 [0.50, 0.61]**", "0.56 ± .03", "0.15", "0.15 ± .01"]
     assert note == "95% intervals over 5 feedbacks; paper: Mistral-7B, ± standard error over its 100 feedbacks."
+
+
+def test_means_over_fewer_feedbacks_say_so_and_are_not_the_best():
+    table = made_scores().assign(n_feedbacks=[5, 5, 5])
+    assert " of " not in tables.table2_markdown(table, scores=("S_in", "S_out"))
+    other = table.iloc[:1].assign(method="dpo", S_in=0.8, S_out=0.01, n_feedbacks=4)
+    text = tables.table2_markdown(pd.concat([table, other]), scores=("S_in", "S_out"))
+    assert "| DPO (4 of 5) | 0.80 [0.50, 0.61]     | 0.01     |" in text
+    assert "**0.56 [0.50, 0.61]**" in text
+    assert text.endswith("95% intervals over 4–5 feedbacks; (n of 5): over n of the feedbacks, and never in bold.\n")
+    styled = tables.table2(pd.concat([table, other]), scores=("S_in", "S_out")).to_html()
+    assert styled.count("font-weight: bold") == 2
 
 
 def test_table2_html_has_the_same_cells_with_standard_errors():
