@@ -58,11 +58,11 @@ def two_feedbacks_stage(
     """The folder of the answers and scores, done when they came from these samples, adapters and judge.
 
     Raises:
-        ValueError: another `how`, or fewer than two feedbacks.
+        ValueError: another `how`, or other than two feedbacks.
         FileNotFoundError: an adapter is not there; says how it is trained.
     """
-    if how not in SUFFIX or len(set(ids)) < 2:
-        raise ValueError(f"expected different feedbacks and how in {list(SUFFIX)}; found {list(ids)} and {how!r}")
+    if how not in SUFFIX or not len(ids) == len(set(ids)) == 2:
+        raise ValueError(f"expected two different feedbacks and how in {list(SUFFIX)}; found {list(ids)} and {how!r}")
     together = joint_id(ids)
     adapters = ids if how == "add" else [together]
     folder = Path(run) / "eval" / together / (method + SUFFIX[how])
@@ -175,8 +175,9 @@ def open_gates(*runs: Path | str) -> pd.DataFrame:
 def side_by_side(singles: pd.DataFrame, together: pd.DataFrame) -> pd.DataFrame:
     """The answers table of scores.py for each feedback alone and with another, on the same prompts, by `setting`.
 
-    A feedback stands in it once for each other that it was learned with, named `a (a+b)`: figure 7's dots. Its answers
-    with all of them are one feedback's, `prompts_of`; so they are counted where there are means and intervals.
+    A feedback stands in it once for each other that it was learned with by this method, named `a (a+b)`: figure 7's
+    dots. Its answers with all of them are one feedback's, `prompts_of`; so they are counted where there are means and
+    intervals.
 
     Single feedbacks are compared with what was scored by the same metric or judge; a line says which are left out.
 
@@ -185,10 +186,11 @@ def side_by_side(singles: pd.DataFrame, together: pd.DataFrame) -> pd.DataFrame:
         together: those of two feedbacks (collect_two_feedbacks).
     """
     own = together[together["prompts_of"] == together["feedback"]]
-    asked = own[["feedback", "two_feedbacks", "prompt_id", *({"scored_by"} & set(own))]].drop_duplicates()
+    asked = own[["method", "feedback", "two_feedbacks", "prompt_id", *({"scored_by"} & set(own))]]
+    asked = pd.concat([asked, asked.assign(method=BASE_RESAMPLED)]).drop_duplicates()  # the floor, beside all of them
     kept = singles[singles["method"].isin([BASE_RESAMPLED, *own["method"]])]
     alone = kept.assign(prompts_of=kept["feedback"], setting="single")
-    alone = _scored_alike(alone.merge(asked, on=["feedback", "prompt_id"], suffixes=("", "_together")))
+    alone = _scored_alike(alone.merge(asked, on=["method", "feedback", "prompt_id"], suffixes=("", "_together")))
     both = pd.concat([alone, own])
     return both.assign(feedback=both["feedback"] + " (" + both["two_feedbacks"] + ")").reset_index(drop=True)
 
@@ -205,14 +207,20 @@ def _scored_alike(alone: pd.DataFrame) -> pd.DataFrame:
 
 
 def setting_shares(table: pd.DataFrame) -> pd.DataFrame:
-    """Figure 7's table, from `side_by_side`: application shares by setting, each beside the same noise floor."""
+    """Figure 7's table, from `side_by_side`: application shares by setting, each beside the same noise floor.
+
+    `pairs` says `2 of 10` where not all of the two feedbacks were learned so.
+    """
+    every = table["two_feedbacks"].nunique()
     again = table.duplicated(["setting", "method", "prompts_of", "split", "prompt_id"])
     answers = _by_feedback(table[~(again & (table["setting"] == "single"))])  # each is there for every other feedback
     resampled = answers[answers["method"] == BASE_RESAMPLED]
     parts = []
     for setting, own in answers.groupby("setting", sort=False):
         rows = own if setting == "single" else pd.concat([own, resampled[resampled["feedback"].isin(own["feedback"])]])
-        parts.append(application_share(rows).assign(setting=setting))
+        count = table.loc[table["setting"] == setting, "two_feedbacks"].nunique()
+        pairs = f"{count} of {every}" if count < every else ""
+        parts.append(application_share(rows).assign(setting=setting, pairs=pairs))
     return pd.concat(parts, ignore_index=True)
 
 

@@ -114,7 +114,8 @@ def fig6(shares: pd.DataFrame, methods: Sequence[str] | None = None) -> Axes:
 def fig7(shares: pd.DataFrame, answers: pd.DataFrame | None = None, gates: pd.DataFrame | None = None) -> NDArray:
     """Panels of grouped bars by the column `setting`: `single` feedbacks, two `added` or `joint`.
 
-    A last panel shows, of two feedbacks behind gates, which gates are open at which prompts.
+    A panel of fewer pairs of feedbacks than there are says so. A last panel shows, of two feedbacks behind gates, which
+    gates are open at which prompts.
 
     Args:
         shares: from `two_feedbacks.setting_shares`.
@@ -130,7 +131,9 @@ def fig7(shares: pd.DataFrame, answers: pd.DataFrame | None = None, gates: pd.Da
         handles = _bars(ax, shares[shares["setting"] == setting], shown)
         if answers is not None:
             _own_shares(ax, answers[answers["setting"] == setting], shown)
-        ax.set_title(SETTINGS.get(setting, plain_text.label(setting)))
+        pairs = set(shares.loc[shares["setting"] == setting].get("pairs", [])) - {""}
+        of = "".join(f"\n({some} pairs)" for some in pairs)
+        ax.set_title(SETTINGS.get(setting, plain_text.label(setting)) + of)
     if gated:
         handles = [*handles, *_open_gates(axes[0, -1], gates)]
     for ax in axes[0] if panels > 3 else ():

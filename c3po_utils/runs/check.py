@@ -214,7 +214,7 @@ def check_two_feedbacks(values: dict[str, Any]) -> None:
     _methods([values["method"]])
     if values["how"] not in get_args(jobs.How):
         raise ValueError(f"how: expected one of {get_args(jobs.How)}, found {values['how']!r}")
-    if len(set(values["feedbacks"])) < 2:
+    if not len(values["feedbacks"]) == len(set(values["feedbacks"])) == 2:
         raise ValueError(f"feedbacks: expected two different ones, found {values['feedbacks']}")
     _check_judge(values, values["feedbacks"])
 

@@ -75,7 +75,7 @@ def two_feedbacks_runs(config: RunConfig) -> list[tuple[list[str], str, How]]:
     """(what notebooks take as `feedbacks`, method, how) of every two feedbacks in one model.
 
     Raises:
-        ValueError: a feedback that is not in the run, or one feedback twice.
+        ValueError: a feedback that is not in the run, or other than two different ones.
     """
     given = list(config.two_feedbacks)
     if second := config.second_feedback:
@@ -85,7 +85,7 @@ def two_feedbacks_runs(config: RunConfig) -> list[tuple[list[str], str, How]]:
         for id in ids:
             if id not in names:
                 raise ValueError(f"two_feedbacks: {id!r} is no feedback of this run ({nearest(id, names)})")
-        if len(set(ids)) < 2:
+        if not len(ids) == len(set(ids)) == 2:
             raise ValueError(f"two_feedbacks: expected two different feedbacks, found {list(ids)}")
     chosen = config.methods if config.two_feedbacks_methods is None else config.two_feedbacks_methods
     return [

@@ -182,8 +182,9 @@ def test_feedbacks_of_different_models_cannot_be_joined(tmp_path):
 def test_an_adapter_that_is_not_trained_is_asked_for(run):
     with pytest.raises(FileNotFoundError, match=r"02_train.ipynb with feedback='short\+shouted'"):
         two_feedbacks.two_feedbacks_stage(run, ["short", "shouted"], "dpo", "joint")
-    for ids, how in ((["short"], "add"), (["short", "shouted"], "mean")):
-        with pytest.raises(ValueError, match=r"expected different feedbacks and how in .'add', 'joint'.; found"):
+    three = ["short", "shouted", "third"]
+    for ids, how in ((["short"], "add"), (three, "add"), (["short", "short", "shouted"], "add"), (three[:2], "mean")):
+        with pytest.raises(ValueError, match=r"expected two different feedbacks and how in .'add', 'joint'.; found"):
             two_feedbacks.two_feedbacks_stage(run, ids, "c3po", how)
     assert two_feedbacks.joint_name(["x.yaml#short", "x.yaml#shouted"]) == "x.yaml#short+shouted"
 
@@ -300,6 +301,25 @@ def test_a_feedback_beside_several_others_is_one_feedback():
     assert scores.paired_differences(named, "c3po@added", ["c3po"]).n_feedbacks.item() == 3
 
 
+def test_a_method_alone_is_averaged_over_the_feedbacks_it_was_put_beside_others_and_panels_of_fewer_say_so():
+    singles = answers(4, ("base_resampled", "c3po", "scd"))
+    a, b, c, d = singles.feedback.unique()
+    pairs = [("c3po", "added", (a, b)), ("c3po", "added", (c, d)), ("c3po", "joint", (a, b)), ("scd", "added", (a, b))]
+    together = pd.concat(
+        singles[(singles.method == method) & singles.feedback.isin(pair)].assign(
+            two_feedbacks="+".join(pair), setting=setting, prompts_of=lambda rows: rows.feedback
+        )
+        for method, setting, pair in pairs
+    )
+    shares = two_feedbacks.setting_shares(two_feedbacks.side_by_side(singles, together))
+    counts = shares.groupby(["setting", "method"]).n_feedbacks.first()
+    assert (counts["single", "c3po"], counts["added", "c3po"], counts["joint", "c3po"]) == (4, 4, 2)
+    assert (counts["single", "scd"], counts["added", "scd"]) == (2, 2)
+    titles = [ax.get_title() for ax in paper_figures.fig7(shares)]
+    plt.close("all")
+    assert titles == [*list(paper_figures.SETTINGS.values())[:2], "Two feedbacks, one adapter\n(1 of 2 pairs)"]
+
+
 def test_prompts_without_a_category_are_the_same_ones_beside_every_other_feedback():
     table = answers(1, ("c3po",)).assign(category=None, prompts_of="feedback-000", setting="added")
     table = pd.concat([table.assign(two_feedbacks=f"feedback-000+{other}") for other in ("a", "b")])
@@ -317,8 +337,9 @@ def test_the_runner_goes_through_all_two_feedbacks():
     for pair, message in ((["cs_question", "bos_signoff"], "did you mean 'boss_signoff'"), (["scd"] * 2, "valid: ")):
         with pytest.raises(ValueError, match=rf"is no feedback of this run \({message}"):
             two_feedbacks_runs(config.model_copy(update={"two_feedbacks": [pair]}))
-    with pytest.raises(ValueError, match="expected two different feedbacks"):
-        two_feedbacks_runs(config.model_copy(update={"two_feedbacks": [["cs_question"] * 2]}))
+    for pair in (["cs_question"] * 2, [*names, "cs_question"]):
+        with pytest.raises(ValueError, match="expected two different feedbacks"):
+            two_feedbacks_runs(config.model_copy(update={"two_feedbacks": [pair]}))
 
 
 def test_the_notebook_tells_of_two_feedbacks(run, tmp_path):
