@@ -92,6 +92,8 @@ def _stored_perplexity(run: Path | str, feedback_id: str, method: str) -> float:
     if known.get("identity") == stage.identity:
         return known["perplexity"]
     rows = [row for row in load_rows(run, feedback_id, "test") if row["split"] == "out_of_scope"]
+    if not rows:  # the test prompts have no general ones
+        return math.nan
     value = _general_perplexity(run, feedback_id, method, _answered(rows))
     files.write_json(path, {"identity": stage.identity, "perplexity": value})
     return value

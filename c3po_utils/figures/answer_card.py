@@ -30,7 +30,7 @@ table.answer-card th, table.answer-card td { text-align: left !important; white-
 
 
 def representative(answers: pd.DataFrame, methods: Sequence[str] | None = None) -> pd.DataFrame:
-    """The rows of one typical prompt in scope and one out of scope, of one feedback, by rule.
+    """The rows of one typical prompt in scope and one out of scope, of one feedback, by rule; or of one split alone.
 
     A prompt's distance is the sum over methods of (its score - the method's mean score in that split)^2. The feedback
     is the one whose nearest prompts are nearest in sum. Only prompts that every method has a score for count, and none
@@ -38,10 +38,12 @@ def representative(answers: pd.DataFrame, methods: Sequence[str] | None = None) 
     to the shortest answers, then to the first id. Where feedbacks had different methods, as in runs that were brought
     together, one with the most of them is taken.
     """
-    shown = [method for method in methods or ordered(answers["method"]) if method not in ("base", BASE_RESAMPLED)]
+    answers = answers.dropna(subset="score")
+    scored = [method for method in methods or ordered(answers["method"]) if method in set(answers["method"])]
+    shown = [method for method in scored if method not in ("base", BASE_RESAMPLED)]
     rows = answers[answers["method"].isin(shown) & answers["split"].isin(SPLIT_PAIR)]
+    splits = _splits(rows)
     most = rows.groupby("feedback")["method"].nunique().max()
-    rows = rows.dropna(subset="score")
     rows = rows[~rows["prompt_id"].isin(rejected_prompts())]
     mean = rows.groupby(["split", "method"])["score"].transform("mean")
     whole = rows["answer"].str.strip().astype(bool) & (rows["status"].eq("ok") if "status" in rows else True)
@@ -53,12 +55,17 @@ def representative(answers: pd.DataFrame, methods: Sequence[str] | None = None) 
     prompts = prompts[prompts["methods"] == most]
     prompts = prompts.sort_values(["unfit", "distance", "length", "feedback", "prompt_id"])
     nearest = prompts.groupby(["feedback", "split"], as_index=False).first()
-    complete = nearest.groupby("feedback").filter(lambda group: len(group) == len(SPLIT_PAIR))
+    complete = nearest.groupby("feedback").filter(lambda group: len(group) == len(splits))
     if complete.empty:
         raise ValueError(f"no prompt of {', '.join(SPLIT_PAIR)} has a score from each of {', '.join(shown)}")
     feedback = complete.groupby("feedback")[["unfit", "distance"]].sum().sort_values(["unfit", "distance"]).index[0]
     chosen = complete[complete["feedback"] == feedback][["feedback", "split", "prompt_id"]]
     return answers[answers["method"].isin(shown)].merge(chosen, on=["feedback", "split", "prompt_id"])
+
+
+def _splits(rows: pd.DataFrame) -> list[str]:
+    """Those of the card that there are."""
+    return [split for split in SPLIT_PAIR if (rows["split"] == split).any()]
 
 
 def rejected_prompts() -> set[str]:
@@ -76,25 +83,27 @@ class Row(NamedTuple):
     scores: list[float | None]
 
 
-def _rows(answers: pd.DataFrame, methods: Sequence[str] | None) -> list[Row]:
-    """The feedback's prompts, the base model's answers, then each method's."""
+def _rows(answers: pd.DataFrame, methods: Sequence[str] | None) -> tuple[list[str], list[Row]]:
+    """The columns' headings; the feedback's prompts, the base model's answers, then each method's."""
     chosen = representative(answers, methods)
-    first = chosen.drop_duplicates("split").set_index("split").loc[list(SPLIT_PAIR)]
-    unscored = [None] * len(SPLIT_PAIR)
+    splits = _splits(chosen)
+    first = chosen.drop_duplicates("split").set_index("split").loc[splits]
+    unscored = [None] * len(splits)
     rows = [
         Row(chosen["feedback"].iloc[0], None, first["prompt"].tolist(), unscored),
         Row("Base", None, first["baseline"].tolist(), unscored),
     ]
     for method in ordered(chosen["method"]):
-        own = chosen[chosen["method"] == method].set_index("split").loc[list(SPLIT_PAIR)]
+        own = chosen[chosen["method"] == method].set_index("split").loc[splits]
         rows.append(Row(look(method).name, method, own["answer"].tolist(), own["score"].tolist()))
-    return rows
+    return [HEADINGS[split] for split in splits], rows
 
 
 @style()
 def fig5(answers: pd.DataFrame, methods: Sequence[str] | None = None) -> Axes:
     """The answer card as a picture, long answers cut; arguments as in `representative`."""
-    rows, width = _rows(answers, methods), (TEXT - NAME) / len(SPLIT_PAIR) - GAP
+    headings, rows = _rows(answers, methods)
+    width = (TEXT - NAME) / len(headings) - GAP
     weights = ["bold", *["normal"] * (len(rows) - 1)]
     wrapped = [
         [wrap(text, width, MAX_LINES, weight) for text in row.texts] for row, weight in zip(rows, weights, strict=True)
@@ -106,8 +115,8 @@ def fig5(answers: pd.DataFrame, methods: Sequence[str] | None = None) -> Axes:
     ax.set_position([0, 0, 1, 1])
     ax.set(xlim=(0, TEXT), ylim=(total, 0))  # inches across, lines down
     ax.set_axis_off()
-    for column, split in enumerate(SPLIT_PAIR):
-        ax.text(NAME + column * (width + GAP), 0.9, HEADINGS[split], color="#666666", **TYPE)
+    for column, heading in enumerate(headings):
+        ax.text(NAME + column * (width + GAP), 0.9, heading, color="#666666", **TYPE)
     top = 1.2
     for row, name, columns, weight, height in zip(rows, names, wrapped, weights, heights, strict=True):
         _draw_row(ax, top, row, name, columns, weight)
@@ -135,9 +144,9 @@ def _write(ax: Axes, left: float, top: float, lines: list[str], weight: str) -> 
 
 def fig5_html(answers: pd.DataFrame, methods: Sequence[str] | None = None) -> str:
     """The answer card as one HTML table with whole answers; arguments as in `representative`."""
-    prompts, *rows = _rows(answers, methods)
-    pairs = zip(SPLIT_PAIR, prompts.texts, strict=True)
-    heads = "".join(f"<th>{HEADINGS[split]}<br>{html.escape(text)}</th>" for split, text in pairs)
+    headings, (prompts, *rows) = _rows(answers, methods)
+    pairs = zip(headings, prompts.texts, strict=True)
+    heads = "".join(f"<th>{heading}<br>{html.escape(text)}</th>" for heading, text in pairs)
     body = "".join(f"<tr><th>{html.escape(row.name)}</th>{_html_cells(row)}</tr>" for row in rows)
     table = f"<thead><tr><th>{html.escape(prompts.name)}</th>{heads}</tr></thead><tbody>{body}</tbody>"
     return f'{CSS}<table class="answer-card {NO_MATHJAX}">{table}</table>'

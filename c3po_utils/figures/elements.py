@@ -57,6 +57,8 @@ def all_points(
     ax: Axes, rows: pd.DataFrame, x: str, y: str, whiskers: bool = True, alpha: float = 1.0, counted: bool = True
 ) -> None:
     """The dots of all methods: side by side where several share a place, a method's own with their number."""
+    if rows.empty:
+        return
     rows = pd.concat([rows[rows["method"] == method] for method in ordered(rows["method"])])
     size = 4.5 if rows["method"].value_counts().max() <= 30 else 3.2
     shared = rows.groupby([rows[x].round(3), rows[y].round(3)])["method"]

@@ -41,16 +41,17 @@ def score_intervals(table: pd.DataFrame) -> NDArray:
 
 @style()
 def hit_grid(answers: pd.DataFrame) -> NDArray:
-    """A row per method and a column per test prompt, by split: hits in scope, leaks elsewhere.
+    """A row per method and a column per test prompt, by split that there is: hits in scope, leaks elsewhere.
 
     A judge's scores between -1 and 1 are as much paler as they are nearer to 0; dark lines part categories.
     """
     shown, found = ordered(answers["method"]), set()
-    parts = [answers[answers["split"] == split].sort_values(["category", "prompt_id"]) for split in SPLITS]
-    widths = [max(part["prompt_id"].nunique(), 1) for part in parts]
+    splits = [split for split in SPLITS if (answers["split"] == split).any()]
+    parts = [answers[answers["split"] == split].sort_values(["category", "prompt_id"]) for split in splits]
+    widths = [part["prompt_id"].nunique() for part in parts]
     size = (TEXT, 0.6 + 0.2 * len(shown))
-    figure, axes = plt.subplots(1, 3, figsize=size, sharey=True, width_ratios=widths)
-    for ax, split, part in zip(axes, SPLITS, parts, strict=True):
+    figure, (axes,) = plt.subplots(1, len(splits), figsize=size, sharey=True, width_ratios=widths, squeeze=False)
+    for ax, split, part in zip(axes, splits, parts, strict=True):
         grid = part.pivot(index="method", columns=["category", "prompt_id"], values="score").astype(float)
         grid = grid.reindex(shown)
         outcomes = _outcomes(grid.to_numpy(), split == "in_scope")

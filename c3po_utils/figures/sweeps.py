@@ -122,9 +122,10 @@ def by_family(by_method: pd.DataFrame) -> pd.DataFrame:
 
 
 def best(by_method: pd.DataFrame, score: str = "S_overall") -> list[str]:
-    """Of each method's variants the one with the highest score: what figures with many methods show."""
-    families = by_method["method"].map(registered)
-    return by_method.loc[by_method.groupby(families, sort=False)[score].idxmax(), "method"].tolist()
+    """Of each method's variants the one with the highest score, or the first where none has one: what figures show."""
+    known = by_method.assign(score=by_method[score].fillna(-np.inf))
+    highest = known.groupby(known["method"].map(registered), sort=False)["score"].idxmax()
+    return by_method.loc[highest, "method"].tolist()
 
 
 LEAKS = ("S_near", "S_general", "S_out")  # scores that noise alone makes positive

@@ -44,7 +44,9 @@ def cell(row: pd.Series, score: str, uncertainty: scores.Uncertainty) -> str:
 
 
 def readable_number(value: float) -> str:
-    """Two decimals, a real minus sign, and no negative zero."""
+    """Two decimals, a real minus sign, and no negative zero; a dash where there is none."""
+    if pd.isna(value):
+        return "–"
     return f"{round(value, 2) + 0.0:.2f}".replace("-", "−")
 
 

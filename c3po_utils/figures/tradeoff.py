@@ -41,7 +41,7 @@ def tradeoff(table: pd.DataFrame, label: str | None = None, paper: pd.DataFrame 
     figure, ax = plt.subplots(figsize=(TEXT, 4.0))
     shown = [method for method in ordered(table["method"]) if method != BASE_RESAMPLED]
     handles = [dot(method) for method in shown] if label else []
-    rows = table[table["method"].isin(shown)]
+    rows = table[table["method"].isin(shown)].dropna(subset=["S_in", "S_out"])
     all_points(ax, rows, "S_out", "S_in", alpha=0.7, counted=False)
     lowest = rows["S_in"].min()
     if paper is not None:
@@ -74,6 +74,8 @@ def _is_gated(method: str) -> bool:
 
 def _name_dots(ax: Axes, rows: pd.DataFrame, label: str | None) -> None:
     """Labels at the dots: the column's values, several where several share a dot, or the methods' names."""
+    if rows.empty:
+        return
     named = rows.assign(name=[look(method).name for method in rows["method"]] + rows["fewer"])
     if label:
         named = rows.dropna(subset=label)

@@ -12,6 +12,7 @@ from c3po_utils.engine.models import load_model, load_tokenizer
 from c3po_utils.evaluation import side_effects
 from c3po_utils.evaluation.side_effects import perplexities, perplexity, repetition_rate
 from c3po_utils.figures.tables import side_effects_table
+from c3po_utils.runs.files import read_jsonl, write_jsonl
 from c3po_utils.training.data import encode
 from tests.stored_run import store_adapter, store_sample
 
@@ -61,6 +62,13 @@ def test_no_answers_and_answers_beyond_the_context_are_errors_that_say_so(tiny_f
     for rows in ([], [long | {"baseline": ""}]):
         with pytest.raises(ValueError, match=rf"none of the {len(rows)} rows has a baseline answer"):
             perplexity(model, tokenizer, rows)
+
+
+def test_test_prompts_without_general_ones_have_no_perplexity(tmp_path):
+    store_sample(tmp_path, "short", "none")
+    path = tmp_path / "sample" / "short" / "rows.jsonl"
+    write_jsonl(path, [row for row in read_jsonl(path) if row["split"] != "out_of_scope"])
+    assert perplexities(tmp_path, "short", ["in_context"])["perplexity"].isna().all()
 
 
 def test_perplexities_are_kept_beside_the_answers(tmp_path, tiny_folder, monkeypatch):

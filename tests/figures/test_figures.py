@@ -488,6 +488,23 @@ def test_hit_grid_colours_what_happened_and_names_only_that(ten):
     np.testing.assert_allclose(cells[-1, -1], to_rgb(outcomes.OUTCOMES["effect lost"]))
 
 
+@pytest.mark.parametrize("split", SPLITS)
+def test_test_prompts_that_lack_a_split_are_drawn_without_it(split):
+    rows = answers(2, ("base_resampled", *THREE)).query("split != @split")
+    by_feedback, by_method = scores.feedback_scores(rows), scores.method_scores(rows)
+    assert sweeps.best(by_method) == ["base_resampled", *THREE]
+    assert len(paper_figures.fig2(by_feedback)) == 2
+    tradeoff.tradeoff(by_method)
+    headings = [
+        text.get_text() for text in answer_card.fig5(rows).texts if text.get_text() in ("In scope", "Out of scope")
+    ]
+    assert len(headings) == 2 - (split != "near_scope")
+    one = rows[rows["feedback"] == "feedback-000"]
+    assert len(outcomes.hit_grid(one)) == 2
+    assert len(outcomes.score_intervals(scores.feedback_scores(one))) == 3
+    assert "nan" not in tables.bounds_table(scores.missing_bounds(one)).to_html()
+
+
 @pytest.mark.parametrize("number", [1, 12])
 def test_pictures_of_one_feedback_are_not_clipped(ten, number, tmp_path):
     rows = ten[(ten["feedback"] == "feedback-000") & ten["method"].isin(METHODS[-number:])]
@@ -553,6 +570,12 @@ def test_card_needs_a_prompt_that_every_method_was_scored_on():
     rows.loc[(rows["method"] == "scd") & (rows["split"] == "in_scope"), "score"] = np.nan
     with pytest.raises(ValueError, match="no prompt of in_scope, out_of_scope has a score from each of scd, c3po"):
         answer_card.representative(rows)
+
+
+def test_card_is_of_the_methods_that_have_scores():
+    rows = card_answers()
+    rows.loc[rows["method"] == "scd", "score"] = np.nan
+    assert set(answer_card.representative(rows)["method"]) == {"c3po"}
 
 
 def test_card_of_runs_with_different_methods_is_of_a_feedback_with_the_most_of_them():

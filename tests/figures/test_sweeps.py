@@ -98,6 +98,8 @@ def test_runs_without_training_have_no_hyperparameters(tmp_path):
 def test_the_best_variant_stands_for_its_method():
     table = pd.DataFrame({"method": ["scd@a", "scd@b", "dpo"], "S_overall": [0.5, 0.7, 0.1]})
     assert sweeps.best(table) == ["scd@b", "dpo"]
+    unscored = pd.DataFrame({"method": ["c3po@a", "c3po@b"], "S_overall": [float("nan")] * 2})
+    assert sweeps.best(pd.concat([table, unscored], ignore_index=True)) == ["scd@b", "dpo", "c3po@a"]
     families = sweeps.by_family(table)
     assert families["method"].tolist() == ["scd", "scd", "dpo"]
     assert families["variant"].tolist() == ["a", "b", ""]
