@@ -53,12 +53,26 @@ def _scalars(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def training_settings(manifest: dict[str, Any]) -> dict[str, Any]:
-    """Every setting that one training manifest's adapter depends on, by name: {"learning_rate": 0.0001, ...}."""
+    """Every setting that one training manifest's adapter depends on, by name: {"learning_rate": 0.0001, ...}.
+
+    The other method that it starts from, gates or distils is named without what both are labelled with: in a sweep it
+    is the variant with the same values, which differ already.
+    """
     identity = manifest["identity"]
     settings = {**identity["settings"], "method_settings": {}}
-    settings.pop("method")
-    parts = identity["sampled_with"], _defaults(), settings, identity["objective"]
+    own = settings.pop("method")
+    others = {key: _unlabelled(identity["objective"].get(key, ""), own) for key in methods.OTHERS}
+    objective = identity["objective"] | {key: other for key, other in others.items() if other}
+    parts = identity["sampled_with"], _defaults(), settings, objective
     return {key: value for part in parts for key, value in _scalars(part).items()}
+
+
+def _unlabelled(other: str, method: str) -> str:
+    """`scd@all` of `scd@all,lr=1e-4` beside the method `scd_gated@lr=1e-4`."""
+    swept = [part for part in method.partition("@")[2].split(",") if "=" in part]
+    name, _, label = other.partition("@")
+    label = ",".join(part for part in label.split(",") if part not in swept)
+    return f"{name}@{label}" if label else name
 
 
 def trained_settings(*runs: Path | str) -> pd.DataFrame:

@@ -9,7 +9,7 @@ import pytest
 from c3po_utils.evaluation import scores
 from c3po_utils.figures import sweeps
 from c3po_utils.runs.files import write_json
-from c3po_utils.training.methods import Method
+from c3po_utils.training.methods import Method, registered
 from tests.synthetic import answers
 
 SETTINGS = {
@@ -54,6 +54,26 @@ def test_a_series_differs_in_one_setting_alone(settings):
         "c3po@beta=0.02,epochs=3": "c3po@epochs=3.0", "c3po@beta=0.03,epochs=3": "c3po@epochs=3.0",
     }  # fmt: skip
     assert found.loc["c3po@beta=0.03", "beta"] == 0.03
+
+
+def test_a_gate_of_the_variant_with_the_same_values_is_in_the_sweep(tmp_path):
+    for rate in ("1e-4", "2e-4"):
+        tried = {"learning_rate": float(rate)}
+        store(tmp_path, f"scd@more,lr={rate}", **tried)
+        store(tmp_path, f"scd_gated@all,lr={rate}", objective={"gated": f"scd@more,lr={rate}"}, **tried)
+        store(tmp_path, f"c3po_after_scd_negatives@lr={rate}", objective={"start": f"scd_negatives@lr={rate}"}, **tried)
+        store(tmp_path, f"scd_distilled@lr={rate}", objective={"distils": "scd_gated@all,lr=1e-4"}, **tried)
+    store(tmp_path, "scd_gated@less,lr=2e-4", objective={"gated": "scd@lr=1e-4"}, learning_rate=2e-4)
+    settings = sweeps.trained_settings(tmp_path)
+    names = settings.set_index("method")
+    assert names["gated"]["scd_gated@all,lr=2e-4"] == "scd@more"
+    assert names["gated"]["scd_gated@less,lr=2e-4"] == "scd@lr=1e-4"
+    assert names["start"]["c3po_after_scd_negatives@lr=1e-4"] == "scd_negatives"
+    found = sweeps.series(settings, "learning_rate")
+    families = {"scd", "scd_gated", "c3po_after_scd_negatives", "scd_distilled"}
+    assert set(found["method"].map(registered)) == families - {"scd_distilled"}
+    assert found["method"].value_counts().max() == 1
+    assert len(found) == 6
 
 
 def test_a_setting_may_be_a_list(tmp_path):
