@@ -196,11 +196,16 @@ def measure(adapter: Path | str) -> dict[str, Any]:
         adapter: the folder of a finished training stage, `<run>/train/<feedback>/<method>`; its feedback needs
             demonstrations.
 
+    Raises:
+        ValueError: a gate lies there, or no in-scope test prompt has a revised answer.
+
     Returns:
         JSON-serializable: what was measured; `answers`, totals in nats of every answer; `maps`, the rewards of
         each token of a typical prompt's answers in each split (see `typical`).
     """
     adapter = Path(adapter)
+    if gated := training.stage.gated_folder(adapter):
+        raise ValueError(f"{adapter} is a gate: expected the folder of an adapter, such as {gated}")
     run, feedback_id = adapter.parents[2], adapter.parent.name
     settings, feedback = stored_settings(run, feedback_id), stored_feedback(run, feedback_id)
     rows = [
@@ -208,8 +213,10 @@ def measure(adapter: Path | str) -> dict[str, Any]:
         | {"answer": column, "text": row[column], "ended": row[f"{column}_status"] == "ok"}
         for split, column in MEASURED
         for row in load_rows(run, feedback_id, "test")
-        if row["split"] == split and row[column]
+        if row["split"] == split and row.get(column)
     ]
+    if not any(row["answer"] == "revised" for row in rows):
+        raise ValueError(f"{feedback_id!r}: expected a revised answer to an in-scope test prompt of {run}, found none")
     pairs = [(row["prompt"], row["text"]) for row in rows]
     known = {"system": settings.system_prompt, "ended": [row["ended"] for row in rows]}
     known["ids"] = [f"{row['id']} ({row['answer']})" for row in rows]

@@ -54,8 +54,11 @@ def fig2(feedback_scores: pd.DataFrame, methods: Sequence[str] | None = None) ->
 
     Shows the paper's four methods where the table has them (else all). Lines are orthogonal regressions over the dots'
     extent, where their slope says something. Up to 12 dots carry their 95% intervals.
+
+    Raises:
+        ValueError: the table lacks one of the methods.
     """
-    shown = ordered(methods or figure_2_methods(feedback_scores["method"]))
+    shown = _present(feedback_scores, methods) if methods else figure_2_methods(feedback_scores["method"])
     rows = feedback_scores[feedback_scores["method"].isin(shown)]
     whiskers, fitted, floor = len(rows) <= 12, set(), []
     left = min(0, rows["S_in_lo" if whiskers else "S_in"].min())
@@ -187,13 +190,18 @@ def lacking_for_fig8(table: pd.DataFrame) -> list[str]:
     return [method for method in FIGURE_8 if method not in found]
 
 
-def _bar_methods(shares: pd.DataFrame, methods: Sequence[str] | None) -> list[str]:
-    """The methods to draw as bars; ValueError names one that the table lacks."""
-    known = ordered(shares["method"])
-    absent = [method for method in methods or () if method not in known]
+def _present(table: pd.DataFrame, methods: Sequence[str]) -> list[str]:
+    """The methods in their order; ValueError names one that the table lacks."""
+    known = ordered(table["method"])
+    absent = [method for method in methods if method not in known]
     if absent:
         raise ValueError(f"method {absent[0]!r} is not in the table; found {', '.join(known)}")
-    return [method for method in ordered(methods or known) if method != BASE_RESAMPLED]
+    return ordered(methods)
+
+
+def _bar_methods(shares: pd.DataFrame, methods: Sequence[str] | None) -> list[str]:
+    """The methods to draw as bars; ValueError names one that the table lacks."""
+    return [method for method in _present(shares, methods or list(shares["method"])) if method != BASE_RESAMPLED]
 
 
 def _places(methods: list[str]) -> Iterator[tuple[str, NDArray, float]]:

@@ -12,7 +12,7 @@ from peft import get_peft_model
 
 from c3po_utils.engine.models import load_model, load_tokenizer
 from c3po_utils.evaluation.evaluate import evaluate_method
-from c3po_utils.evaluation.implicit_reward import adapter_rewards, in_context_rewards
+from c3po_utils.evaluation.implicit_reward import adapter_rewards, in_context_rewards, measure
 from c3po_utils.evaluation.judge import open_judge
 from c3po_utils.evaluation.reward_judge import (
     METHODS,
@@ -225,6 +225,19 @@ def test_what_the_metric_scored_is_gold_beside_what_a_judge_scored(tmp_path, tin
     assert gold[[(row["method"], row["prompt_id"]) for row in scored + judged]].to_list() == wanted
     told = f"Not to be compared: c3po by openai:m@{server.url}; scd by metric (of one); evaluate them with one"
     assert capsys.readouterr().out.startswith(told)
+
+
+def test_only_an_adapter_with_revised_answers_beside_it_is_measured(tmp_path):
+    path = tmp_path / "sample" / "one" / "rows.jsonl"
+    rows = store_sample(tmp_path, "one", "none")
+    write_jsonl(path, [{key: row[key] for key in row if not key.startswith("revised")} for row in rows])
+    with pytest.raises(
+        ValueError, match=r"'one': expected a revised answer to an in-scope test prompt of .*found none"
+    ):
+        measure(tmp_path / "train" / "one" / "scd")
+    write_json(tmp_path / "train" / "one" / "scd_gated" / "gate.json", {"gated": "scd"})
+    with pytest.raises(ValueError, match=r"scd_gated is a gate: expected .* such as .*train/one/scd$"):
+        measure(tmp_path / "train" / "one" / "scd_gated")
 
 
 def test_the_committed_report_is_what_the_code_says_of_the_committed_table():

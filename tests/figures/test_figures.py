@@ -198,6 +198,11 @@ def test_fig6_names_an_unknown_method(two):
         paper_figures.fig6(scores.application_share(two), ["c3p0"])
 
 
+def test_fig2_names_a_method_that_was_not_evaluated(two):
+    with pytest.raises(ValueError, match="method 'dpo' is not in the table; found in_context, scd, c3po"):
+        paper_figures.fig2(scores.feedback_scores(two), ["scd", "dpo"])
+
+
 def test_fig7_has_a_panel_per_setting(two):
     shares = scores.application_share(two)
     both = pd.concat([shares.assign(setting="single"), shares.assign(setting="added")])
