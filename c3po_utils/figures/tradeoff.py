@@ -12,7 +12,7 @@ from c3po_utils.evaluation import interval_note
 from c3po_utils.figures import sweeps
 from c3po_utils.figures.elements import LABELS, add_line, all_points, dot, label_dots, noise_floor
 from c3po_utils.figures.style import REFERENCES, TEXT, legend_below, look, ordered, style
-from c3po_utils.figures.tables import fewer
+from c3po_utils.figures.tables import fewer, paper_table2
 from c3po_utils.training import BASE_RESAMPLED, methods, registered
 
 FRONT_LINE = {"color": "#777777", "lw": 0.9, "label": "Pareto front"}
@@ -27,6 +27,12 @@ def pareto_front(table: pd.DataFrame) -> pd.DataFrame:
     best = table.sort_values(["S_out", "S_in"], ascending=[True, False])
     highest = best["S_in"].cummax().shift(fill_value=-np.inf)
     return best[best["S_in"] > highest]
+
+
+def paper_and_front(table: pd.DataFrame) -> pd.DataFrame:
+    """The rows of the paper's methods, of base and revised, and of the front: few enough for a picture of many runs."""
+    told = {*REFERENCES, *paper_table2()["method"], *pareto_front(_contestants(table))["method"]}
+    return table[table["method"].isin(told)]
 
 
 @style()
@@ -59,13 +65,19 @@ def tradeoff(table: pd.DataFrame, label: str | None = None, paper: pd.DataFrame 
         cut = "; some go on below"
         ax.set_ylim(bottom=lowest - BELOW)
     noise_floor(ax.axvline, table, "S_out", handles)
-    _front(ax, table[~table["method"].isin(REFERENCES) & (table["fewer"] == "")], handles)
+    _front(ax, _contestants(table), handles)
     ax.set(xlabel=f"leak, {LABELS['S_out']}", ylabel=f"adherence, {LABELS['S_in']}")
     ax.locator_params(nbins=6)
     ax.annotate("better", (0.88, 0.14), (0.965, 0.04), xycoords="axes fraction", ha="right", arrowprops=BETTER)
     legend_below(figure, handles, f"whiskers: {interval_note(table)}{cut}")
     _name_dots(ax, rows, label)
     return ax
+
+
+def _contestants(table: pd.DataFrame) -> pd.DataFrame:
+    """What can be on the front: neither base nor revised, nor a mean over fewer feedbacks than others."""
+    found = table[~table["method"].isin(REFERENCES) & (fewer(table) == "")]
+    return found.dropna(subset=["S_in", "S_out"])
 
 
 def _is_gated(method: str) -> bool:
@@ -87,7 +99,7 @@ def _name_dots(ax: Axes, rows: pd.DataFrame, label: str | None) -> None:
 
 def _front(ax: Axes, contestants: pd.DataFrame, handles: list) -> None:
     """The Pareto front as steps, the most adherence attained at each leak, on to the right edge, below the names."""
-    front = pareto_front(contestants.dropna(subset=["S_in", "S_out"]))
+    front = pareto_front(contestants)
     if len(front):
         (bottom, _), (_, right) = ax.get_ylim(), ax.get_xlim()
         x, y = (

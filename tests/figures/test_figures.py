@@ -289,6 +289,16 @@ def test_tradeoff_shows_the_front_the_paper_and_the_floor(ten):
     assert legend_labels(ax)[-3:] == ["hollow: paper (Mistral-7B)", "noise floor (base)", "Pareto front"]
 
 
+def test_a_picture_of_many_runs_has_the_papers_methods_and_those_that_none_beats(ten):
+    table = scores.method_scores(ten)
+    (scd,) = table[table["method"] == "scd"].to_dict("records")
+    behind = scd | {"method": "scd@behind", "S_in": scd["S_in"] - 0.1}
+    ahead = scd | {"method": "scd_gated@ahead", "S_in": 0.99}
+    found = tradeoff.paper_and_front(pd.concat([table, pd.DataFrame([behind, ahead])], ignore_index=True))
+    assert {"base_resampled", "revised", "scd", "scd_gated@ahead"} <= set(found["method"])
+    assert "scd@behind" not in set(found["method"])
+
+
 def test_tradeoff_says_which_means_are_over_fewer_feedbacks_and_keeps_them_off_the_front(ten):
     table = scores.method_scores(ten)
     whole = tradeoff.tradeoff(table)
