@@ -691,7 +691,7 @@ def test_means_over_fewer_feedbacks_say_so_and_are_not_the_best():
     assert " of " not in tables.table2_markdown(table, scores=("S_in", "S_out"))
     other = table.iloc[:1].assign(method="dpo", S_in=0.8, S_out=0.01, n_feedbacks=4)
     text = tables.table2_markdown(pd.concat([table, other]), scores=("S_in", "S_out"))
-    assert "| DPO (4 of 5) | 0.80 [0.50, 0.61]     | 0.01     |" in text
+    assert "| DPO (4 of 5) | 0.80 [0.50, 0.61]     | 0.01      |" in text
     assert "**0.56 [0.50, 0.61]**" in text
     assert text.endswith("95% intervals over 4–5 feedbacks; (n of 5): over n of the feedbacks, and never in bold.\n")
     styled = tables.table2(pd.concat([table, other]), scores=("S_in", "S_out")).to_html()
