@@ -20,6 +20,10 @@ _SPELLING = str.maketrans(
 
 # A letter or digit of a script with spaces between words (not Thai, Lao, Burmese, Khmer, Chinese, Japanese).
 _WORD = r"[^\W_\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]"
+# Vowel signs of the scripts of India, which are part of a word, and no \w of `re`.
+_SIGNS = "".join(sign for sign in map(chr, range(0x900, 0xE00)) if unicodedata.category(sign).startswith("M"))
+_INDIAN = re.compile(rf"(?=[\u0900-\u0dff])[\w{_SIGNS}]")
+_INDIAN_WORD = rf"[^\W_]|[{_SIGNS}]"
 
 PHONE_NUMBER = re.compile(
     r"""(?<![\w/+-]) (?<!\d[.,]) (?:
@@ -40,6 +44,7 @@ OPENING = re.compile(r"[\s\"'`*_#>(\[]*")  # what may stand before an answer's f
 
 _LETTERS = regex.compile(r"[\p{L}\p{N}\p{M}_]+")  # with the marks that are vowels in Hindi, which are no \w of `re`
 _LETTER_OR_DIGIT = re.compile(r"[^\W_]")
+_TO_THE_LAST = re.compile(rf".*(?:{_INDIAN_WORD})", re.DOTALL)
 _FENCED = re.compile(r"^[ \t]*```.*?(?:^[ \t]*```|\Z)", re.MULTILINE | re.DOTALL)
 _HEADING = re.compile(r"^#{1,6} .*$", re.MULTILINE)
 _SENTENCE_END = re.compile(r"[.!?…]+(?![\w,;:/-])|[。！？]+|\n\s*\n")
@@ -63,16 +68,23 @@ def normalise(text: str) -> str:
 
 def cleaned(text: str) -> str:
     """`text`, normalised, up to its last letter or digit: no punctuation, quotes or emoji at its end."""
-    last = re.match(r".*[^\W_]", normalise(text), re.DOTALL)
+    last = _TO_THE_LAST.match(normalise(text))
     return last.group() if last else ""
+
+
+def _goes_on(char: str) -> str:
+    """What beside this end of a text would go on with its word; nothing where it ends in no letter or digit."""
+    if _INDIAN.match(char):
+        return _INDIAN_WORD
+    return _WORD if re.match(_WORD, char) else ""
 
 
 @lru_cache(maxsize=4096)
 def whole_words(text: str, case_sensitive: bool) -> re.Pattern:
     """A pattern for `text`: "lol" is not in "lollipop", but "&" is in "R&D"; a space is any white space."""
     text = normalise(text)
-    before = f"(?<!{_WORD})" if re.match(_WORD, text[0]) else ""
-    after = f"(?!{_WORD})" if re.match(_WORD, text[-1]) else ""
+    before = f"(?<!{word})" if (word := _goes_on(text[0])) else ""
+    after = f"(?!{word})" if (word := _goes_on(text[-1])) else ""
     words = r"\s+".join(map(re.escape, text.split()))
     # Case is no matter of what stands beside, and Python takes three times as long to compile _WORD without it.
     return re.compile(before + (words if case_sensitive else f"(?i:{words})") + after)
