@@ -187,9 +187,23 @@ NEGATION = re.compile(
     re.I,
 )
 AFFIRMED = re.compile(rf"{NO} (?:ever )?(?:forget|fail|neglect|hesitate|omit|skip|avoid|leave out)\b", re.I)
+REFUSED = re.compile(  # of what is named before it, as in "bullet points are forbidden"
+    r"""\b(?:is|are|be|being|has|have|do|does|should|must|shall|may|can|could|will|would|need|ought)\ (?:not|never|no)\b
+    | \b\w+n['’]t\b | \b(?:cannot|forbidden|prohibited|banned|avoided|omitted|skipped|dropped|excluded|removed|unwanted
+    |undesired|unwelcome|taboo|off[ -]limits|(?:left|kept)\ out|out\ of\ (?:place|the\ question))\b""",
+    re.I | re.VERBOSE,
+)
+DEMANDED = re.compile(  # the opposite of refused, as in "must not be missing"
+    rf"{NO} (?:to )?(?:be )?(?:missing|missed|absent|forgotten|neglected|omitted|skipped|dropped|avoided|left out)\b",
+    re.I,
+)
+OTHER_SUBJECT = re.compile(  # what is refused behind it is something else
+    r"\b(?:so|because|since|when|whenever|if|unless|while|where|until|I|you|we|they)\b"
+)
 SENTENCE_PARTS = re.compile(r"[;!?]|\.\s|\bbut\b|\binstead\b(?! of)", re.I)  # a negation ends with its part
 CLAUSES = re.compile(r"[,:]|\b(?:and|or|then)\b|\s{3,}(?=\w)", re.I)  # here, or after a quoted text, it may
 LIST_SO_FAR = re.compile(r"(?:[\s,:]|\b(?:and|or)\b)+$", re.I)
+LIST_ON = re.compile(r"\A(?:,?\s*(?:\b(?:and|or)\b)?\s{3,})+", re.I)  # more quoted texts
 NEGATED_BOUND = re.compile(  # "no more than", "don't let the answer exceed"; not "no bullets in under"
     rf"(?:{NEGATION.pattern})(?: (?:ever|let|use|using|write|writing|give|giving|answer|reply|be|go|have|in|with|of|me"
     r"|it|the|a|an|text))*\s*$",
@@ -210,7 +224,8 @@ def _suggested(effect: str) -> Iterator[dict[str, Any]]:
     plain = QUOTED.sub(lambda found: " " * len(found[0]), effect)  # what is quoted is no instruction
     for quoted in QUOTED.finditer(effect):
         before = LIST_SO_FAR.sub("", plain[: quoted.start()])
-        if name := _use_of_quoted(before):
+        after = LIST_ON.sub(" ", plain[quoted.end() :])
+        if name := _use_of_quoted(before, after):
             if name == "ends_with_cleaned" and not text.cleaned(quoted[1]):  # it looks at letters and digits only
                 name = "ends_with"
             yield {"name": name, "value": quoted[1]}
@@ -224,32 +239,36 @@ def _suggested(effect: str) -> Iterator[dict[str, Any]]:
             yield {"name": name, "value": value}
 
 
-def _negated(before: str) -> bool | None:
-    """Whether a negation holds of what comes after `before`; None where it may be another clause's only."""
-    part = SENTENCE_PARTS.split(AFFIRMED.sub("", before))[-1]
-    if not NEGATION.search(part):
-        return False
-    return True if NEGATION.search(CLAUSES.split(part)[-1]) else None
+def _negated(before: str, after: str) -> bool | None:
+    """Whether a negation holds of what stands between the two; None where it may be another clause's only."""
+    part, rest = SENTENCE_PARTS.split(AFFIRMED.sub("", before))[-1], DEMANDED.sub("", after)
+    rest = OTHER_SUBJECT.split(SENTENCE_PARTS.split(rest)[0])[0]
+    own, other = NEGATION.search(CLAUSES.split(part)[-1]), REFUSED.search(CLAUSES.split(rest)[0])
+    if own or other:
+        return None if own and other else True
+    return None if NEGATION.search(part) or REFUSED.search(rest) else False
 
 
 def _affirmed(saying: str, plain: str, flags: int = 0) -> bool:
-    """Whether the effect says it somewhere without a negation before it, or inside it ("end without a question")."""
-    return any(_negated(plain[: found.end()]) is False for found in re.finditer(saying, plain, flags))
+    """Whether the effect says it somewhere without a negation of it, or inside it ("end without a question")."""
+    every = re.finditer(saying, plain, flags)
+    return any(_negated(plain[: found.end()], plain[found.end() :]) is False for found in every)
 
 
-def _use_of_quoted(before: str) -> str | None:
-    """The metric of a text that is quoted after `before`."""
+def _use_of_quoted(before: str, after: str) -> str | None:
+    """The metric of a text that is quoted between the two."""
     uses = [(found.start(), name) for use, name in QUOTES for found in re.finditer(use, before, re.I)]
     name = max(uses)[1] if uses else "contains_any"
-    return {False: name, True: OPPOSITES.get(name), None: None}[_negated(before)]
+    return {False: name, True: OPPOSITES.get(name), None: None}[_negated(before, after)]
 
 
 def _counted(found: re.Match[str]) -> Iterator[dict[str, Any]]:
     """How many sentences or words at least or at most; a number alone is a limit."""
-    before = AFFIRMED.sub("", found.string[: found.start()])
+    before, after = AFFIRMED.sub("", found.string[: found.start()]), found.string[found.end() :]
     bound = found["bound"] or found["up"] or found["up_after"]
-    negated = _negated(before)
-    if negated is None or (negated and not (bound and NEGATED_BOUND.search(before))):
+    negated = _negated(before, after)
+    of_bound = NEGATED_BOUND.search(before) or not _negated(before, "")
+    if negated is None or (negated and not (bound and of_bound)):
         return
     more = bool(found["least"] or found["more"] or found["up"] or found["up_after"])
     at_least = more != negated
