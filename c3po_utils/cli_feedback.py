@@ -124,6 +124,7 @@ def _proposed(
 @click.option(
     "--per-category", type=click.IntRange(1), default=6, show_default=True, help="Prompts of each kind in each."
 )
+@click.option("--allow-short", is_flag=True, help="Keep fewer prompts when the model runs out of new ones.")
 @click.option("--yes", is_flag=True, help="Take every default and proposal without asking.")
 def new(
     sentence: str,
@@ -133,6 +134,7 @@ def new(
     model: str | None,
     categories: int,
     per_category: int,
+    allow_short: bool,
     yes: bool,
 ) -> None:
     """Make a record of SENTENCE: its domain and effect, a metric, demonstrations and prompts.
@@ -162,7 +164,7 @@ def new(
                 return
             writing.append(path, made)
         amount = {"categories": categories, "per_category": per_category}
-        prompts = bool(chat_model) and _prompts(chat_model, made, path.parent / "prompts", amount, yes)
+        prompts = bool(chat_model) and _prompts(chat_model, made, path.parent / "prompts", amount, allow_short, yes)
     click.echo(new_feedback.next_command(path, made, prompts, called()))
 
 
@@ -181,13 +183,16 @@ def _made(sentence: str, path: Path, id_: str, chat_model: Any, yes: bool) -> An
     return new_feedback.questionnaire(sentence, ask, click.echo, id_, taken)
 
 
-def _prompts(model: Any, feedback: Any, folder: Path, amount: dict[str, int], yes: bool) -> bool:
-    from c3po_utils.sampling import generate_prompts
+def _prompts(model: Any, feedback: Any, folder: Path, amount: dict[str, int], allow_short: bool, yes: bool) -> bool:
+    from c3po_utils.sampling import generate_prompts, rows
 
     click.echo(f"prompts, if every answer can be used: {generate_prompts.estimate(feedback, model, **amount)}")
     if not yes and not click.confirm("Let the model write them?", default=True):
         return False
-    prompt_set, report = generate_prompts.generate_prompts(feedback, model, **amount, progress=True)
+    prompt_set, report = generate_prompts.generate_prompts(
+        feedback, model, **amount, allow_short=allow_short, progress=True
+    )
+    rows.with_prompts_in_scope(prompt_set.prompts, feedback.id)
     click.echo(f"{report}\n{generate_prompts.write_prompts(folder, prompt_set)}")
     return True
 

@@ -115,7 +115,7 @@ class Short(RuntimeError):
     """Lists stayed short after all rounds, as `report` says. Allow it, or raise the rounds: answers are stored."""
 
     def __init__(self, report: Report):
-        super().__init__(f"not everything could be had:\n{report}")
+        super().__init__(f"not everything could be had (the option allow_short goes on with what there is):\n{report}")
         self.report = report
 
 

@@ -31,11 +31,7 @@ def deal_prompts(feedback: Feedback, prompts: Sequence[Prompt], settings: Sample
     """
     names = list(dict.fromkeys(prompt.category for prompt in prompts if prompt.split != "out_of_scope"))
     chosen = random.Random(f"{settings.seed}/{feedback.id}").sample(names, min(settings.categories, len(names)))
-    inside = {prompt.category for prompt in prompts if prompt.split == "in_scope"}
-    whole = [name for name in chosen if name in inside]
-    if len(whole) < 2:
-        expected = "expected two categories or more with prompts in scope"
-        raise ValueError(f"prompts of {feedback.id!r}: {expected}, found {whole} of {chosen}")
+    whole = with_prompts_in_scope(prompts, feedback.id, chosen)
     n_tests = min(max(1, round(settings.test_share * len(chosen))), len(whole) - 1)
     tests = set(whole[:n_tests])
     rows = []
@@ -49,6 +45,17 @@ def deal_prompts(feedback: Feedback, prompts: Sequence[Prompt], settings: Sample
     general = general[: len(chosen) * settings.prompts_per_category]
     n_test = round(settings.test_share * len(general))
     return rows + [_row(feedback, prompt, "test" if i < n_test else "train") for i, prompt in enumerate(general)]
+
+
+def with_prompts_in_scope(prompts: Sequence[Prompt], id: str, categories: Sequence[str] = ()) -> list[str]:
+    """Those of the categories, or of all that there are, that have prompts in scope; errors as of `deal_prompts`."""
+    chosen = list(categories or dict.fromkeys(prompt.category for prompt in prompts))
+    inside = {prompt.category for prompt in prompts if prompt.split == "in_scope"}
+    whole = [name for name in chosen if name in inside]
+    if len(whole) < 2:
+        expected = "expected two categories or more with prompts in scope"
+        raise ValueError(f"prompts of {id!r}: {expected}, found {whole} of {chosen}")
+    return whole
 
 
 def _row(feedback: Feedback, prompt: Prompt, fold: str) -> dict:

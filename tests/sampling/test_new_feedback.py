@@ -205,6 +205,30 @@ def test_a_second_call_goes_on_where_the_prompts_stopped(tmp_path, monkeypatch, 
     assert again.exit_code == (1 if more else 0), "a record with its prompts is another one's"
 
 
+@pytest.mark.parametrize("usable", [True, False])
+def test_fewer_prompts_are_kept_if_allowed_and_enough_to_begin_with(tmp_path, monkeypatch, usable):
+    monkeypatch.setattr("c3po_utils.runs.run_folder", lambda run: tmp_path / run)
+    path = tmp_path / "mine.yaml"
+    stubborn = "These are messages" if usable else "that this person could send"
+
+    def script(asked):
+        return Reply("I would rather not.") if stubborn in asked.prompt else proposing(asked)
+
+    with scripted(script) as server:
+        given = ["--model", f"openai:m@{server.url}", "--categories", "2", "--per-category", "1", "--yes"]
+        short = new(path, *given)
+        assert short.exit_code == 1
+        assert "1 missing" in short.output
+        assert "allow_short" in short.output
+        done = new(path, *given, "--allow-short")
+    (one,) = load_feedbacks(path)
+    assert (done.exit_code, (tmp_path / "prompts").exists()) == ((0, True) if usable else (1, False)), done.output
+    if usable:
+        assert {prompt.split for prompt in load_prompts(one.id, tmp_path / "prompts")} == {"in_scope"}
+    else:
+        assert f"prompts of {one.id!r}: expected two categories or more with prompts in scope" in done.output
+
+
 @pytest.mark.parametrize("amount", [["--categories", "1"], ["--per-category", "0"]])
 def test_too_small_an_amount_of_prompts_is_refused_before_anything_is_asked(tmp_path, amount):
     done = new(tmp_path / "mine.yaml", "--yes", "--model", "openai:m", *amount)
