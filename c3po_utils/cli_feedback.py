@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,9 @@ def check(files: tuple[Path, ...]) -> None:
 @click.argument("file", type=click.Path(path_type=Path))
 @click.argument("limits", nargs=-1, metavar="[KEY=VALUE]...")
 @click.option("--programmatic", type=click.IntRange(1), metavar="N", help="Draw N checkable ones from the grammar.")
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the draw.")
+@click.option(
+    "--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the draw, or of a model's answers."
+)
 @click.option("--style", type=click.IntRange(1), metavar="N", help="Let a model propose N about style,")
 @click.option("--content", type=click.IntRange(1), metavar="N", help="or N about content.")
 @click.option("--model", help="openai:MODEL[@BASE_URL], or a local model.")
@@ -90,7 +93,7 @@ def generate(
         else:
             if not model:
                 raise click.UsageError(f"--{kind} needs --model")
-            found = _proposed(kind, count, model, ledger, limits, allow_short, estimate)
+            found = _proposed(kind, count, model, ledger, limits, seed, allow_short, estimate)
             if estimate:
                 click.echo(f"if every answer can be used: {found}")
                 return
@@ -100,16 +103,26 @@ def generate(
 
 
 def _proposed(
-    kind: str, count: int, model: str, ledger: Path | None, limits: tuple[str, ...], allow_short: bool, estimate: bool
+    kind: str,
+    count: int,
+    model: str,
+    ledger: Path | None,
+    limits: tuple[str, ...],
+    seed: int,
+    allow_short: bool,
+    estimate: bool,
 ) -> Any:
+    from c3po_utils.chat import ledger_file
     from c3po_utils.feedback import records
     from c3po_utils.sampling import generate_feedback
 
-    known = records.load_feedbacks(*records.all_sets())
-    asked = _open(model, ledger, limits)
+    effort = replace(generate_feedback.EFFORT, seed=seed)  # another seed has other answers
+    given = {"known": records.load_feedbacks(*records.all_sets()), "effort": effort}
     if estimate:
-        return generate_feedback.estimate(asked, kind, count, known=known)
-    return generate_feedback.generate_feedbacks(asked, kind, count, known=known, allow_short=allow_short, progress=True)
+        with ledger_file.only_reading():
+            return generate_feedback.estimate(_open(model, ledger, limits), kind, count, **given)
+    asked = _open(model, ledger, limits)
+    return generate_feedback.generate_feedbacks(asked, kind, count, **given, allow_short=allow_short, progress=True)
 
 
 @feedback.command()

@@ -41,7 +41,7 @@ of another one's. At the end, give the {count} revised ones.{avoid}"""
 
 Kind = Literal["style", "content"]
 TEMPLATES = {"style": STYLE_FEEDBACKS, "content": CONTENT_FEEDBACKS}
-AT_ONCE = 10
+EFFORT = Effort(at_once=10)
 
 
 class Idea(structured_output.Form):
@@ -67,7 +67,7 @@ def generate_feedbacks(
     count: int,
     *,
     known: Sequence[Feedback] = (),
-    effort: Effort | None = None,
+    effort: Effort = EFFORT,
     allow_short: bool = False,
     progress: bool = False,
 ) -> tuple[list[Feedback], Report]:
@@ -76,8 +76,7 @@ def generate_feedbacks(
     Raises:
         Short: fewer could be had, and `allow_short` is False.
     """
-    effort, report = effort or Effort(at_once=AT_ONCE), Report()
-    seen = Seen(effort.resemblance)
+    report, seen = Report(), Seen(effort.resemblance)
     for feedback in known:
         seen.repeats(feedback.content, kind)
     name = f"{kind} feedbacks"
@@ -93,8 +92,10 @@ def generate_feedbacks(
     return made, report
 
 
-def estimate(model: ChatModel, kind: Kind, count: int, *, known: Sequence[Feedback] = ()) -> types.Estimate:
+def estimate(
+    model: ChatModel, kind: Kind, count: int, *, known: Sequence[Feedback] = (), effort: Effort = EFFORT
+) -> types.Estimate:
     """What `generate_feedbacks` would take, at most, if every answer can be used; nothing is asked."""
-    dry = DryRun(model, partial(made_up, keys=tuple(Idea.model_fields), count=AT_ONCE))
-    generate_feedbacks(dry, kind, count, known=known, allow_short=True)
+    dry = DryRun(model, partial(made_up, keys=tuple(Idea.model_fields), count=effort.at_once))
+    generate_feedbacks(dry, kind, count, known=known, effort=effort, allow_short=True)
     return dry.total

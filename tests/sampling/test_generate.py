@@ -320,11 +320,28 @@ def test_the_command_says_what_it_would_cost_and_writes_a_set(tmp_path):
         estimate = command("--estimate")
         assert re.search(r"2 calls .* at most 0\.0\d+ USD", estimate.output), estimate.output
         assert server.asked == []
+        assert not (tmp_path / "calls.sqlite").exists()
         assert "raise budget_usd" in command("budget_usd=0.009").output
         assert "12 of 12 kept" in command("budget_usd=1").output
         assert len(server.asked) == 2
     assert len(load_feedbacks(tmp_path / "new.yaml")) == 12
     assert "is there already" in command("budget_usd=1").output
+
+
+def test_another_seed_has_the_model_propose_others(tmp_path):
+    def command(name: str, *more: str):
+        done = CliRunner().invoke(c3po, ["feedback", "generate", str(tmp_path / name), *given, *more])
+        assert done.exit_code == 0, done.output
+        return done.output
+
+    with scripted(ideas) as server:
+        given = ["--style", "3", "--model", f"openai:m@{server.url}", "--ledger", str(tmp_path / "calls.sqlite")]
+        command("first.yaml")
+        command("second.yaml", "--seed", "1")
+        assert len(server.asked) == 2
+        assert re.search(r"\b0 calls", command("third.yaml", "--seed", "1", "--estimate"))
+    first, second = (load_feedbacks(tmp_path / f"{name}.yaml") for name in ("first", "second"))
+    assert not {one.content for one in first} & {one.content for one in second}
 
 
 def test_the_command_leaves_nothing_behind_where_no_answer_can_be_used(tmp_path):
