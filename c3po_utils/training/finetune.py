@@ -170,10 +170,13 @@ class Training(RunTraining):
         return self._prepared[1]
 
     def first_pair(self) -> str:
-        """The first row's prompt and chosen answer as the model sees them, what is trained on in double brackets."""
-        first = self.rows[0]
-        prompt, chosen = (self.tokenizer.decode(first[f"chosen_{part}"]) for part in ("prompt_ids", "ids"))
-        return f"{prompt}⟦{chosen}⟧"
+        """The first row's prompt and chosen answer as the model sees them, what is trained on in double brackets.
+
+        Of an objective that has no use for pairs, the first answer that is to be kept.
+        """
+        first, segment = self.rows[0], self.settings.objective.segments[0]
+        prompt, answer = (self.tokenizer.decode(first[f"{segment}_{part}"]) for part in ("prompt_ids", "ids"))
+        return f"{prompt}⟦{answer}⟧"
 
     def fit(self) -> pd.DataFrame:
         """Train and store the adapter, or do nothing if that was done; returns the log, one row per step."""

@@ -41,6 +41,12 @@ def test_pairs_can_be_limited(run):
         _ = training(run, max_prompts=-1).rows
 
 
+def test_what_is_trained_on_is_shown_also_where_no_pair_is(run):
+    for once, segment in ((training(run), "chosen"), (training(run, preference=0.0), "near_scope")):
+        answer = once.tokenizer.decode(once.rows[0][f"{segment}_ids"])
+        assert once.first_pair().endswith(f"assistant\n⟦{answer}⟧")
+
+
 def test_rows_beyond_the_models_context_are_not_trained_on(run):
     path = run / "sample" / "short" / "rows.jsonl"
     rows = read_jsonl(path)
