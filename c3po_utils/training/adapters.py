@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 from c3po_utils import chat  # as a room: its heavy parts are imported when they are used
 from c3po_utils.engine import load_model, load_tokenizer, shared_model
 from c3po_utils.runs import files, stage
-from c3po_utils.training.limits import NO_GRADIENT, check_lora
+from c3po_utils.training.limits import NO_GRADIENT, PAPER_LORA, check_lora
 from c3po_utils.training.stage import CONFIG, PROBE, WEIGHTS, adapter_folder, adapter_hash, weights_folder
 
 PROBE_IDS = list(range(5, 37))
@@ -36,7 +36,9 @@ PLAIN = {  # what an adapter's configuration must say for its change to a weight
 }
 
 
-def lora_config(r: int = 64, alpha: int = 128, dropout: float = 0.05, **kwargs: Any) -> LoraConfig:
+def lora_config(
+    r: int = PAPER_LORA["r"], alpha: int = PAPER_LORA["alpha"], dropout: float = PAPER_LORA["dropout"], **kwargs: Any
+) -> LoraConfig:
     """The paper's adapter: every linear layer but the head. What it may be in a run: `limits.check_lora`."""
     given = {"target_modules": "all-linear", **kwargs}
     return LoraConfig(r=r, lora_alpha=alpha, lora_dropout=dropout, task_type="CAUSAL_LM", **given)

@@ -34,6 +34,7 @@ LORA: dict[str, Any] = {
     "use_dora": bool,
     "init_lora_weights": bool | Literal["gaussian", "orthogonal"],  # others change the base model's weights
 }
+PAPER_LORA: dict[str, Any] = {"r": 64, "alpha": 128, "dropout": 0.05}
 NO_GRADIENT = "the language-model head is fused with the loss and gives embeddings and the head itself no gradient"
 REFUSED_LORA = {
     "modules_to_save": f"only layers between the embeddings and the head are trained, as LoRA: {NO_GRADIENT}",

@@ -20,6 +20,7 @@ from c3po_utils.sampling import (
     unlabelled,
 )
 from c3po_utils.training.limits import (
+    PAPER_LORA,
     REFUSED_ARGUMENTS,
     SETTLED,
     Count,
@@ -191,11 +192,8 @@ def train_stage(run: Path | str, feedback_id: str, settings: TrainSettings) -> S
     rows = {id: rows_hash(run, id) for id in members(feedback_id)}
     sampled_with = {id: parameters.recorded(stored_settings(run, id)) for id in rows}
     joint = len(rows) > 1
-    recorded = parameters.recorded(settings)
-    recorded["method_settings"] = _without_place(recorded["method_settings"])
-    recorded["training_arguments"] = deciding(recorded["training_arguments"])
     identity = {
-        "settings": recorded,
+        "settings": _recorded(settings),
         # Only what differs from the defaults, so that a setting added to Method later renames no finished run.
         "objective": _without_place(objective.differences),
         "rows": rows if joint else rows[feedback_id],
@@ -215,6 +213,20 @@ def train_stage(run: Path | str, feedback_id: str, settings: TrainSettings) -> S
         )
     products = (GATE, GATE_CARD, GATE_SCORES) if objective.gated else (WEIGHTS, CONFIG, PROBE, LOG)
     return Stage(run / "train" / feedback_id / settings.method, identity, *products)
+
+
+def _recorded(settings: TrainSettings) -> dict[str, Any]:
+    """What a manifest says of the settings; a default that is spelled out says no more than one that is left out."""
+    defaults = vars(METHODS[registered(settings.method)])
+    return parameters.recorded(settings) | {
+        "method_settings": _without_place(_different(settings.method_settings, defaults)),
+        "lora": _different(settings.lora, PAPER_LORA),
+        "training_arguments": deciding(settings.training_arguments),
+    }
+
+
+def _different(given: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in given.items() if key not in defaults or value != defaults[key]}
 
 
 def _without_place(settings: dict[str, Any]) -> dict[str, Any]:

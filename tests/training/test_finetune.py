@@ -81,6 +81,15 @@ def test_arguments_that_change_nothing_make_no_other_training(run):
     assert not Training(run, "short", other).stage.done
 
 
+def test_a_default_that_is_spelled_out_makes_no_other_training(run):
+    training(run).fit()
+    for method in ({"beta": 0.1}, {"c3po": {"out_weight": 0.2, "near_weight": 0.1}}):
+        settings = TrainSettings("c3po", 1e-3, 1, 2, 0, {"r": 64, "alpha": 128, "dropout": 0.05}, method)
+        assert Training(run, "short", settings).stage.done, method
+    for lora, method in (({"r": 8}, {}), ({}, {"beta": 0.2}), ({"use_rslora": True}, {})):
+        assert not Training(run, "short", TrainSettings("c3po", 1e-3, 1, 2, 0, lora, method)).stage.done
+
+
 def test_a_large_adapter_is_not_read_to_say_what_is_done(run, monkeypatch):
     training(run).fit()
     folder, whole = training(run).stage.folder, adapter_hash(training(run).stage.folder)
