@@ -57,10 +57,11 @@ class RememberedChat:
 
     def __init__(self, model: ChatModel, ledger: Ledger):
         self.model, self.ledger, self.name, self.scope = model, ledger, model.name, model.name
+        self._weights = engine.weights_name(model.name)
 
     def stored(self, requests: Sequence[Request], sampling: Sampling) -> dict[str, Outcome]:
         """The outcomes that are in the ledger, by request id."""
-        keys = {request.id: weights_key(self.name, request, sampling) for request in requests}
+        keys = {request.id: weights_key(self._weights, request, sampling) for request in requests}
         known = self.ledger.lookup(keys.values())
         return {id: known[key].outcome(id) for id, key in keys.items() if key in known}
 
@@ -89,11 +90,11 @@ class RememberedChat:
             self.ledger.release_all(owner)
 
     def _claim(self, request: Request, sampling: Sampling, owner: str) -> bool:
-        return self.ledger.claim(weights_key(self.name, request, sampling), owner, LEASE_S) is True
+        return self.ledger.claim(weights_key(self._weights, request, sampling), owner, LEASE_S) is True
 
     def _answers(self, mine: dict[str, Request], sampling: Sampling, owner: str, desc: str) -> Iterator[Outcome]:
         """Answer what this process has claimed, keep it, and keep the claims of a long answering alive."""
-        keys = {id: weights_key(self.name, request, sampling) for id, request in mine.items()}
+        keys = {id: weights_key(self._weights, request, sampling) for id, request in mine.items()}
         renewed = time.monotonic()
         for outcome in self.model.complete(list(mine.values()), sampling, desc=desc):
             entry = Entry(

@@ -23,6 +23,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     submod_attrs={
         "attention": ["Packing"],
         "models": ["load_model", "load_tokenizer", "shared_model"],
+        "names": ["weights_name"],
         "linear": ["fused"],
     },
 )

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 
 import torch
 
-from c3po_utils.engine.models import cache_folder
+from c3po_utils.engine.names import cache_folder
 from c3po_utils.runs import files, stage
 
 FAST_PATHS = {  # what each does, and what is done where it is switched off

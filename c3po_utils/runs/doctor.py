@@ -65,8 +65,8 @@ def examine(name: str, dtype: torch.dtype) -> Iterator[Finding]:
     failed = {one.fast_path: one.what for one in found if one.fast_path and not one.ok}
     fast_paths.store(fast_paths.place(model.device, model.dtype), name, failed)
     rows = checks.sample_rows(tokenizer, PAIRS)
-    models.cache_folder().mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=models.cache_folder(), prefix="doctor-") as scratch, _quiet():
+    names.cache_folder().mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=names.cache_folder(), prefix="doctor-") as scratch, _quiet():
         trained = checks.adapter_finding(model, tokenizer, rows, Path(scratch))
     yield trained
     yield training_step(model, tokenizer)
@@ -80,7 +80,7 @@ def machine() -> Iterator[Finding]:
     free = limits.free_bytes() / GIB
     yield Finding("memory", free >= LEAST_MEMORY_GIB, f"{free:.1f} of {limits.total_bytes() / GIB:.1f} GiB are free",
                   f"end other programs: training the embedded model takes {LEAST_MEMORY_GIB:g} GiB")  # fmt: skip
-    for what, folder in (("results", stage.ROOT), ("cache", models.cache_folder())):
+    for what, folder in (("results", stage.ROOT), ("cache", names.cache_folder())):
         free = shutil.disk_usage(_existing(folder)).free / GIB
         do = f"make space, or {'start in another folder' if what == 'results' else 'set C3PO_CACHE to another place'}"
         yield Finding(f"disk, {what}", free >= LEAST_DISK_GIB, f"{free:.1f} GiB are free in {folder}", do)
@@ -139,7 +139,7 @@ def model_there(name: str) -> Finding:
     """Whether the model's files are on this machine; the embedded model is small, and fetched when it is loaded."""
     bare = names.check_name(name)
     if bare == names.EMBEDDED:
-        here = (models.cache_folder() / names.EMBEDDED / "hf").exists()
+        here = (names.cache_folder() / names.EMBEDDED / "hf").exists()
         return Finding("model", True, f"{name} {'is here' if here else 'is fetched from the package registry now'}")
     if Path(bare).expanduser().is_dir():
         return Finding("model", True, f"{name} is a folder here")

@@ -35,6 +35,7 @@ MANIFEST = "manifest.json"
 KINDS = ("sample", "train", "eval")  # folders of stages in a run's; comparisons and figures are made from these
 RUN_FILE = "run.json"  # in the run's folder, once it was whole: its settings
 LEDGER = "calls.sqlite"  # in the run's folder: every answer that a model gave
+WEIGHTS = "weights"  # in an identity: the content of models' folders, by name, which a name does not tell
 SMALL = 64 * 2**20  # bytes: files up to this size are read whole to see whether a stage is done
 PACKAGES = ("torch", "transformers", "trl", "peft", "datasets")
 
@@ -183,14 +184,18 @@ class Stage:
     @property
     def made(self) -> bool:
         """Whether it was finished for these inputs, whatever has become of its products."""
-        manifest = self.manifest or {}
-        return manifest.get("status") == "done" and manifest.get("identity") == self.identity
+        return self._made(self.manifest or {})
+
+    def _made(self, manifest: dict[str, Any]) -> bool:
+        then, now = self._then_and_now(manifest)
+        return manifest.get("status") == "done" and "identity" in manifest and then == now
 
     @property
     def done(self) -> bool:
-        if not self.made:
+        manifest = self.manifest or {}
+        if not self._made(manifest):
             return False
-        known = (self.manifest or {}).get("files", {})
+        known = manifest.get("files", {})
         return all(self._whole(name, known.get(name, {})) for name in self.products)
 
     def _whole(self, name: str, known: dict[str, Any]) -> bool:
@@ -207,13 +212,19 @@ class Stage:
 
     def changes(self) -> dict[str, tuple[Any, Any]]:
         """What differs from the finished stage that lies here: {key: (then, now)}; empty when none is here."""
-        then = (self.manifest or {}).get("identity", self.identity)
-        keys = then.keys() | self.identity.keys()
-        return {
-            key: (then.get(key), self.identity.get(key))
-            for key in sorted(keys)
-            if then.get(key) != self.identity.get(key)
-        }
+        then, now = self._then_and_now(self.manifest or {})
+        every = {key: (then.get(key), now.get(key)) for key in sorted(then.keys() | now.keys())}
+        return {key: (before, after) for key, (before, after) in every.items() if before != after}
+
+    def _then_and_now(self, manifest: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The identity of the finished stage (this one's where the manifest tells none), and this one's.
+
+        What lies in a model's folder counts where both tell of it: older manifests do not, nor machines without it.
+        """
+        both = manifest.get("identity", self.identity), self.identity
+        untold = {WEIGHTS} - (both[0].keys() & both[1].keys())
+        then, now = ({key: value for key, value in one.items() if key not in untold} for one in both)
+        return then, now
 
     def path(self, name: str) -> Path:
         return self.folder / name

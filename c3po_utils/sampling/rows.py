@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from c3po_utils import engine  # as a room: its heavy parts are imported when they are used
 from c3po_utils.feedback import Feedback, Prompt
 from c3po_utils.runs import files, parameters, stage
 from c3po_utils.sampling.settings import SampleSettings
@@ -75,7 +76,8 @@ def sample_stage(run: Path | str, feedback: Feedback, settings: SampleSettings, 
     Inputs are `prompts`, the hash of those that were given, or `imported`, the hashes of the files that were read.
     """
     record = feedback.model_dump(mode="json", exclude={"examples"})
-    identity = {"settings": parameters.recorded(settings), "feedback": record, **inputs}
+    models = (settings.model, settings.answering)
+    identity = {"settings": parameters.recorded(settings), "feedback": record, **inputs, **engine.names.told(*models)}
     return stage.Stage(_folder(run, feedback.id), identity, ROWS)
 
 

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
 from c3po_utils import chat  # as a room: its heavy parts are imported when they are used
-from c3po_utils.engine import load_model, load_tokenizer, shared_model
+from c3po_utils.engine import load_model, load_tokenizer, shared_model, weights_name
 from c3po_utils.runs import files, stage
 from c3po_utils.training.limits import NO_GRADIENT, PAPER_LORA, check_lora
 from c3po_utils.training.stage import CONFIG, PROBE, WEIGHTS, adapter_folder, adapter_hash, weights_folder
@@ -202,7 +202,7 @@ def mixed(model: PreTrainedModel, weights: Mapping[Path, float]) -> Iterator[Pre
 
 def known_as(name: str, folders: Sequence[Path]) -> str:
     """What pi_0, by its name, with these adapters added is called in ledgers: the same whoever asks."""
-    return "+".join([name, *map(adapter_hash, folders)])
+    return "+".join([weights_name(name), *map(adapter_hash, folders)])
 
 
 @contextmanager

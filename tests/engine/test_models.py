@@ -13,9 +13,9 @@ import pytest
 import torch
 from transformers.utils import logging
 
-from c3po_utils.engine import models
+from c3po_utils.engine import models, names
 from c3po_utils.engine.models import EMBEDDED, GGUF, eos_ids, load_model, load_tokenizer, resolve, verify_checksum
-from c3po_utils.runs import progress
+from c3po_utils.runs import files, progress, stage
 from tests.tiny import save_tiny
 
 
@@ -115,6 +115,30 @@ def test_names_resolve_to_paths_ids_or_errors(tiny_folder):
     assert resolve("mistralai/Mistral-7B-Instruct-v0.2") == "mistralai/Mistral-7B-Instruct-v0.2"
     with pytest.raises(ValueError, match="no model"):
         resolve("/no/such/model")
+
+
+def test_only_a_folders_weights_are_known_by_their_content(tmp_path, tiny_folder, monkeypatch):
+    for name in (
+        "smollm2-135m",
+        "org/model",
+        "org/model@4bit",
+        "openai:gpt-4.1",
+        "openai:m@http://h/v1",
+        str(tmp_path),
+    ):
+        assert names.weights_name(name) == name
+    own = names.weights_name(str(tiny_folder))
+    assert own.startswith("folder#")
+    assert names.weights_name(f"{tiny_folder}@8bit") == f"{own}@8bit"
+    copy = shutil.copytree(tiny_folder, tmp_path / "copy")
+    (copy / "README.md").write_text("A card is no weight.")
+    assert names.weights_name(str(copy)) == own
+    monkeypatch.setattr(stage, "SMALL", 0)
+    monkeypatch.setenv("C3PO_CACHE", str(tmp_path / "cache"))
+    assert names.weights_name(str(copy)) == own
+    of_values = files.content_hash
+    monkeypatch.setattr(files, "content_hash", lambda x: pytest.fail("read") if isinstance(x, Path) else of_values(x))
+    assert names.weights_name(str(copy)) == own
 
 
 def test_a_model_without_a_chat_template_is_refused(tmp_path, tiny_folder):

@@ -24,7 +24,8 @@ from c3po_utils.runs import LEDGER, parameters
 from c3po_utils.runs.files import write_json
 from c3po_utils.runs.stage import MANIFEST, fingerprint
 from c3po_utils.sampling import SampleSettings, open_sample, stored_feedback, stored_settings
-from c3po_utils.training import adapter_folder, adapter_hash, served
+from c3po_utils.training import adapter_folder, served
+from c3po_utils.training.adapters import known_as
 from c3po_utils.training.stage import WEIGHTS
 from tests.fake_vllm import vllm_environment
 from tests.servers import Reply, scripted
@@ -95,7 +96,7 @@ def test_answers_that_are_stored_need_neither_adapters_nor_a_server(run):
 
 
 def stored_name(run: Path, method: str) -> str:
-    return "+".join([stored_settings(run, "short").model, adapter_hash(adapter_folder(run, "short", method))])
+    return known_as(stored_settings(run, "short").model, [adapter_folder(run, "short", method)])
 
 
 def servers(run: Path) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import shutil
 import time
 from collections import Counter
 from dataclasses import replace
@@ -12,7 +13,7 @@ import pytest
 
 from c3po_utils.chat.ledger import Ledger
 from c3po_utils.chat.local import LocalChat
-from c3po_utils.chat.open import RememberedChat
+from c3po_utils.chat.open import RememberedChat, open_chat
 from c3po_utils.chat.types import Outcome, ask, request
 from c3po_utils.engine.models import load_model, load_tokenizer
 from c3po_utils.feedback import SPLITS, find_feedback
@@ -21,6 +22,7 @@ from c3po_utils.sampling import answers, sample
 from c3po_utils.sampling import rows as rows_module
 from c3po_utils.sampling.sample import find_prompts
 from c3po_utils.sampling.settings import SampleSettings
+from tests.tiny import save_tiny
 
 SETTINGS = SampleSettings("scripted", "demonstrate", 4, 5, 4, "Be brief.", 32, 0)
 
@@ -243,6 +245,19 @@ def test_a_rerun_asks_the_local_model_only_for_what_is_missing(tmp_path, tiny_fo
     assert [one.id.split("#")[0] for one in asked] == [row["id"] for row in rows[12:]]
     assert [row["baseline"] for row in again[:12]] == [row["baseline"] for row in rows[:12]]
     assert ask(chat, [], SETTINGS.sampling) == {}
+
+
+def test_a_folder_whose_model_was_trained_anew_is_asked_anew_and_its_copy_is_not(tmp_path, feedback):
+    folder, ledger, asked = tmp_path / "model", tmp_path / "calls.sqlite", [request("r1", "Is tea hot?")]
+    settings, texts, stages = SampleSettings(str(folder)), [], []
+    for seed in (0, 1):
+        save_tiny(folder, seed=seed)
+        texts.append(ask(open_chat(str(folder), ledger), asked, settings.sampling)["r1"].text)
+        stages.append(rows_module.sample_stage(tmp_path, feedback, settings, {}).identity)
+    assert texts[0] != texts[1]
+    assert stages[0] != stages[1]
+    copy = open_chat(str(shutil.copytree(folder, tmp_path / "copy")), ledger)
+    assert copy.stored(asked, settings.sampling)["r1"].text == texts[1]
 
 
 class Counted:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import pytest
 
 from c3po_utils.runs import files, stage
@@ -10,6 +12,7 @@ from c3po_utils.runs.stage import MANIFEST
 from c3po_utils.training import Training, TrainSettings
 from c3po_utils.training.stage import adapter_hash, known_hash
 from tests.stored_run import store_sample
+from tests.tiny import save_tiny
 
 
 def training(run, **of_the_method) -> Training:
@@ -88,6 +91,20 @@ def test_a_default_that_is_spelled_out_makes_no_other_training(run):
         assert Training(run, "short", settings).stage.done, method
     for lora, method in (({"r": 8}, {}), ({}, {"beta": 0.2}), ({"use_rslora": True}, {})):
         assert not Training(run, "short", TrainSettings("c3po", 1e-3, 1, 2, 0, lora, method)).stage.done
+
+
+def test_a_base_model_that_was_trained_anew_in_its_folder_is_noticed(tmp_path, tiny_folder):
+    base = shutil.copytree(tiny_folder, tmp_path / "base")
+    store_sample(tmp_path, "short", str(base))
+    training(tmp_path).fit()
+    assert training(tmp_path).stage.done
+    save_tiny(base, seed=5)
+    assert training(tmp_path).stage.changes().keys() == {"weights"}
+    assert not training(tmp_path).stage.done
+    manifest = read_json(training(tmp_path).stage.path(MANIFEST))
+    del manifest["identity"]["weights"]
+    write_json(training(tmp_path).stage.path(MANIFEST), manifest)
+    assert training(tmp_path).stage.done, "what does not tell of weights is taken as it is"
 
 
 def test_a_large_adapter_is_not_read_to_say_what_is_done(run, monkeypatch):

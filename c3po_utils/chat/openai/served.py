@@ -34,6 +34,7 @@ class ServedChat(OpenAIChat):
 
     def __init__(self, name: str, model: str, served_as: str, ledger: Ledger, open_server: Callable[[], str]):
         self.name = self.scope = name
+        self._weights = engine.weights_name(name)
         self.base, self.model, self.endpoint, self.open_server = model, served_as, "", open_server
         self.ledger, self.limits, self.prices, self.supports_schema = ledger, LIMITS, (0.0, 0.0), False
 
@@ -69,7 +70,7 @@ class ServedChat(OpenAIChat):
         return super()._ask(calls, bar)
 
     def _key(self, request: Request, sampling: Sampling) -> str:
-        return weights_key(self.name, request, sampling)
+        return weights_key(self._weights, request, sampling)
 
     def _body(self, request: Request, sampling: Sampling) -> dict:
         prompt, _ = self._encode(request)
