@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -11,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
+from matplotlib.text import Text
 from matplotlib.transforms import offset_copy
 from numpy.typing import NDArray
 
@@ -26,6 +28,8 @@ LABELS = {
 NOISE_FLOOR_LINE = {"color": look(BASE_RESAMPLED).color, "ls": (0, (4, 2)), "lw": 0.9, "label": "noise floor (base)"}
 HALO = [withStroke(linewidth=1.5, foreground="white")]  # keeps a text readable on lines
 ERROR = {"elinewidth": 0.7, "capsize": 1.5, "capthick": 0.7}
+LEADER = {"arrowstyle": "-", "lw": 0.5, "color": "#333333", "shrinkB": 2.5, "zorder": 4}  # from a text to its dot
+FORCES = (0.3, 0.5), (0.5, 0.9), (0.8, 1.4)  # with which texts push each other apart, x and y: more where it takes more
 STEP = 5.0  # points from dot to dot where methods share a place
 
 
@@ -101,18 +105,24 @@ def label_dots(ax: Axes, places_N2: NDArray, texts: Sequence[str], methods: Sequ
     right = np.ptp(ax.get_xlim()) * np.linspace(0.01, 0.06, 6)  # where steps go on from a dot
     stepped = [line.get_xydata()[1:-1] for line in ax.lines if line.get_drawstyle() == "steps-post"]
     dots = np.concatenate([dots, *([x, y] + right[:, None] * [1, 0] for steps in stepped for x, y in steps)])
-    drawn = [
-        ax.text(
-            *place,
-            plain_text.label(text),
-            color=0.6 * np.array(to_rgb(look(method).color)),
-            fontsize=6,
-            zorder=5,
-            path_effects=HALO,
-        )
-        for place, text, method in zip(places_N2, texts, methods, strict=True)
-    ]
-    leader = {"arrowstyle": "-", "lw": 0.5, "color": "#333333", "shrinkB": 2.5, "zorder": 4}
-    forces = {"force_text": (0.3, 0.5), "force_pull": (0.05, 0.05), "expand": (1.3, 2.0)}
-    # Without its own prevent_crossings, which swaps boxes of different widths.
-    adjust_text(drawn, *dots.T, ax=ax, iter_lim=500, prevent_crossings=False, arrowprops=leader, **forces)
+    for force in FORCES:
+        drawn = [
+            ax.text(*place, plain_text.label(text), color=_dark(method), fontsize=6, zorder=5, path_effects=HALO)
+            for place, text, method in zip(places_N2, texts, methods, strict=True)
+        ]
+        # Without its own prevent_crossings, which swaps boxes of different widths.
+        moving = {"force_text": force, "force_pull": (0.05, 0.05), "expand": (1.3, 2.0), "prevent_crossings": False}
+        _, arrows = adjust_text(drawn, *dots.T, ax=ax, iter_lim=500, arrowprops=LEADER, **moving)
+        if force == FORCES[-1] or not _overlap(drawn):
+            return
+        for artist in (*drawn, *arrows):
+            artist.remove()
+
+
+def _dark(method: str) -> NDArray:
+    return 0.6 * np.array(to_rgb(look(method).color))
+
+
+def _overlap(texts: Sequence[Text]) -> bool:
+    boxes = [text.get_window_extent() for text in texts]
+    return any(one.overlaps(other) for one, other in itertools.combinations(boxes, 2))

@@ -289,6 +289,7 @@ def test_a_feedback_beside_several_others_is_one_feedback():
     table = two_feedbacks.side_by_side(singles, together)
     assert table.feedback.nunique() == 4  # figure 7's dots
     shares = two_feedbacks.setting_shares(table).set_index(["setting", "method", "split"])
+    assert set(shares.pop("pairs")) == {""}
     assert set(shares.n_feedbacks) == {3}
     alone = scores.application_share(singles).set_index(["method", "split"])
     pd.testing.assert_frame_equal(shares.loc["single"], alone)

@@ -364,6 +364,16 @@ def test_labels_lie_beside_their_dots_and_not_on_one_another():
     assert [text.get_text() for text in ax.texts] == texts
 
 
+def test_no_two_names_lie_on_each_other_in_the_picture_of_the_readme():
+    ax = tradeoff.tradeoff(tradeoff.paper_and_front(pd.read_csv(RESULTS / "benchmark" / "table2.csv")))
+    ax.figure.draw_without_rendering()
+    boxes = [matplotlib.text.Text.get_window_extent(text) for text in ax.texts if text.get_text() != "better"]
+    assert len(boxes) > 8
+    assert not any(one.overlaps(other) for one, other in itertools.combinations(boxes, 2))
+    leaders = [patch for patch in ax.patches if isinstance(patch, matplotlib.patches.FancyArrowPatch)]
+    assert len(leaders) <= len(boxes), "leaders of a first try are left"
+
+
 def test_looks_are_distinct_and_depend_on_the_name_alone():
     assert len({entry.color for entry in LOOKS.values()}) == len(LOOKS)
     assert len({entry.marker for entry in LOOKS.values()}) == len({entry.hatch for entry in LOOKS.values()} | {"none"})
@@ -708,7 +718,8 @@ def test_table2_html_has_the_same_cells_with_standard_errors():
     assert "± standard error over feedbacks" in page
 
 
-EMBEDDED = ROOT / "results" / "embedded"
+RESULTS = ROOT / "results"
+EMBEDDED = RESULTS / "embedded"
 
 
 def drawing(run, output, **environment) -> subprocess.Popen:
