@@ -159,6 +159,7 @@ def new(
     from c3po_utils.runs import shown
     from c3po_utils.sampling import new_feedback
 
+    _check_new(limits, model)
     path = file or records.FEEDBACK_FOLDER / "mine.yaml"
     if yes and not model and not new_feedback.split_sentence(sentence)[0]:
         raise click.UsageError(
@@ -179,6 +180,19 @@ def new(
         amount = {"categories": categories, "per_category": per_category}
         prompts = bool(chat_model) and _prompts(chat_model, made, path.parent / "prompts", amount, allow_short, yes)
     click.echo(new_feedback.next_command(path, made, prompts, called()))
+
+
+def _check_new(limits: tuple[str, ...], model: str | None) -> None:
+    """What a shell makes of a sentence without quotes is refused, and what says how a model is asked where none is."""
+    if words := [word for word in limits if "=" not in word]:
+        raise click.UsageError(
+            f"expected the whole sentence in quotes, then KEY=VALUE; found {' '.join(words)!r} after it"
+        )
+    source = click.get_current_context().get_parameter_source
+    options = {"categories": "--categories", "per_category": "--per-category", "allow_short": "--allow-short"}
+    given = [option for name, option in options.items() if source(name) != click.core.ParameterSource.DEFAULT]
+    if not model and (given := [*limits, *given]):
+        raise click.UsageError(f"{given[0]} is for prompts that a model writes: name one with --model")
 
 
 def _made(sentence: str, path: Path, id_: str, chat_model: Any, yes: bool) -> Any:

@@ -237,6 +237,19 @@ def test_too_small_an_amount_of_prompts_is_refused_before_anything_is_asked(tmp_
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [(("I", "ask"), "the whole sentence in quotes"), (("budget_usd=1",), "budget_usd=1 is for prompts that a model"),
+     (("--per-category", "6"), "--per-category is for prompts"), (("--allow-short",), "--allow-short is for prompts")],
+)  # fmt: skip
+def test_what_would_be_passed_over_is_refused(tmp_path, more, told):
+    path = tmp_path / "mine.yaml"
+    result = new(path, "--yes", *more)
+    assert result.exit_code == 2
+    assert told in " ".join(result.output.split())
+    assert not path.exists()
+
+
 def test_a_metric_that_does_not_load_is_left_out(tmp_path):
     drafts = Reply(json.dumps(DRAFT | {"metric": "ends_wiht"}))
     with scripted(lambda asked: drafts) as server:
