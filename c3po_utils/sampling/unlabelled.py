@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import random
 from collections.abc import Container, Sequence
+from functools import lru_cache
+from itertools import islice
+from pathlib import Path
 
 from c3po_utils.feedback import Prompt, folded, general, records
 from c3po_utils.runs import files
@@ -19,13 +22,20 @@ def unlabelled_prompts(rows: Sequence[dict], count: int, seed: int = 0) -> list[
     Args:
         rows: of both folds.
     """
-    bundled = sorted(path.stem for path in (records.FEEDBACK_FOLDER / "prompts").glob("*.json"))
-    found = [prompt for id in bundled for prompt in records.load_prompts(id)] + records.load_general_prompts()
+    bundled = sorted((records.FEEDBACK_FOLDER / "prompts").glob("*.json*"))
+    found = [*_prompts(tuple((path, path.stat().st_mtime_ns) for path in bundled))]
     random.Random(seed).shuffle(found)
     own = tuple({f"{row['feedback']}/" for row in rows})
     ids, asked = {row["id"] for row in rows}, {folded(row["prompt"]) for row in rows}
     kept = (p for p in found if not p.id.startswith(own) and p.id not in ids and folded(p.text) not in asked)
-    return list(kept)[:count]
+    return list(islice(kept, count))
+
+
+@lru_cache(maxsize=1)
+def _prompts(bundled: tuple[tuple[Path, int], ...]) -> tuple[Prompt, ...]:
+    """Those of the feedbacks, then the general ones: read once for all that a plan asks of, and when a file changes."""
+    sets = [path.stem for path, _ in bundled if path.suffix == ".json"]
+    return (*(prompt for id in sets for prompt in records.load_prompts(id)), *records.load_general_prompts())
 
 
 def nearby_prompts(rows: Sequence[dict], source: str) -> list[Prompt]:
