@@ -40,9 +40,9 @@ class Effort:
     """How hard to try.
 
     A call asks for `at_once` items; one whose answer is unusable is tried `tries` times; `spare_rounds` more rounds
-    than needed replace repeats and failures. Two texts whose character trigrams overlap (Jaccard) by `resemblance` or
-    more count as one: no two bundled prompts of a split, written by people, come to more than 0.52; one word changed
-    in a short prompt leaves about 0.8.
+    than needed replace repeats, and a call that failed is made again as often. Two texts whose character trigrams
+    overlap (Jaccard) by `resemblance` or more count as one: no two bundled prompts of a split, written by people, come
+    to more than 0.52; one word changed in a short prompt leaves about 0.8.
     """
 
     at_once: int = 16
@@ -101,6 +101,7 @@ class Report:
     answered: int = 0
     rejected: Counter = field(default_factory=Counter)  # calls by kind of rejection
     short: dict[str, int] = field(default_factory=dict)  # how many are missing, by list
+    failed: dict[str, str] = field(default_factory=dict)  # why a call for more could not be made, by list
 
     def __str__(self) -> str:
         lines = [
@@ -108,11 +109,17 @@ class Report:
             f" {self.repeats['near']} near repeats, {self.surplus} too many)",
             f"{self.answered} of {self.calls} calls answered" + "".join(f", {n} {k}" for k, n in self.rejected.items()),
         ]
-        return "\n".join(lines + [f"{id}: {missing} missing" for id, missing in self.short.items()])
+        for id, missing in self.short.items():
+            why = f", for a call failed: {self.failed[id]}" if id in self.failed else ""
+            lines.append(f"{id}: {missing} missing{why}")
+        return "\n".join(lines)
 
 
 class Short(RuntimeError):
-    """Lists stayed short after all rounds, as `report` says. Allow it, or raise the rounds: answers are stored."""
+    """Lists stayed short after all rounds, or calls failed, as `report` says.
+
+    Allow it, raise the rounds, or run again to make the calls that failed: answers are stored.
+    """
 
     def __init__(self, report: Report):
         super().__init__(f"not everything could be had (the option allow_short goes on with what there is):\n{report}")
@@ -157,25 +164,58 @@ def unnumbered(items: Sequence[Any]) -> Sequence[Any]:
 
 
 def fill(
-    model: ChatModel, targets: Sequence[Target], effort: Effort, seen: Seen, report: Report, desc: str = ""
+    model: ChatModel,
+    targets: Sequence[Target],
+    effort: Effort,
+    seen: Seen,
+    report: Report,
+    desc: str = "",
+    allow_short: bool = False,
 ) -> None:
-    """Fill the targets, all of them in each round. What a round keeps depends on the answers, not on their order."""
+    """Fill the targets, all of them in each round. What a round keeps depends on the answers, not on their order.
+
+    Nor does it depend on calls that failed on the way: a list whose call fails for good stays short. Were something
+    else asked in its place, the next run, which makes that call, would come to other lists, and pay for all that hangs
+    on them again.
+
+    Raises:
+        Short: calls failed, and `allow_short` is False, or more than half of the lists in a round met that.
+    """
     report.wanted += sum(target.missing for target in targets)
     most = math.ceil(max((target.missing for target in targets), default=0) / effort.at_once) + effort.spare_rounds
+    outage = False
     for turn in range(most):
-        waiting = [target for target in targets if target.missing > 0]
-        if not waiting:
+        waiting = [target for target in targets if target.missing > 0 and target.id not in report.failed]
+        if outage or not waiting:
             break
         questions = [target.question(effort.at_once, turn) for target in waiting]
-        label = f"{desc}, round {turn + 1}" * bool(desc)
-        answers = structured_output.ask_forms(
-            model, questions, waiting[0].form, effort.sampling, tries=effort.tries, desc=label
-        )
+        answers = _ask(model, questions, waiting[0].form, effort, f"{desc}, round {turn + 1}" * bool(desc))
         for target, question in zip(waiting, questions, strict=True):
             _take(target, answers[question.id], seen, report)
             if answers[question.id].kind == "truncated":
                 target.at_once = max((target.at_once or effort.at_once) // 2, 1)
+        failed = sum(target.id in report.failed for target in waiting)
+        outage = failed > (len(waiting) / 2 if allow_short else 0)
     report.short |= {target.id: target.missing for target in targets if target.missing > 0}
+    if outage:
+        raise Short(report)
+
+
+def _ask(
+    model: ChatModel,
+    questions: Sequence[structured_output.Question],
+    form: type[structured_output.Form],
+    effort: Effort,
+    desc: str,
+) -> dict[str, structured_output.Answer]:
+    """The questions' answers by id; calls that failed are made again, as often as there are spare rounds."""
+    answers: dict[str, structured_output.Answer] = {}
+    waiting = questions
+    for _ in range(1 + effort.spare_rounds):
+        answers |= structured_output.ask_forms(model, waiting, form, effort.sampling, tries=effort.tries, desc=desc)
+        failed = {id for id, answer in answers.items() if answer.kind == "failed" and types.answerable(answer.reason)}
+        waiting = [question for question in questions if question.id in failed]
+    return answers
 
 
 def _take(target: Target, answer: structured_output.Answer, seen: Seen, report: Report) -> None:
@@ -183,6 +223,8 @@ def _take(target: Target, answer: structured_output.Answer, seen: Seen, report: 
     report.calls += rejections + (answer.value is not None)
     report.answered += answer.value is not None
     report.rejected.update(answer.rejections)
+    if answer.kind == "failed":
+        report.failed[target.id] = answer.reason
     for item in unnumbered(answer.value.items) if answer.value else ():
         report.offered += 1
         if not target.missing:

@@ -74,14 +74,14 @@ def generate_feedbacks(
     """`count` new feedbacks unlike each other and the `known` ones, without a metric: a model judges them.
 
     Raises:
-        Short: fewer could be had, and `allow_short` is False.
+        Short: fewer could be had, and `allow_short` is False; or a call failed.
     """
     report, seen = Report(), Seen(effort.resemblance)
     for feedback in known:
         seen.repeats(feedback.content, kind)
     name = f"{kind} feedbacks"
     target = Target(name, count, TEMPLATES[kind].format, Ideas, group=kind, text=attrgetter("content"))
-    fill(model, [target], effort, seen, report, name * progress)
+    fill(model, [target], effort, seen, report, name * progress, allow_short)
     if report.short and not allow_short:
         raise Short(report)
     made, taken = [], {feedback.id for feedback in known}

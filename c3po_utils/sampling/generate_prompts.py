@@ -77,13 +77,13 @@ def generate_prompts(
     what is missing and comes to the same prompts.
 
     Raises:
-        Short: something could not be had in all rounds, and `allow_short` is False.
+        Short: something could not be had in all rounds, and `allow_short` is False; or most calls of a round failed.
     """
     effort, report = effort or Effort(), Report()
     if isinstance(categories, int):
         wanted = _target(feedback, "categories", categories, CATEGORIES)
         label = f"{feedback.id}, categories" * progress
-        fill(category_model or model, [wanted], effort, Seen(effort.resemblance), report, label)
+        fill(category_model or model, [wanted], effort, Seen(effort.resemblance), report, label, allow_short)
         categories = wanted.kept
     if report.short and not allow_short:
         raise Short(report)
@@ -92,12 +92,12 @@ def generate_prompts(
         _target(feedback, f"in_scope/{records.slug(name)}", per_category, IN_SCOPE, category=name)
         for name in categories
     ]
-    fill(model, in_scope, effort, seen, report, f"{feedback.id}, in_scope" * progress)
+    fill(model, in_scope, effort, seen, report, f"{feedback.id}, in_scope" * progress, allow_short)
     near_scope = [
         _target(feedback, f"near_scope/{records.slug(name)}", per_category, NEAR_SCOPE, category=name, examples=shown)
         for name, shown in zip(categories, map(_examples, in_scope), strict=True)
     ]
-    fill(model, near_scope, effort, seen, report, f"{feedback.id}, near_scope" * progress)
+    fill(model, near_scope, effort, seen, report, f"{feedback.id}, near_scope" * progress, allow_short)
     if report.short and not allow_short:
         raise Short(report)
     parts = [

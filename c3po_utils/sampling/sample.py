@@ -123,7 +123,7 @@ class Sample:
         """The given prompts and those that the prompt model writes, which are kept in the stage's folder.
 
         Raises:
-            Short: not all prompts could be had, and `allow_short` is False.
+            Short: not all prompts could be had, and `allow_short` is False; or most calls of a round failed.
         """
         if not self.settings.prompt_model:
             return list(self.given)

@@ -27,7 +27,7 @@ from c3po_utils.sampling.deduplicated import Effort, Report, Seen, Short, Target
 from c3po_utils.sampling.generate_feedback import Ideas, generate_feedbacks
 from c3po_utils.sampling.generate_prompts import generate_prompts, write_prompts
 from tests.sampling_run import FEEDBACK
-from tests.servers import FAULTS, Reply, embedded_server, faulty, listing, scripted
+from tests.servers import FAULTS, Reply, embedded_server, error, faulty, listing, scripted
 from tests.speed import within
 
 EFFORT = Effort(at_once=5)
@@ -219,6 +219,29 @@ def test_a_fifth_of_faults_puts_no_prompt_where_it_does_not_belong(client):
         assert prompt.text.startswith(f"{prompt.split} {prompt.category} ")
         assert f"/{prompt.split}/{prompt.category}/" in prompt.id
         assert "None" not in prompt.text
+
+
+@pytest.mark.parametrize(("broken", "kept"), [(("leave",), 24), (("leave", "travel"), 0)])
+def test_a_list_whose_calls_fail_stays_short_where_that_is_allowed_unless_most_do(client, broken, kept):
+    def script(asked):
+        return error(500, "no luck") if any(f'"{name}"' in asked.prompt for name in broken) else listing(asked)
+
+    with scripted(script) as server:
+        made = partial(
+            generate_prompts, FEEDBACK, client(server), categories=["leave", "travel", "money"], per_category=6,
+            effort=EFFORT,
+        )  # fmt: skip
+        with pytest.raises(Short, match=r"in_scope/leave: 6 missing, for a call failed: HTTP 500: no luck"):
+            made()
+        asked = len(server.asked)
+        if not kept:
+            with pytest.raises(Short, match="2 failed"):
+                made(allow_short=True)
+            return
+        prompt_set, report = made(allow_short=True)
+        assert report.short == {f"boss_signoff/{split}/leave": 6 for split in ("in_scope", "near_scope")}
+        assert len(prompt_set.prompts) == kept
+        assert all(f'"{broken[0]}"' in asked.prompt for asked in server.asked[asked:][:3]), "the others are stored"
 
 
 def test_written_prompts_are_read_like_the_bundled_ones(client, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from dataclasses import asdict, replace
 
@@ -18,7 +19,7 @@ from c3po_utils.sampling.sample import Sample, open_models
 from c3po_utils.sampling.settings import SampleSettings
 from tests.asking import writer
 from tests.sampling_run import FEEDBACK
-from tests.servers import FAULTS, Reply, embedded_server, faulty, scripted
+from tests.servers import FAULTS, Reply, embedded_server, error, faulty, scripted
 
 FAST = {"backoff_s": 0.005, "max_backoff_s": 0.02, "timeout_s": 2.0, "max_attempts": 3, "prices": {"m": [1.0, 2.0]}}
 GIVEN = load_general_prompts()[:30]
@@ -111,6 +112,32 @@ def test_failed_calls_stop_the_sample_and_the_next_run_asks_for_them_alone(tmp_p
         assert made.stage.done
         assert 0 < len(server.asked) - asked < 60
     assert rows_module.counts(rows)["baseline"] == {"ok": 48}
+
+
+@pytest.mark.parametrize("times", [1, 99], ids=["passing", "lasting"])
+@pytest.mark.parametrize("words", ["categories of situations", "does NOT apply"])
+def test_a_list_that_could_not_be_had_at_first_changes_no_other_call(tmp_path, words, times):
+    """Its call is made again, and no other in its place: the next run would make it, and all that hang on it."""
+    failures = {True: 0, False: 0}  # to come, of these lists and of answers
+
+    def flaky(asked) -> Reply:
+        is_list = "response_format" in asked.body
+        if (not is_list or words in asked.prompt) and failures[is_list]:
+            failures[is_list] -= 1
+            return error(500)
+        return writer(asked)
+
+    with scripted(flaky) as server:
+        settings, limits = settings_for(server), {**FAST, "max_attempts": 1}
+        calm = Sample(tmp_path / "calm", FEEDBACK, settings, GIVEN, limits).fill()
+        answered = {json.dumps(asked.body) for asked in server.asked}
+        server.asked.clear()
+        for failures[True], failures[False] in ((times, 1), (0, 1)):
+            with pytest.raises(RuntimeError, match="HTTP 500"):
+                Sample(tmp_path / "torn", FEEDBACK, settings, GIVEN, limits).fill()
+        failures[False] = 0
+        assert Sample(tmp_path / "torn", FEEDBACK, settings, GIVEN, limits).fill() == calm
+        assert {json.dumps(asked.body) for asked in server.asked} == answered
 
 
 def test_the_second_sample_of_a_served_model_is_another_one(tmp_path):
