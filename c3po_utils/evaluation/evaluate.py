@@ -83,7 +83,8 @@ def fill_answers(
     trained methods aim at: y+ in scope and the baseline elsewhere. In-context answers were sampled with the data.
 
     Raises:
-        RuntimeError: more than 5% of the calls to a server failed; the next run asks these again.
+        RuntimeError: more than 5% of the calls to a server failed, or most of a local model's answers; the next run
+            asks these again.
     """
     if method == "revised":
         for row in rows:
@@ -92,8 +93,9 @@ def fill_answers(
     elif method == BASE_RESAMPLED or method not in training.methods.PROMPTED:
         with model_for(run, feedback_id, method, settings, limits, server) as model:
             answers.add_answers(model, rows, settings, method)
-        if server or model.name.startswith("openai:"):
-            answers.refuse_outage([row for row in rows if row["baseline"]], [method])
+        served = server or model.name.startswith("openai:")
+        at_most = answers.FAILED_AT_MOST if served else answers.MOST_FAILED
+        answers.refuse_outage([row for row in rows if row["baseline"]], [method], at_most)
 
 
 def score_rows(rows: Sequence[dict], feedback: Feedback, method: str, judge: Judge | None = None) -> list[dict]:

@@ -36,6 +36,7 @@ The answer should be changed so that: {effect}. Say in one sentence what you wil
 THEN_WRITE = "Now write the changed answer. Write nothing else."
 
 FAILED_AT_MOST = 0.05  # of a server's answers, and of a judge's: more is an outage
+MOST_FAILED = 0.5  # of a local model's answers, which fail again when they are asked again; and where fewer will do
 Turns = Sequence[tuple[str, str]]  # what the user said and what the assistant answered, before the prompt
 BEST_OF_WAVES = (1, 1, 2, 4)  # samples asked for at once: most rows need few, and waves keep batches large
 
@@ -59,24 +60,31 @@ def _fill(rows: Sequence[dict], column: str, outcomes: dict[str, Outcome]) -> No
 def refuse_outage(
     rows: Sequence[dict], columns: Iterable[str], at_most: float = FAILED_AT_MOST, hint: str = ""
 ) -> None:
-    """Raise RuntimeError where more than a share of what was asked of a server failed: it was not there.
+    """Raise RuntimeError where more than a share of what was asked failed: the server was not there, or broken is what
+    a local model computes.
 
     Other ends (`refused`, `filtered`, ...) are answers of a kind, and what cannot be answered was not asked. What was
     answered is in the ledger.
     """
-    asked = [(row, column) for row in rows for column in columns if f"{column}_status" in row]
-    failed = [
-        (f"{column} of {row['id']}", row.get(f"{column}_reason", row.get("baseline_reason", "its tries failed")))
-        for row, column in asked
-        if row[f"{column}_status"] == "failed"
+    ends = [
+        (row[f"{column}_status"], f"{column} of {row['id']}", _reason(row, column))
+        for row in rows
+        for column in columns
+        if f"{column}_status" in row
     ]
-    lost = [(what, reason) for what, reason in failed if types.answerable(reason)]
+    asked = [end for end in ends if end[0] != "failed" or types.answerable(end[2])]
+    lost = [end for end in asked if end[0] == "failed"]
     if len(lost) > at_most * len(asked):
-        what, reason = lost[0]
+        _, what, reason = lost[0]
         raise RuntimeError(
             f"{len(lost)} of {len(asked)} answers could not be had, the first ({what}) because:"
             f" {reason}. All others are stored: run again to ask for these{hint}"
         )
+
+
+def _reason(row: dict, column: str) -> str:
+    """Why a row has no answer in a column, which may be that it had none to begin with."""
+    return row.get(f"{column}_reason", row.get("baseline_reason", "its tries failed"))
 
 
 def own_question(row: dict, column: str, settings: SampleSettings) -> types.Request:

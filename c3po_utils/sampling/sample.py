@@ -19,7 +19,14 @@ from c3po_utils import chat  # as a room: its heavy parts are imported when they
 from c3po_utils.chat import ChatModel
 from c3po_utils.feedback import SPLITS, Feedback, Prompt, find_feedback, general, records
 from c3po_utils.runs import LEDGER, Stage, files
-from c3po_utils.sampling.answers import add_answers, add_in_context, add_in_context_cot, add_revisions, refuse_outage
+from c3po_utils.sampling.answers import (
+    MOST_FAILED,
+    add_answers,
+    add_in_context,
+    add_in_context_cot,
+    add_revisions,
+    refuse_outage,
+)
 from c3po_utils.sampling.deduplicated import Effort, Report, made_up
 from c3po_utils.sampling.generate_prompts import generate_prompts, write_prompts
 from c3po_utils.sampling.rows import ROWS, counts, deal_prompts, imported_sample, sample_stage, stored_settings
@@ -145,19 +152,26 @@ class Sample:
         """Every column of every row, stored in the stage's folder with counts in its manifest; read back if done.
 
         Raises:
-            RuntimeError: calls to a model behind an API failed, and `allow_short` is False. The next run asks them
-                again.
+            RuntimeError: calls to a model behind an API failed, and `allow_short` is False; or most answers did,
+                whoever was asked. The next run asks them again.
         """
         if self.stage.done:
             return files.read_jsonl(self.stage.path(ROWS))
         with self.stage, self.server or nullcontext():
             rows = fill_rows(self.models["completion"], self.deal(), self.record, self.settings)
-            if self.settings.completion_model or self.server:
-                at_most = 0.5 if self.settings.allow_short else 0.0  # a few answers less, but not most of them
-                refuse_outage(rows, ANSWERS, at_most, ", or go on without a few by the option allow_short")
+            self._refuse_outage(rows)
             files.write_jsonl(self.stage.path(ROWS), rows)
             self.stage.notes |= {"counts": counts(rows)} | ({"engine": chat.vllm.VLLM} if self.server else {})
         return rows
+
+    def _refuse_outage(self, rows: Sequence[dict]) -> None:
+        """Raise RuntimeError where more answers failed than there may be: few are missed, but not most of them."""
+        if self.settings.completion_model or self.server:
+            at_most = MOST_FAILED if self.settings.allow_short else 0.0
+            refuse_outage(rows, ANSWERS, at_most, ", or go on without a few by the option allow_short")
+        else:
+            hint = f", or see what `c3po doctor {self.settings.model}` says"
+            refuse_outage(rows, ANSWERS, MOST_FAILED, hint)
 
     def adherence(self) -> pd.DataFrame:
         """Share of test answers that pass the feedback's metric, by answer column and split; NaN without any."""

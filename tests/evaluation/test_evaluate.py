@@ -6,11 +6,13 @@ import json
 import random
 import shutil
 import time
+from contextlib import nullcontext
 
 import pandas as pd
 import pytest
 
 from c3po_utils.batch import notebook
+from c3po_utils.chat.types import Outcome
 from c3po_utils.evaluation import evaluate, scores
 from c3po_utils.evaluation.evaluate import collect, eval_stage, evaluate_method, open_judge, read_scores, score_rows
 from c3po_utils.feedback import find_feedback
@@ -326,6 +328,21 @@ def test_an_outage_is_not_stored_as_an_evaluation(run, feedback):
         asked, down[0] = len(server.asked), False
         assert {row["status"] for row in evaluate_method(run, feedback, "base_resampled", **given)} == {"ok"}
         assert len(server.asked) > asked
+
+
+def test_a_local_model_that_answers_nothing_is_not_evaluated(run, feedback, monkeypatch):
+    """As where a dtype does not fit it: that says nothing of a method."""
+
+    class Broken:
+        name = "broken"
+
+        def complete(self, requests, sampling, *, desc=""):
+            return [Outcome(one.id, "failed", reason="the model's logits are not finite numbers") for one in requests]
+
+    monkeypatch.setattr(evaluate, "model_for", lambda *_: nullcontext(Broken()))
+    with pytest.raises(RuntimeError, match=r"3 of 3 answers could not be had.*not finite numbers"):
+        evaluate_method(run, feedback, "base_resampled")
+    assert not eval_stage(run, "boss_signoff", "base_resampled").done
 
 
 def test_an_evaluation_lasts_as_long_as_answering_and_judging(run, feedback):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import re
 import shutil
 import time
 from collections import Counter
@@ -11,6 +12,7 @@ from dataclasses import replace
 
 import pytest
 
+from c3po_utils.chat import types
 from c3po_utils.chat.ledger import Ledger
 from c3po_utils.chat.local import LocalChat
 from c3po_utils.chat.open import RememberedChat, open_chat
@@ -131,6 +133,31 @@ def test_failed_calls_leave_no_text(feedback, prompts):
     assert {row["split"] for row in failed} == {"out_of_scope"}
     assert {row["baseline"] for row in failed} == {""}
     assert rows_module.counts(rows) == {"baseline": {"ok": 40, "failed": 20}}
+
+
+@pytest.mark.parametrize(
+    ("fails", "reason", "done"),
+    [
+        (r"", "the model's logits are not finite numbers", False),
+        (r"/0[1-3]", "the model's logits are not finite numbers", False),
+        (r"/0[12]", "the model's logits are not finite numbers", True),
+        (r"/0[1-3]", f"the prompt {types.NO_ROOM} context", True),
+    ],
+)
+def test_a_local_model_that_answers_hardly_anything_makes_no_sample(
+    tmp_path, feedback, prompts, monkeypatch, fails, reason, done
+):
+    """Its calls would never be made again, as with logits that are no numbers in a dtype that does not fit it."""
+    model = Scripted(lambda one: Outcome(one.id, "failed", reason=reason) if re.search(fails, one.id) else "fine")
+    monkeypatch.setattr(sample, "open_models", lambda *_: {"completion": model})
+    scoped = [prompt for prompt in prompts if prompt.split != "out_of_scope"]
+    made = sample.Sample(tmp_path, feedback, SETTINGS, scoped, {})
+    if not done:
+        with pytest.raises(
+            RuntimeError, match=r"could not be had, the first .*not finite numbers.*c3po doctor scripted"
+        ):
+            made.fill()
+    assert (done and bool(made.fill()), made.stage.done) == (done, done)
 
 
 def test_the_first_passing_try_is_kept(feedback, prompts):
