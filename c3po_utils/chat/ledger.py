@@ -175,7 +175,9 @@ class Ledger(LedgerFile):
         used = (entry.prompt_tokens or 0) + (entry.completion_tokens or 0)
         values = (*(getattr(entry, name) for name in COLUMNS.split(", ")), self.now())
         with self._write() as db:
-            lost = db.execute("SELECT TOTAL(lost) FROM leases WHERE key = ?", (key,)).fetchone()[0]
+            # What was lost stays with a lease that goes on: whoever took it over settles it.
+            ended, whose = "FROM leases WHERE key = ? AND (owner = ? OR ? IS NULL)", (key, owner, owner)
+            lost = db.execute(f"SELECT TOTAL(lost) {ended}", whose).fetchone()[0]
             if owner is None and entry.status == "failed" and db.execute(FAILED_BEFORE, (key,)).fetchone():
                 return
             stored = db.execute(STORE, (key, scope, request, *values)).rowcount
@@ -183,7 +185,7 @@ class Ledger(LedgerFile):
             if lost:
                 db.execute("UPDATE calls SET at_most = at_most + ? WHERE key = ?", (lost, key))
             db.execute("UPDATE totals SET settled = settled + ?", (lost + cost,))
-            db.execute("DELETE FROM leases WHERE key = ? AND (owner = ? OR ? IS NULL)", (key, owner, owner))
+            db.execute(f"DELETE {ended}", whose)
             if ticket and used:
                 db.execute("UPDATE sent SET tokens = ? WHERE ticket = ?", (used, ticket))
 

@@ -215,6 +215,18 @@ def test_a_second_answer_that_was_asked_for_costs_too(ledger):
     assert ledger.spent() == 1.0
 
 
+def test_what_a_process_that_was_given_up_may_have_spent_counts_once(ledger):
+    """Its answer comes after all, while the one that took over is asking; either is the first to answer."""
+    for key, first in (("k", 0), ("l", 1)):
+        before, owners = ledger.spent(), [new_owner(), new_owner()]
+        for owner in owners:
+            assert ledger.claim(key, owner, 0.0, reserved=1.0) is True
+            time.sleep(0.01)
+        for owner in (owners[first], owners[1 - first]):
+            ledger.record(key, "m", "{}", OK, owner=owner)
+        assert ledger.spent() - before == pytest.approx(2.0), "two answers, and an attempt whose fate was unknown"
+
+
 # The rate limits
 
 
