@@ -17,6 +17,7 @@ from c3po_utils.chat.ledger_file import LedgerError
 from c3po_utils.chat.openai.calls import Call, Run
 from c3po_utils.chat.openai.pace import backoff
 from c3po_utils.chat.openai.replies import BrokenAnswer, Reply, checked, judge, lines, refusal
+from c3po_utils.chat.types import Request
 
 DAY_S = 26 * 3600.0  # the server's window, and some
 CLAIM_S = 3600.0  # until a claimed call is in a batch: uploads take their time
@@ -283,7 +284,8 @@ def _line(call: Call) -> str:
 def _parse(line: str) -> Call:
     request = json.loads(line)
     body = request["body"]
-    size = sum(len(message["content"].encode()) for message in body["messages"])
+    schema = body.get("response_format", {}).get("json_schema", {}).get("schema")
+    size = Request("", body["messages"], schema).size
     return Call(request["custom_id"], body, [], size, body.get("max_completion_tokens") or body.get("max_tokens", 0))
 
 

@@ -2,11 +2,13 @@ import functools
 import json
 import threading
 import time
+from dataclasses import replace
 
 import pytest
 
 from c3po_utils.chat.budget import BudgetReached
 from c3po_utils.chat.types import Request, request
+from c3po_utils.sampling.deduplicated import Listing
 from tests.asking import ANSWER_USD, SAMPLING, asks, by_id, echo, fast_client, tally
 from tests.servers import Batches, Reply, error, scripted
 
@@ -33,6 +35,15 @@ def test_a_batch_is_sent_waited_for_and_stored_at_half_the_price(batching):
     assert outcomes["r3"].details["price_usd"] == pytest.approx(ANSWER_USD / 2)
     assert model.ledger.spent() == pytest.approx(20 * ANSWER_USD / 2)
     assert model.ledger.batches(model.scope) == []
+
+
+def test_an_answer_whose_price_is_unknown_costs_in_a_batch_what_its_claim_had_reserved(batching):
+    """Its form is paid for like the words: a batch that another run collects knows it from what was sent."""
+    asked = [replace(ask, schema=Listing.schema_for_api()) for ask in asks(2)]
+    with scripted(echo, Batches(lambda asked: Reply(usage=None))) as server:
+        model = batching(server)
+        assert tally(model.complete(asked, SAMPLING)) == {"ok": 2}
+    assert model.ledger.spent() == pytest.approx(sum(map(model.ceiling, model.calls(asked, SAMPLING))))
 
 
 def test_live_and_batch_share_answers(client, batching):
