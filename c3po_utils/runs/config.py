@@ -184,7 +184,16 @@ def _check_groups(config: RunConfig) -> None:
     parts += [(f"train_methods, method {name}", own, GROUPS["train"]) for name, own in config.train_methods.items()]
     for what, given, notebook in parts:
         with sweeps.at(config.place(what)):
+            if what != "figures":  # whose `methods` are those in figure 2
+                _refuse_of_job(given)
             parameters.checked(given, parameters.kinds(NOTEBOOKS / notebook))
+
+
+def _refuse_of_job(given: Mapping[str, Any]) -> None:
+    for name in sorted(given.keys() & sweeps.OF_JOB.keys()):
+        raise ParameterError(
+            f"{name!r} is told to every job by the run: expected the run's own key {sweeps.OF_JOB[name]!r}"
+        )
 
 
 def _refuse_unlisted(config: RunConfig, layers: Sequence[_Layer], given: Mapping[str, Any]) -> None:

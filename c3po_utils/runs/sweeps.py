@@ -22,6 +22,8 @@ from c3po_utils.training import limits, methods
 SHORT = {"learning_rate": "lr", "near_weight": "near", "out_weight": "out"}  # in labels
 LONG = {short: name for name, short in SHORT.items()}
 ANY = "train.training_arguments."  # any field of trl's DPOConfig
+# Parameters that name a job, which a run says for all of its jobs: by parameter, the run's key.
+OF_JOB = {"run": "run", "feedback": "feedbacks", "method": "methods", "methods": "methods"}
 Combination = dict[str, Any]  # values by setting: {"train.lora.r": 16}
 
 
@@ -31,7 +33,7 @@ def settings() -> dict[str, Any]:
     kinds = {}
     for group in ("train", "sample"):
         declared = parameters.kinds(NOTEBOOKS / GROUPS[group])
-        own = {name: kind for name, kind in declared.items() if name not in ("run", "feedback", "method")}
+        own = {name: kind for name, kind in declared.items() if name not in OF_JOB}
         kinds |= {f"{group}.{name}": kind for name, kind in own.items() if kind is not dict}
     kinds |= {f"train.lora.{name}": kind for name, kind in limits.LORA.items()}
     kinds |= {f"train.method_settings.{name}": kind for name, kind in get_type_hints(methods.Method).items()}

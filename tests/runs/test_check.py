@@ -120,7 +120,7 @@ def test_what_can_be_known_to_be_wrong_is_said_before_anything_runs(tmp_path, mo
     assert not (tmp_path / "run").exists()
 
 
-WRONG_KINDS = [
+WRONG_GROUPS = [
     ("train_methods: {c3po: }", ["train.epochs=1"], {}, "line 3: train_methods.c3po: "),
     ("train_methods: [c3po]", ["train.epochs=1"], {}, "line 3: train_methods: "),
     (
@@ -133,11 +133,17 @@ WRONG_KINDS = [
     ("train_methods: {c3po: {lora: 3}}", [], {"lora.r": [8]}, "method c3po: .*'lora': expected dict, found 3"),
     ("figures: {output: 5}", [], {"sample.seed": [0, 1]}, "line 3: figures: .*'output': expected str, found 5"),
     ("evaluate: {limits: [1]}", [], {}, "line 3: evaluate: .*'limits': expected dict"),
+    ("sample: {run: results/y}", [], {}, "line 3: sample: 'run' .* expected the run's own key 'run'"),
+    ("", ["sample.feedback=fitness_caps"], {}, "^override sample.feedback: sample: 'feedback' .* key 'feedbacks'"),
+    ("", ["train.method=dpo"], {}, "^override train.method: train: 'method' .* key 'methods'"),
+    ("train_methods: {c3po: {method: dpo}}", [], {}, "method c3po: 'method' .* key 'methods'"),
+    ("", ["evaluate.methods=[c3po]"], {}, "^override evaluate.methods: evaluate: 'methods' .* key 'methods'"),
+    ("", ["figures.run=results/y"], {}, "^override figures.run: figures: unknown parameter 'run' .*'runs'"),
 ]
 
 
-@pytest.mark.parametrize(("line", "overrides", "sweep", "says"), WRONG_KINDS)
-def test_a_setting_of_another_kind_is_told_with_its_place(tmp_path, line, overrides, sweep, says):
+@pytest.mark.parametrize(("line", "overrides", "sweep", "says"), WRONG_GROUPS)
+def test_what_is_wrong_in_a_group_is_told_with_its_place(tmp_path, line, overrides, sweep, says):
     path = tmp_path / "run.yaml"
     path.write_text(f"run: results/x\nmethods: [c3po, scd]\n{line}\n")
     with pytest.raises(ParameterError, match=says):
