@@ -14,7 +14,6 @@ from c3po_utils.feedback.selection import Selection
 from c3po_utils.runs import documents, parameters, sweeps, variants
 from c3po_utils.runs.parameters import ParameterError, nearest
 from c3po_utils.runs.stage import BUNDLED, GROUPS, NOTEBOOKS, shown
-from c3po_utils.training import registered
 
 RUNS = BUNDLED / "notebooks" / "params" / "runs"
 
@@ -236,14 +235,26 @@ def _override(values: dict[str, Any], key: str, value: Any) -> None:
     changed = value
     for name in reversed(names):
         changed = {name: changed}
-    known = values.get(group, {})
-    values[group] = _within(known, changed, len(names))
+    values[group] = _within(_begun(values, group, names), changed, len(names))
     methods = values.get("train_methods", {})
     if group == "train" and isinstance(changed, dict) and isinstance(methods, dict):
         values["train_methods"] = {
             name: _without(own, changed, name, len(names) > 1) if isinstance(own, dict) else own
             for name, own in methods.items()
         }
+
+
+def _begun(values: dict[str, Any], group: str, names: Sequence[str]) -> Any:
+    """The group that an override changes; of settings of training that are left out there, what holds instead."""
+    known, train, methods = (values.get(key, {}) for key in (group, "train", "train_methods"))
+    depth = {"train": 1, "train_methods": 2}.get(group, len(names))  # names that lead to a parameter of 02_train
+    readable = isinstance(methods, dict) and all(isinstance(part, dict) for part in (train, *methods.values()))
+    if len(names) <= depth or not readable:
+        return known
+    *method, parameter = names[:depth]
+    start = variants.groups(train, methods, "".join(method)).get(parameter, {})
+    own = {parameter: start, **(methods.get(method[0], {}) if method else train)}
+    return {**methods, method[0]: own} if method else own
 
 
 def _within(known: Any, changed: Any, depth: int) -> Any:
@@ -262,6 +273,5 @@ def _without(own: dict[str, Any], changed: dict[str, Any], method: str, inside: 
         given = changed["method_settings"]
         if not all(isinstance(each, dict) for each in (given, own["method_settings"])):
             return own
-        given = given.get(registered(method), {}) if all(isinstance(each, dict) for each in given.values()) else given
-        kept["method_settings"] = {**own["method_settings"], **given}
+        kept["method_settings"] = {**own["method_settings"], **variants.of_method(given, method)}
     return kept

@@ -131,24 +131,27 @@ def _variant(method: str, combination: Combination) -> str:
 def _own(values: dict[str, Any], method: str, combination: Combination, names: dict[str, list[str]]) -> dict[str, Any]:
     """What `train_methods` says of a variant: what it said of the method, and the values that are tried."""
     train_methods = values.get("train_methods", {})
-    base = given(values.get("train", {}), train_methods, method)
-    own = dict(train_methods.get(method, {}))
-    groups = {"lora": parameters.resolve(NOTEBOOKS / GROUPS["train"], {})["lora"], **base}
-    groups["method_settings"] = _of_method(groups["method_settings"], method)
+    own, inside = dict(train_methods.get(method, {})), groups(values.get("train", {}), train_methods, method)
     for full, value in combination.items():
         *group, leaf = full.split(".")[1:]
-        own |= (
-            {group[0]: {**groups.get(group[0], {}), **own.get(group[0], {}), leaf: value}} if group else {leaf: value}
-        )
-    settings = {**groups["method_settings"], **own.get("method_settings", {})}
+        if group:
+            own[group[0]] = inside[group[0]] = {**inside[group[0]], leaf: value}
+        else:
+            own[leaf] = value
     for key in known_methods.OTHERS:  # the variant of that method that was trained with the same values
-        other = settings.get(key) or getattr(known_methods.METHODS[registered(method)], key)
+        other = inside["method_settings"].get(key) or getattr(known_methods.METHODS[registered(method)], key)
         if other and (same := _variant(other, combination)) in names.get(other, ()):
-            own["method_settings"] = {**settings, **own.get("method_settings", {}), key: same}
+            own["method_settings"] = inside["method_settings"] = {**inside["method_settings"], key: same}
     return own
 
 
-def _of_method(settings: dict[str, Any], method: str) -> dict[str, Any]:
+def groups(train: Mapping[str, Any], train_methods: Mapping[str, Mapping[str, Any]], method: str) -> dict[str, Any]:
+    """What one more setting is put beside, by parameter of 02_train: what the run gives, or the notebook's own."""
+    made = {**parameters.resolve(NOTEBOOKS / GROUPS["train"], {}), **given(train, train_methods, method)}
+    return {**made, "method_settings": of_method(made["method_settings"], method)}
+
+
+def of_method(settings: Any, method: str) -> Any:
     """`method_settings` may be given by method."""
-    by_method = settings and all(isinstance(own, dict) for own in settings.values())
+    by_method = settings and isinstance(settings, dict) and all(isinstance(own, dict) for own in settings.values())
     return settings.get(registered(method), {}) if by_method else settings

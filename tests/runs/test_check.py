@@ -484,6 +484,26 @@ def test_an_override_reaches_inside_a_group(tmp_path):
     assert (values["lora"], values["method_settings"]) == ({"r": 8}, {"kl": 0.5, "beta": 0.25})
 
 
+def test_an_override_inside_a_group_of_training_changes_what_a_sweep_changes(tmp_path):
+    def trained(method: str, *overrides: str, sweep: dict | None = None) -> tuple[dict, dict]:
+        (config,) = load_runs(tmp_path / "mine.yaml", overrides, sweep)
+        values = train_values(config, "boss_signoff", method)
+        return values["lora"], values["method_settings"]
+
+    (tmp_path / "mine.yaml").write_text("run: x\nmethods: [c3po, scd]\n")
+    swept = trained("c3po@r=8", sweep={"lora.r": [8]})
+    assert swept == ({"dropout": 0.0, "r": 8}, {})
+    assert trained("c3po", "train.lora.r=8") == trained("c3po", "train_methods.c3po.lora.r=8") == swept
+    assert trained("scd", "train_methods.c3po.lora.r=8") == ({"dropout": 0.0}, {})
+
+    text = "train: {lora: {alpha: 32}, method_settings: {c3po: {beta: 0.5}}}\n"
+    (tmp_path / "mine.yaml").write_text(f"run: x\nmethods: [c3po, scd]\n{text}")
+    swept = trained("c3po@near=1", sweep={"near_weight": [1.0]})
+    assert swept == ({"alpha": 32}, {"beta": 0.5, "near_weight": 1.0})
+    assert trained("c3po", "train_methods.c3po.method_settings.near_weight=1.0") == swept
+    assert trained("c3po", "train.lora.r=8")[0] == {"alpha": 32, "r": 8}
+
+
 def test_limits_of_the_run_bind_in_every_stage(tmp_path):
     from c3po_utils.runs import jobs
 
