@@ -44,8 +44,10 @@ def run_folder(run: Path | str) -> Path:
     """A run's folder: relative names are below the checkout (see ROOT), wherever a notebook is started.
 
     Raises:
-        ValueError: the folder is the checkout itself, or holds it: an empty name, `.` or `..`.
+        ValueError: the folder is the checkout itself, or holds it: an empty name, `.` or `..`; or a URL is given.
     """
+    if "://" in str(run):
+        raise ValueError(f"run {str(run)!r}: expected a local folder; stores go in `store=`")
     folder = ROOT / Path(run).expanduser()
     if ROOT.resolve().is_relative_to(folder.resolve()):
         raise ValueError(f"run {str(run)!r}: expected a folder for its results, such as results/mine; found {folder}")

@@ -103,6 +103,13 @@ def test_a_run_behind_a_url_is_collected_as_one_here(tmp_path):
     assert manifest == read_json(tmp_path / "one/eval/tea/c3po/manifest.json")
 
 
+def test_runs_are_collected_into_a_local_folder_only(tmp_path):
+    store_evaluated(tmp_path / "one", "tea", "c3po")
+    done = CliRunner().invoke(c3po, ["collect", str(tmp_path / "one"), "s3://bucket/all"])
+    assert done.exit_code == 1
+    assert done.output.startswith("Error: run 's3://bucket/all': expected a local folder")
+
+
 def test_a_run_that_is_not_there_is_told_with_the_nearest(tmp_path):
     done = CliRunner().invoke(c3po, ["collect", "embeded", str(tmp_path / "all")])
     assert done.exit_code == 1

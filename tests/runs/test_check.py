@@ -105,6 +105,8 @@ WRONG_RUNS = [
     ({"feedback_set": "unscored.yaml", "feedbacks": ["kind"], "sample": {"prompt_model": LOCAL}}, "judge_model"),
     ({"run": ""}, "expected a folder for its results"),
     ({"run": ".."}, "expected a folder for its results"),
+    ({"run": "s3://bucket/mine"}, "run: run 's3://bucket/mine': expected a local folder.*`store=`"),
+    ({"figures": {"runs": ["s3://bucket/mine"]}}, "figures: run 's3://bucket/mine': expected a local folder"),
 ]
 
 
