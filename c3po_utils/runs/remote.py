@@ -89,12 +89,10 @@ class Remote:
 
     def read_all(self, names: Iterable[str]) -> dict[str, bytes]:
         """The contents of those that are there, many at one time."""
-        paths = {self.path(name): name for name in names}
-        if not paths:
-            return {}
-        with self._explained():
-            found: dict[str, Any] = self.fs.cat(list(paths), on_error="return")
-        contents = {paths[path]: content for path, content in found.items()}
+        names = list(names)
+        with self._explained():  # fsspec's `cat` would take `try[2]` for a pattern
+            found = self.fs.cat_ranges([self.path(name) for name in names], None, None, on_error="return")
+        contents: dict[str, Any] = dict(zip(names, found, strict=True))
         for name, content in contents.items():
             if isinstance(content, Exception) and not isinstance(content, (FileNotFoundError, NotADirectoryError)):
                 with self._explained(name):

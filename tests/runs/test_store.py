@@ -68,6 +68,14 @@ def test_a_stage_is_the_same_on_another_machine(where, url, tmp_path):
     assert Stage(arrived, {"seed": 0}, "rows.jsonl").done
 
 
+@pytest.mark.parametrize("where", ["s3", "path"])
+def test_a_folder_whose_name_looks_like_a_pattern_is_a_folder(where, url, tmp_path):
+    remote = Remote(f"{url if where == 's3' else tmp_path}/try[2]*")
+    remote.write("driver/a?.json", b"{}")
+    assert remote.read_all(["driver/a?.json", "driver/none"]) == {"driver/a?.json": b"{}"}
+    assert remote.all_names() == remote.names("driver") == ["driver/a?.json"]
+
+
 def test_what_is_here_is_not_fetched_again_and_what_was_damaged_here_is(url, tmp_path):
     here, there = Store(url, tmp_path / "here"), Store(url, tmp_path / "there")
     publish(here, make(here.run))
