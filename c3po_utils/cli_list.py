@@ -74,7 +74,9 @@ def metrics(as_json: bool) -> None:
             "example": textwrap.shorten(example, 24, placeholder=" …"),
         }
 
-    _show(lists.known_metrics(), as_json, shown)
+    with told():
+        rows = lists.known_metrics()
+    _show(rows, as_json, shown)
 
 
 @list_.command()
@@ -87,4 +89,6 @@ def runs(as_json: bool) -> None:
         done = f"{row.pop('done')}/{row.pop('total') or '?'}"
         return {**{key: _text(value) for key, value in row.items() if key != "date"}, "done": done, "date": row["date"]}
 
-    _show(lists.runs(), as_json, shown)
+    with told():
+        rows = lists.runs()
+    _show(rows, as_json, shown)

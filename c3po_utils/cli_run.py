@@ -112,8 +112,8 @@ def _draw(config: RunConfig) -> None:
     from c3po_utils.batch import notebook
     from c3po_utils.runs import jobs, shown
 
-    figures = jobs.figures_job(config)
     with told():
+        figures = jobs.figures_job(config)
         try:
             notebook.execute(figures)
         except notebook.PapermillExecutionError as failure:

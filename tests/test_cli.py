@@ -10,7 +10,7 @@ from click.testing import CliRunner
 from c3po_utils.batch import lists
 from c3po_utils.cli import c3po
 from c3po_utils.cli_errors import called
-from c3po_utils.feedback import find_feedback
+from c3po_utils.feedback import find_feedback, records
 from c3po_utils.runs.config import load_config
 from c3po_utils.runs.files import write_json
 from c3po_utils.runs.stage import ROOT
@@ -87,6 +87,15 @@ def test_lists_fit_a_terminal_and_are_whole_for_machines():
     methods = {row["name"]: row for row in json.loads(CliRunner().invoke(c3po, ["list", "methods", "--json"]).output)}
     assert methods.keys() == {*PROMPTED, *METHODS}
     assert methods["dpo"]["differs"] == {"out_weight": 0.0, "near_weight": 0.0}
+
+
+def test_lists_tell_a_broken_set_without_a_traceback(tmp_path, monkeypatch):
+    monkeypatch.setattr(records, "FEEDBACK_FOLDER", tmp_path)
+    (tmp_path / "mine.yaml").write_text("feedbacks:\n  - id: [\n")
+    for what in ("feedbacks", "metrics"):
+        done = CliRunner().invoke(c3po, ["list", what])
+        assert (done.exit_code, len(done.output.splitlines())) == (1, 1)
+        assert done.output.startswith(f"Error: {tmp_path}/mine.yaml, line ")
 
 
 def test_a_question_that_gets_no_answer_ends_the_command_as_click_does(tmp_path):

@@ -74,9 +74,10 @@ def _stage_of(name: str, manifests: dict[str, bytes]) -> str:
 
 
 def _parsed(content: bytes | None) -> dict[str, Any] | None:
-    with contextlib.suppress(ValueError, TypeError):
+    with contextlib.suppress(ValueError):
         manifest = json.loads(content or b"")
-        return {key: value for key, value in manifest.items() if key != STORED}
+        if isinstance(manifest, dict):
+            return {key: value for key, value in manifest.items() if key != STORED}
     return None
 
 
@@ -124,7 +125,7 @@ def _refuse_conflicts(targets: dict[str, Path], found: dict[str, list]) -> None:
 
 
 def _finished(manifest: dict[str, Any] | None) -> bool:
-    return bool(manifest) and manifest.get("status") == "done"
+    return bool(manifest) and manifest.get("status") == "done" and isinstance(manifest.get("identity"), dict)
 
 
 def _differences(one: dict[str, Any], other: dict[str, Any]) -> list[str]:

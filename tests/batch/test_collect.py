@@ -24,6 +24,20 @@ def store_evaluated(run, id: str, method: str, score: int = 1, rows: str = "r") 
     return stage
 
 
+@pytest.mark.parametrize("manifest", ["[]", '{"status": "done"}', '{"status": '])
+def test_a_stage_with_a_damaged_manifest_is_left_out(tmp_path, manifest):
+    store_evaluated(tmp_path / "one", "tea", "scd")
+    damaged = store_evaluated(tmp_path / "one", "tea", "c3po").path("manifest.json")
+    for overwritten in (False, True):
+        if overwritten:
+            store_evaluated(tmp_path / "all", "tea", "c3po", score=0)
+        damaged.write_text(manifest)
+        done = CliRunner().invoke(c3po, ["collect", str(tmp_path / "one"), str(tmp_path / "all")])
+        assert done.exit_code == 0, done.output
+        assert f"left out: eval/tea/c3po of {tmp_path}/one: not finished" in done.output
+    assert load_scores(tmp_path / "all").score.tolist() == [0, 1]
+
+
 def test_runs_are_collected_into_one_whose_scores_are_all_of_theirs(tmp_path):
     for name, id in (("one", "tea"), ("two", "milk")):
         store_evaluated(tmp_path / name, id, "c3po")

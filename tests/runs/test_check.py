@@ -268,6 +268,17 @@ def test_figures_that_cannot_be_drawn_say_why_in_a_line(tmp_path, monkeypatch):
     assert done.output == f"Error: {copy}: FileNotFoundError: no finished evaluation\n"
 
 
+@pytest.mark.filterwarnings("ignore:.*is made anew")
+def test_figures_of_a_damaged_stage_say_which_in_a_line(tmp_path):
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(wrong_run(tmp_path, {})))
+    manifest = tmp_path / "run/eval/boss_signoff/c3po/manifest.json"
+    manifest.parent.mkdir(parents=True)
+    manifest.write_text('{"status": ')
+    done = CliRunner().invoke(c3po, ["run", str(tmp_path / "mine.yaml"), "--figures-only"])
+    assert (done.exit_code, len(done.output.splitlines())) == (1, 1)
+    assert done.output.startswith(f"Error: {manifest}: expected JSON, found 11 bytes")
+
+
 def test_weights_that_cannot_be_had_are_said_before_anything_runs(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     config = RunConfig(run=str(tmp_path / "run"), methods=["c3po"], sample={"model": "nobody/no-such-model"})
