@@ -152,8 +152,8 @@ class Ledger(LedgerFile):
         Raises BudgetReached when the spending so far and this attempt's ceiling pass the budget, and no call in flight
         can still turn out cheaper.
         """
-        now = self.now()
         with self._write() as db:
+            now = self.now()  # waiting for others' writes takes its time, above all on a network's disk
             wait = max(window_wait(db, scope, quota, now), budget_wait(db, key, quota, now))
             if wait > 0:
                 return wait, 0

@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from contextvars import ContextVar
 from pathlib import Path
 
+from c3po_utils.chat.network_disk import on_network
+
 APPLICATION, VERSION = 0xC3B0, 1
 TABLES = """
 CREATE TABLE IF NOT EXISTS calls (key TEXT PRIMARY KEY, scope TEXT NOT NULL, request TEXT NOT NULL,
@@ -86,25 +88,46 @@ def _connect(path: Path) -> sqlite3.Connection:
     with _making, contextlib.suppress(FileExistsError):
         os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
     db = sqlite3.connect(path, timeout=60, isolation_level=None, check_same_thread=False)
-    _check(db, path)
-    for attempt in range(100):  # entering WAL mode does not wait for another process that does the same
+    try:
+        _keep_journal(db, _journal(db, path))
+        marks = f"PRAGMA application_id={APPLICATION}; PRAGMA user_version={VERSION};"
+        db.executescript(f"BEGIN IMMEDIATE; {TABLES} {marks} COMMIT;")
+    except BaseException:
+        db.close()  # as others wait until nobody has it open
+        raise
+    return db
+
+
+def _journal(db: sqlite3.Connection, path: Path) -> str:
+    """How writes are kept whole: a write-ahead log is fast, and for one machine's processes only (sqlite.org/wal.html).
+
+    On a network's disk it is a rollback journal, with locks on the file itself. A ledger that was made with one keeps
+    it: the machine whose own disk is the others' network's has it open beside them.
+    """
+    made = _check(db, path)
+    kept = made and db.execute("PRAGMA journal_mode").fetchone()[0] == "delete"
+    return "DELETE" if kept or on_network(path.parent) else "WAL"
+
+
+def _keep_journal(db: sqlite3.Connection, journal: str) -> None:
+    for attempt in range(100):  # a change does not wait for another process that makes it, or has the file open
         try:
-            db.execute("PRAGMA journal_mode=WAL")
+            db.execute(f"PRAGMA journal_mode={journal}")
             break
         except sqlite3.OperationalError as error:
             if "locked" not in str(error) or attempt == 99:
                 raise
             time.sleep(0.05)
-    db.execute("PRAGMA synchronous=NORMAL")
-    marks = f"PRAGMA application_id={APPLICATION}; PRAGMA user_version={VERSION};"
-    db.executescript(f"BEGIN IMMEDIATE; {TABLES} {marks} COMMIT;")
-    return db
+    # A log is synced by `sync`, each second; a rollback journal has to be as it goes.
+    db.execute(f"PRAGMA synchronous={'NORMAL' if journal == 'WAL' else 'FULL'}")
 
 
 def _connect_to_read(path: Path) -> sqlite3.Connection:
     if path.exists():
-        # Without a log nobody writes to it, and it is all there is: then SQLite need not make files of its own.
-        how = "mode=ro" if path.with_name(f"{path.name}-wal").exists() else "immutable=1"
+        # Without a log nobody on this machine writes to it, and it is all there is: then SQLite need not make files of
+        # its own.
+        written = on_network(path.parent) or path.with_name(f"{path.name}-wal").exists()
+        how = "mode=ro" if written else "immutable=1"
         db = sqlite3.connect(f"{path.absolute().as_uri()}?{how}", uri=True, timeout=60, check_same_thread=False)
         _check(db, path)
     else:
@@ -113,7 +136,8 @@ def _connect_to_read(path: Path) -> sqlite3.Connection:
     return db
 
 
-def _check(db: sqlite3.Connection, path: Path) -> None:
+def _check(db: sqlite3.Connection, path: Path) -> bool:
+    """Whether it has its tables already. Raises LedgerError for another's."""
     queries = ("SELECT COUNT(*) FROM sqlite_master", "PRAGMA application_id", "PRAGMA user_version")
     db.execute("BEGIN")  # one snapshot: another process may be making the tables now
     tables, application, version = (db.execute(query).fetchone()[0] for query in queries)
@@ -121,6 +145,7 @@ def _check(db: sqlite3.Connection, path: Path) -> None:
     if tables and (application, version) != (APPLICATION, VERSION):
         found = f"found a database of application {application}, version {version}"
         raise LedgerError(f"{path}: expected a call ledger; {found}")
+    return bool(tables)
 
 
 def _boot() -> str:

@@ -10,10 +10,22 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from c3po_utils.chat import ledger_file
 from c3po_utils.chat.budget import BudgetReached, Quota, alive, new_owner
 from c3po_utils.chat.ledger import Entry, Ledger
 
 OK = Entry("ok", "", "an answer", 10, 5, price=0.5, at_most=0.5)
+
+
+@pytest.fixture(params=["wal", "delete"])
+def book(tmp_path, monkeypatch, request):
+    """A ledger as it is on a disk of this machine, and as it is on a network's, whose journal all that open it keep."""
+    with monkeypatch.context() as patch:
+        patch.setattr(ledger_file, "on_network", lambda folder: request.param == "delete")
+        Ledger(tmp_path / "calls.sqlite").close()
+    ledger = Ledger(tmp_path / "calls.sqlite")
+    assert ledger._read("PRAGMA journal_mode") == [(request.param,)]
+    return ledger
 
 
 @pytest.fixture
@@ -98,12 +110,12 @@ def test_a_pid_used_again_is_not_its_predecessor():
     assert alive(json.dumps(["another machine", pid, "1", run]))
 
 
-def test_only_one_of_many_threads_and_ledgers_gets_a_claim(tmp_path):
-    path, won = tmp_path / "calls.sqlite", []
+def test_only_one_of_many_threads_and_ledgers_gets_a_claim(book):
+    won = []
 
     def compete() -> None:
-        book = Ledger(path)
-        won.extend(key for key in map(str, range(40)) if book.claim(key, new_owner(), 60) is True)
+        own = Ledger(book.path)
+        won.extend(key for key in map(str, range(40)) if own.claim(key, new_owner(), 60) is True)
 
     with ThreadPoolExecutor(8) as pool:
         [future.result() for future in [pool.submit(compete) for _ in range(8)]]
@@ -294,16 +306,16 @@ def test_several_processes_share_one_limit(tmp_path):
     assert len(times) > 3 * 20, "and the limit is made use of"
 
 
-def test_a_ledger_survives_kill_9_in_the_middle_of_writing(tmp_path):
+def test_a_ledger_survives_kill_9_in_the_middle_of_writing(book):
     """Every record that was reported as done is there after the writer was killed."""
     code = (
         "import sys; from c3po_utils.chat.ledger import Entry, Ledger; book = Ledger(sys.argv[1])\n"
         "for n in range(10**6): book.record(str(n), 'm', '{}', Entry('ok', text='x' * 2000)); print(n, flush=True)"
     )
-    path, rng, start = tmp_path / "calls.sqlite", random.Random(0), 0
+    path, rng, start = book.path, random.Random(0), 0
     for _ in range(3):
         process = subprocess.Popen([sys.executable, "-c", code, path], stdout=subprocess.PIPE, text=True)
-        for _ in range(rng.randint(20, 200)):
+        for _ in range(rng.randint(20, 60)):
             last = int(process.stdout.readline())
         os.kill(process.pid, 9)
         process.wait()

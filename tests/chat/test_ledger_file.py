@@ -10,9 +10,11 @@ import time
 
 import pytest
 
+from c3po_utils.chat import ledger_file
 from c3po_utils.chat.budget import Quota, new_owner
 from c3po_utils.chat.ledger import LONGEST_LEASE_S, Entry, Ledger
 from c3po_utils.chat.ledger_file import LedgerError
+from c3po_utils.chat.network_disk import on_network
 from tests.asking import SAMPLING, asks, by_id, fast_client, tally
 from tests.servers import Reply, error, scripted
 
@@ -135,6 +137,45 @@ def test_a_full_disk_is_one_error_and_loses_no_stored_answer(tmp_path):
         assert book._read("PRAGMA integrity_check") == [("ok",)]
         assert tally(by_id(fast_client(tmp_path, server).complete(asks(60), SAMPLING)).values()) == {"ok": 60}
         assert len(server.asked) - asked == 60 - stored, "what is stored is not asked again"
+
+
+# A disk that several machines share
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [("ext4", False), ("tmpfs", False), ("fuseblk", False), ("nfs4", True), ("lustre", True), ("fuse.sshfs", True)],
+)
+def test_a_networks_disk_is_known_by_its_mount(tmp_path, kind, expected):
+    device = os.stat(tmp_path).st_dev
+    (tmp_path / "mountinfo").write_text(
+        "22 1 0:0 / /proc rw - nfs proc rw\n"
+        f"23 1 {os.major(device)}:{os.minor(device)} / /home rw,relatime shared:5 - {kind} server:/home rw\n"
+    )
+    assert on_network(tmp_path, tmp_path / "mountinfo") is expected
+    assert on_network(tmp_path, tmp_path / "none") is False
+
+
+def test_a_ledger_with_a_log_gives_it_up_on_a_networks_disk_once_it_is_alone(tmp_path, monkeypatch):
+    """As one of a run that was begun on one machine: the log of one is not seen by the others."""
+    book = Ledger(tmp_path / "calls.sqlite")
+    book.record("k", "m", "{}", OK)
+    monkeypatch.setattr(ledger_file, "on_network", lambda folder: True)
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
+    with pytest.raises(LedgerError, match=r"database is locked; another process .* run again"):
+        Ledger(book.path)
+    book.close()
+    assert Ledger(book.path).lookup(["k"]) == {"k": OK}
+    assert [path.name for path in tmp_path.iterdir()] == ["calls.sqlite"]
+
+
+def test_what_other_machines_may_write_is_read_with_their_locks(tmp_path, monkeypatch):
+    monkeypatch.setattr(ledger_file, "on_network", lambda folder: True)
+    book = Ledger(tmp_path / "calls.sqlite")
+    with ledger_file.only_reading():
+        reader = Ledger(book.path)
+    book.record("k", "m", "{}", OK)
+    assert reader.lookup(["k"]) == {"k": OK}
 
 
 # A clock that is set
