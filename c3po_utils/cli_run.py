@@ -86,6 +86,7 @@ def run(
         chosen = runs_of(run, overrides, sweep, sweep_file)
         for one in chosen:
             (check.check if without_keys else check.refuse)(one)
+    failed = []
     for one in chosen:
         if len(chosen) > 1:
             click.echo(f"{one.run}:")
@@ -93,8 +94,10 @@ def run(
             _estimate(one)
         elif figures_only:
             _draw(one)
-        else:
-            _run(one, kinds, take_over)
+        elif error := _run(one, kinds, take_over):
+            failed.append(f"{one.run}: {error}" if len(chosen) > 1 else error)
+    if failed:
+        raise click.ClickException("\n".join(failed))
 
 
 def _estimate(config: RunConfig) -> None:
@@ -121,14 +124,19 @@ def _draw(config: RunConfig) -> None:
     _show_figures(figures.stages[0].folder)
 
 
-def _run(config: RunConfig, kinds: tuple[str, ...], take_over: bool) -> None:
+def _run(config: RunConfig, kinds: tuple[str, ...], take_over: bool) -> str:
+    """Which of its jobs failed, or nothing: other runs of a sweep need not wait for them."""
     from c3po_utils.batch import driver, graph
 
     with told():
         nodes = graph.graph(config, kinds)
-        driver.run_checked(config, nodes, take_over)
+        try:
+            driver.run_checked(config, nodes, take_over)
+        except driver.RunFailed as failure:
+            return str(failure)
     if "figures" in nodes:
         _show_figures(nodes["figures"].folders[0])
+    return ""
 
 
 def _show_figures(folder: Path) -> None:

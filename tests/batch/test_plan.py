@@ -189,6 +189,24 @@ def test_the_driver_of_a_run_gets_the_jobs_of_the_stages_alone(tmp_path, monkeyp
     assert driven == [(f"{tmp_path}/run@categories=3", names), (f"{tmp_path}/run@categories=4", names)]
 
 
+def test_swept_sampling_goes_on_after_a_run_that_fails_and_tells_all_at_the_end(tmp_path, monkeypatch):
+    def fails(config: RunConfig, *_: object) -> None:
+        driven.append(config.run)
+        if not config.run.endswith("=4"):
+            raise driver.RunFailed({"sample/plant_tip": "no answers"}, {})
+
+    driven: list[str] = []
+    monkeypatch.setattr(driver, "run_checked", fails)
+    command = ["run", "smoke", f"run={tmp_path}/run", "--stages", "sample", "--sweep", "categories=3,4,5"]
+    done = CliRunner().invoke(c3po, command)
+    assert (done.exit_code, driven) == (1, [f"{tmp_path}/run@categories={count}" for count in (3, 4, 5)])
+    told = [line for line in done.output.splitlines() if "1 of the run's jobs failed" in line]
+    assert told == [
+        f"Error: {tmp_path}/run@categories=3: 1 of the run's jobs failed:",
+        f"{tmp_path}/run@categories=5: 1 of the run's jobs failed:",
+    ]
+
+
 def test_an_unknown_stage_is_told_with_the_nearest():
     done = CliRunner().invoke(c3po, ["run", "demo", "--stages", "sample,trian"])
     assert done.exit_code == 2
