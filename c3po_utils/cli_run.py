@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from c3po_utils.cli_errors import told
 
@@ -19,6 +20,9 @@ STAGES = {  # by name on the command line, kinds of jobs
     "evaluate": ("evaluate", "two_feedbacks", "compare"),
     "figures": ("figures",),
 }
+
+
+ALONE = {"--estimate": "runs nothing", "--figures-only": "draws what is done"}  # options beside which no other counts
 
 
 def of_run(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -51,6 +55,15 @@ def _stages(_: click.Context, __: click.Parameter, value: str) -> tuple[str, ...
     return tuple(kind for name in names for kind in STAGES[name])
 
 
+def _refuse_together(**given: bool) -> None:
+    """Refuse an option of `c3po run` that would be passed over beside another one."""
+    names = [f"--{name.replace('_', '-')}" for name, is_given in given.items() if is_given]
+    for name in ALONE:
+        if name in names and len(names) > 1:
+            others = ", ".join(other for other in names if other != name)
+            raise click.UsageError(f"{name} {ALONE[name]}: expected it without {others}")
+
+
 _only = click.option(
     "--stages", "kinds", default="", callback=_stages, metavar="A,B", help=f"Only these of {','.join(STAGES)}."
 )
@@ -81,6 +94,8 @@ def run(
     """
     from c3po_utils.runs import check
 
+    only = click.get_current_context().get_parameter_source("kinds") is not ParameterSource.DEFAULT
+    _refuse_together(estimate=estimate, figures_only=figures_only, take_over=take_over, stages=only)
     without_keys = estimate or figures_only or kinds == STAGES["figures"]
     with told():  # before papermill is imported, which takes a second
         chosen = runs_of(run, overrides, sweep, sweep_file)

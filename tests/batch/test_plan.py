@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -205,6 +206,21 @@ def test_swept_sampling_goes_on_after_a_run_that_fails_and_tells_all_at_the_end(
         f"Error: {tmp_path}/run@categories=3: 1 of the run's jobs failed:",
         f"{tmp_path}/run@categories=5: 1 of the run's jobs failed:",
     ]
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--estimate", "--take-over"], "--estimate runs nothing: expected it without --take-over"),
+        (["--estimate", "--figures-only"], "--estimate runs nothing: expected it without --figures-only"),
+        (["--estimate", "--stages", "sample"], "--estimate runs nothing: expected it without --stages"),
+        (["--figures-only", "--stages", "train", "--take-over"], "--figures-only .* without --take-over, --stages"),
+    ],
+)
+def test_options_that_do_not_go_together_are_refused(options, says):
+    done = CliRunner().invoke(c3po, ["run", "demo", *options])
+    assert done.exit_code == 2
+    assert re.search(says, done.output.splitlines()[-1])
 
 
 def test_an_unknown_stage_is_told_with_the_nearest():
