@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from transformers import LogitsProcessor
 
 from c3po_utils.chat.types import Outcome, Request, Sampling
 from c3po_utils.engine import attention, models
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 TIES = 64  # candidates beyond top_k that are looked at, so that ties with the k-th logit stay in, as in transformers
 PREFILL_TOKENS = 4096  # at most this many padded prompt tokens in one prefill pass
 MIN_SHARED_PREFIX = 8
+NO_NUMBERS = "the model's logits are not finite numbers"
 GROWTH = 32  # positions by which the cache grows: steps use all that it has, as parts of it would have to be copied
 
 
@@ -38,6 +40,12 @@ def filter_logits(logits_BV: torch.Tensor, sampling: Sampling) -> tuple[torch.Te
     before_BC = probs_BC.cumsum(-1) - probs_BC
     probs_BC = probs_BC.masked_fill(before_BC >= sampling.top_p, 0.0)
     return probs_BC / probs_BC.sum(-1, keepdim=True), ids_BC
+
+
+def finite(logits_BV: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The logits with zeros in the rows that hold some that are no finite numbers, and which rows these are, (B,)."""
+    bad_B = ~logits_BV.amax(-1).isfinite()  # nan wherever one of a row is
+    return (logits_BV.masked_fill(bad_B[:, None], 0.0) if bad_B.any() else logits_BV), bad_B
 
 
 def pick(logits_BV: torch.Tensor, sampling: Sampling, uniform_B: torch.Tensor) -> torch.Tensor:
@@ -168,9 +176,7 @@ class SlotLoop:
     def _step(self) -> Iterator[Outcome]:
         logits_SV = self._forward(None, self.inputs_S[:, None], self.lengths_S, head=True).logits[:, -1]
         uniform_S = torch.tensor([row.uniform[len(row.answer)] if row else 0.0 for row in self.rows])
-        bad_S = ~logits_SV.amax(-1).isfinite()  # nan wherever one of a row is
-        if bad_S.any():
-            logits_SV = logits_SV.masked_fill(bad_S[:, None], 0.0)
+        logits_SV, bad_S = finite(logits_SV)
         tokens_S = pick(logits_SV, self.sampling, uniform_S.to(self.device)).cpu()
         self.inputs_S = tokens_S
         for slot, (row, token, bad) in enumerate(zip(self.rows, tokens_S.tolist(), bad_S.tolist(), strict=True)):
@@ -179,10 +185,7 @@ class SlotLoop:
                 continue
             self.lengths_S[slot] += 1
             row.answer.append(token)
-            if bad:
-                outcome = self.chat.outcome(row, "failed", "", "the model's logits are not finite numbers")
-            else:
-                outcome = self.chat.finish(row, self.sampling)
+            outcome = self.chat.outcome(row, "failed", "", NO_NUMBERS) if bad else self.chat.finish(row, self.sampling)
             if outcome:
                 self.rows[slot] = None
                 yield outcome
@@ -198,43 +201,63 @@ class SlotLoop:
             cache[: self.slots, :, :span] = cache[keep.to(self.device), :, :span]
 
 
+class OwnDraws(LogitsProcessor):
+    """Has `generate`, told to be greedy, take the tokens that `pick` draws by each row's own uniforms.
+
+    `bad_at`: by row, the first step whose logits were no finite numbers; None where all were.
+    """
+
+    def __init__(self, rows: list[Row], sampling: Sampling, width: int):
+        self.sampling, self.width = sampling, width
+        self.uniform_BT = torch.tensor(np.stack([row.uniform for row in rows]))
+        self.bad_at: list[int | None] = [None] * len(rows)
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        step = input_ids.shape[1] - self.width
+        logits_BV, bad_B = finite(scores)
+        for place in bad_B.nonzero()[:, 0].tolist():
+            self.bad_at[place] = step if self.bad_at[place] is None else self.bad_at[place]
+        tokens_B = pick(logits_BV, self.sampling, self.uniform_BT[:, step].to(scores.device))
+        return torch.full_like(scores, -torch.inf).scatter(-1, tokens_B[:, None], 0.0)
+
+
 class BatchLoop:
     """transformers' `generate` in batches, for architectures that the slots do not serve (Falcon, sliding windows)."""
 
     def __init__(self, chat: LocalChat, rows: list[Row], sampling: Sampling, size: int = 32):
         self.chat, self.sampling = chat, sampling
         ordered = sorted(rows, key=lambda row: len(row.prompt))
-        self.batches = [ordered[start : start + size] for start in range(0, len(ordered), size)]
+        # A prompt that leaves less room than an answer may take would cut its neighbours' answers, too.
+        whole = [row for row in ordered if len(row.prompt) + sampling.max_new_tokens <= chat.context]
+        self.batches = [whole[start : start + size] for start in range(0, len(whole), size)]
+        self.batches += [[row] for row in ordered[len(whole) :]]
 
     @torch.inference_mode()
     def run(self) -> Iterator[Outcome]:
         for batch in self.batches:
-            answers = self._generate(batch)
-            for row, answer in zip(batch, answers, strict=True):
-                yield self._replay(row, answer)
+            for row, answer, bad_at in zip(batch, *self._generate(batch), strict=True):
+                yield self._replay(row, answer, bad_at)
 
-    def _generate(self, batch: list[Row]) -> list[list[int]]:
-        chat, sampling = self.chat, self.sampling
-        width = max(len(row.prompt) for row in batch)
+    def _generate(self, batch: list[Row]) -> tuple[list[list[int]], list[int | None]]:
+        """The rows' answers, and at which token each met logits that are no numbers."""
+        chat, width = self.chat, max(len(row.prompt) for row in batch)
         pad = chat.tokenizer.pad_token_id
         ids = torch.tensor([[pad] * (width - len(row.prompt)) + row.prompt for row in batch])
         mask = torch.tensor([[0] * (width - len(row.prompt)) + [1] * len(row.prompt) for row in batch])
-        settings = {"do_sample": False}
-        if sampling.temperature:
-            settings = {
-                "do_sample": True, "temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": sampling.top_k
-            }  # fmt: skip
-        torch.manual_seed(int(batch[0].uniform[0] * 2**31))
+        draws = OwnDraws(batch, self.sampling, width)
         with models.plain_generation(chat.model):
             out = chat.model.generate(
                 ids.to(chat.model.device), attention_mask=mask.to(chat.model.device), pad_token_id=pad,
-                max_new_tokens=min(sampling.max_new_tokens, chat.context - width), use_cache=True, **settings,
+                max_new_tokens=min(self.sampling.max_new_tokens, chat.context - width), use_cache=True,
+                do_sample=False, logits_processor=[draws],
             )  # fmt: skip
-        return out[:, width:].tolist()
+        return out[:, width:].tolist(), draws.bad_at
 
-    def _replay(self, row: Row, answer: list[int]) -> Outcome:
-        for token in answer:
+    def _replay(self, row: Row, answer: list[int], bad_at: int | None) -> Outcome:
+        for step, token in enumerate(answer):
             row.answer.append(token)
+            if step == bad_at:
+                return self.chat.outcome(row, "failed", "", NO_NUMBERS)
             outcome = self.chat.finish(row, self.sampling)
             if outcome:
                 return outcome

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -36,6 +37,17 @@ def tiny(tmp_path_factory, device):
     return load_model(folder, torch.float32, device), load_tokenizer(folder)
 
 
+@pytest.fixture(scope="module")
+def falcon(tmp_path_factory, device):
+    """An architecture that the slots do not serve."""
+    config = FalconConfig(
+        vocab_size=len(tiny_tokenizer()), hidden_size=32, num_hidden_layers=2, num_attention_heads=4, pad_token_id=0,
+        bos_token_id=1, eos_token_id=2, max_position_embeddings=256,
+    )  # fmt: skip
+    folder = str(save_tiny(tmp_path_factory.mktemp("random") / "falcon", config))
+    return load_model(folder, torch.float32, device), load_tokenizer(folder)
+
+
 def requests(n: int = len(PROMPTS), **kwargs) -> list[Request]:
     return [request(f"r{i}", prompt, **kwargs) for i, prompt in enumerate(PROMPTS[:n])]
 
@@ -62,13 +74,8 @@ def test_greedy_equals_generate(tiny, slots, system):
         assert ours[one.id].text == generated(model, tokenizer, one, 20), one.id
 
 
-def test_greedy_of_an_architecture_without_slots_equals_generate(tmp_path, device):
-    config = FalconConfig(
-        vocab_size=len(tiny_tokenizer()), hidden_size=32, num_hidden_layers=2, num_attention_heads=4, pad_token_id=0,
-        bos_token_id=1, eos_token_id=2, max_position_embeddings=256,
-    )  # fmt: skip
-    folder = str(save_tiny(tmp_path / "falcon", config))
-    model, tokenizer = load_model(folder, torch.float32, device), load_tokenizer(folder)
+def test_greedy_of_an_architecture_without_slots_equals_generate(falcon):
+    model, tokenizer = falcon
     asked = requests(4)
     ours = answers(LocalChat(model, tokenizer), asked, Sampling(temperature=0, max_new_tokens=8))
     assert {one.id: generated(model, tokenizer, one, 8) for one in asked} == {id: o.text for id, o in ours.items()}
@@ -108,6 +115,34 @@ def test_samples_do_not_depend_on_neighbours_or_slots(tiny):
         assert {id: together[id].text for id in alone} == {id: alone[id].text for id in alone}
     other = answers(LocalChat(*tiny), requests(8), Sampling(temperature=1.0, max_new_tokens=16, seed=4))
     assert any(other[id].text != alone[id].text for id in alone)
+
+
+def test_samples_of_an_architecture_without_slots_depend_on_seed_and_id_alone(falcon):
+    """Neither on what is beside them nor on its order; nor are they cut where a neighbour's context ends."""
+    sampling = Sampling(temperature=1.0, top_p=0.95, top_k=40, max_new_tokens=16, seed=3)
+    asked = [*requests(6), request("long", "word " * 120)]
+    alone = {one.id: answers(LocalChat(*falcon), [one], sampling)[one.id] for one in asked}
+    for together in (asked, asked[::-1]):
+        assert answers(LocalChat(*falcon), together, sampling) == alone
+    other = answers(LocalChat(*falcon), asked, replace(sampling, seed=4))
+    assert any(other[id].text != alone[id].text for id in alone)
+    again = answers(LocalChat(*falcon), [request("another", PROMPTS[0])], sampling)
+    assert again["another"].text != alone["r0"].text
+
+
+def test_logits_that_are_no_numbers_fail_their_row_alone_without_slots(falcon):
+    model, tokenizer = falcon
+    marker = tokenizer("~", add_special_tokens=False).input_ids[0]
+    handle = model.get_input_embeddings().register_forward_hook(
+        lambda _m, ids, out: out.masked_fill((ids[0] == marker).any(-1)[:, None, None], torch.nan)
+    )
+    try:
+        for sampling in (Sampling(max_new_tokens=6), Sampling(temperature=0, max_new_tokens=6)):
+            ours = answers(LocalChat(*falcon), [request("bad", "a ~ b"), *requests(3)], sampling)
+            assert "finite" in ours["bad"].reason
+            assert tally(ours.values())["failed"] == 1
+    finally:
+        handle.remove()
 
 
 def test_equal_prompts_share_prefill_and_still_differ(tiny):
