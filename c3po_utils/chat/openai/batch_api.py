@@ -124,12 +124,15 @@ class BatchRun(Run):
         """The job of the token, started if it is not there: an attempt before may have started it unseen."""
         if found := await self._find(token):
             return found
-        if all(batch.token != token for batch in self.ledger.batches(self.chat.scope)):
+        if not self._is_open(token):
             raise RuntimeError("sending the batch took so long that another run has taken over its calls")
         job = await self.transport.client.batches.create(
             input_file_id=file, endpoint=ENDPOINT, completion_window="24h", metadata={"c3po": token}
         )
         return _field(job, "id")
+
+    def _is_open(self, token: str) -> bool:
+        return any(batch.token == token for batch in self.ledger.batches(self.chat.scope))
 
     async def _find(self, token: str) -> str | None:
         seen = 0
@@ -161,7 +164,7 @@ class BatchRun(Run):
         except BatchFailed as error:
             if not self._lost(batch, error):
                 raise
-            self._close(batch, Reply("failed", reason=str(error), billed=True))
+            self._close(batch, self._calls_of(batch), Reply("failed", reason=str(error), billed=True))
             return
         if job.status in ENDED or self.ledger.now() - batch.at > GIVE_UP_S:
             await self._settle(batch, job)
@@ -180,21 +183,20 @@ class BatchRun(Run):
         Raises BatchFailed for a file that cannot be read now: its answers are paid for, and the batch stays open.
         """
         why = " ".join([f"batch {batch.job} {job.status} without this answer.", *_messages(job)])
+        calls, billed = self._calls_of(batch), False
         failed: dict[str, Reply] = {}
-        billed = False
         for file in (job.output_file_id, job.error_file_id):
             if isinstance(file, str) and file:
                 try:
-                    await self._patiently(lambda file=file: self._collect(file, batch, failed))
+                    await self._patiently(lambda file=file: self._collect(file, calls, failed))
                 except BatchFailed as error:
                     if not self._lost(batch, error):
                         raise
                     why, billed = f"{why} Its file {file}: {error}", True
-        self._close(batch, Reply("failed", reason=why, billed=billed), failed)
+        self._close(batch, calls, Reply("failed", reason=why, billed=billed), failed)
 
-    async def _collect(self, file: str, batch: Batch, failed: dict[str, Reply]) -> None:
+    async def _collect(self, file: str, calls: Mapping[str, Call], failed: dict[str, Reply]) -> None:
         """Record a result file's answers, one transaction each; `failed` is for the calls that have none."""
-        calls = self._calls_of(batch)
         missing, left = calls.keys() - self.ledger.lookup(calls).keys(), 2 * len(calls)
         async with self.transport.client.files.with_streaming_response.content(file) as response:
             async for line in lines(response.iter_bytes(), 2 * self.limits.max_answer_bytes, cut=True):
@@ -208,9 +210,15 @@ class BatchRun(Run):
                 if not left or not missing:
                     break
 
-    def _close(self, batch: Batch, otherwise: Reply, failed: Mapping[str, Reply] = EMPTY) -> None:
-        """Forget a batch; what is not answered by now ends as in `failed`, or as `otherwise`."""
-        calls = self._calls_of(batch)
+    def _close(
+        self, batch: Batch, calls: Mapping[str, Call], otherwise: Reply, failed: Mapping[str, Reply] = EMPTY
+    ) -> None:
+        """Forget a batch; what is not answered by now ends as in `failed`, or as `otherwise`.
+
+        One that another run has forgotten is left alone: its calls may be on their way again.
+        """
+        if not self._is_open(batch.token):
+            return
         for key in calls.keys() - self.ledger.lookup(calls).keys():
             self._end(calls[key], failed.get(key, otherwise))
         self.ledger.end_batch(batch.token)

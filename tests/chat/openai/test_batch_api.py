@@ -6,7 +6,9 @@ from dataclasses import replace
 
 import pytest
 
-from c3po_utils.chat.budget import BudgetReached
+from c3po_utils.chat.budget import BudgetReached, new_owner
+from c3po_utils.chat.openai import replies
+from c3po_utils.chat.openai.batch_api import BatchRun
 from c3po_utils.chat.types import Request, request
 from c3po_utils.sampling.deduplicated import Listing
 from tests.asking import ANSWER_USD, SAMPLING, asks, by_id, echo, fast_client, tally
@@ -44,6 +46,38 @@ def test_an_answer_whose_price_is_unknown_costs_in_a_batch_what_its_claim_had_re
         model = batching(server)
         assert tally(model.complete(asked, SAMPLING)) == {"ok": 2}
     assert model.ledger.spent() == pytest.approx(sum(map(model.ceiling, model.calls(asked, SAMPLING))))
+
+
+def test_what_was_sent_is_read_once_however_many_result_files_there_are(batching, monkeypatch):
+    """It may be 150 MB."""
+    with scripted(echo, Batches(echo, looks=1, leave_out=1)) as server:
+        model, read, look = batching(server), [], Batches._look
+
+        def two_files(batches, name) -> Reply:
+            look(batches, name)
+            batches.jobs[name]["error_file_id"] = batches.jobs[name].get("output_file_id")
+            return look(batches, name)
+
+        monkeypatch.setattr(Batches, "_look", two_files)
+        content = model.ledger.batch_content
+        monkeypatch.setattr(model.ledger, "batch_content", lambda token: read.append(token) or content(token))
+        assert tally(model.complete(asks(3), SAMPLING)) == {"ok": 2, "failed": 1}
+    assert len(read) == 1
+
+
+def test_a_batch_that_another_run_has_ended_meanwhile_is_not_ended_again(batching):
+    """Whose calls may be on their way anew."""
+    with scripted(echo, Batches(echo)) as server:
+        model, other = batching(server), new_owner()
+        (call,) = calls = model.calls(asks(1), SAMPLING)
+        model.ledger.add_batch("token", model.scope, new_owner(), [call.key], "", 60)
+        (batch,) = model.ledger.batches(model.scope)
+        model.ledger.end_batch("token")
+        assert model.ledger.claim(call.key, other, 60) is True
+        run = BatchRun(model, calls, lambda *_: None, threading.Event())
+        run._close(batch, {call.key: call}, replies.Reply("failed"))
+        assert model.ledger.failures([call.key]) == {}
+        assert model.ledger.claim(call.key, new_owner(), 60) is False
 
 
 def test_live_and_batch_share_answers(client, batching):
