@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 import shutil
 import sqlite3
 import sys
@@ -36,9 +37,9 @@ def called() -> str:
 
 
 def _shown(program: Path) -> str:
-    """A program as it can be typed here."""
+    """A program as it can be typed here, in a shell."""
     found = shutil.which(program.name)
     if found and Path(found).absolute() == program.absolute():
         return program.name
     path = program.absolute()
-    return os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)
+    return shlex.quote(os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path))

@@ -54,11 +54,11 @@ def collect(sources: tuple[str, ...], dest: str, side_by_side: bool) -> None:
     are left out, and nothing in DEST is overwritten.
     """
     from c3po_utils.batch import collect as collecting
-    from c3po_utils.runs import run_folder, shown
+    from c3po_utils.runs import parameters, run_folder, shown
 
     with told():
         done = collecting.collect(sources, run_folder(dest), side_by_side)
     for folder, what in done.items():
         click.echo(f"{shown(folder)}: {what}")
-    given = f"{{runs: [{', '.join(map(shown, done))}], output: {dest}/figures}}"
-    click.echo(f"figures: {called()} run RUN run={dest} figures='{given}' --figures-only")
+    given = {"run": dest, "figures": {"runs": [*map(shown, done)], "output": f"{dest}/figures"}}
+    click.echo(f"figures: {called()} run RUN {parameters.written_overrides(given)} --figures-only")

@@ -1,6 +1,7 @@
 """The `c3po` command: what it prints, and how errors of the user's files are told."""
 
 import json
+import shlex
 import sys
 
 import pytest
@@ -13,6 +14,7 @@ from c3po_utils.cli_errors import called
 from c3po_utils.feedback import find_feedback, records
 from c3po_utils.runs.config import load_config
 from c3po_utils.runs.files import write_json
+from c3po_utils.runs.parameters import read_overrides
 from c3po_utils.runs.stage import ROOT
 from c3po_utils.sampling.new_feedback import next_command
 from c3po_utils.training.methods import METHODS, PROMPTED
@@ -146,6 +148,7 @@ def test_a_damaged_run_does_not_hide_the_others(tmp_path):
         ("{root}/c3po_utils/__main__.py", "{python} -m c3po_utils"),
         ("{path}/c3po", "c3po"),
         ("/elsewhere/bin/c3po", "/elsewhere/bin/c3po"),
+        ("/else where/bin/c3po", "'/else where/bin/c3po'"),
     ],
 )
 def test_the_next_command_is_told_as_this_one_was_called(tmp_path, monkeypatch, argv0, told):
@@ -157,3 +160,10 @@ def test_the_next_command_is_told_as_this_one_was_called(tmp_path, monkeypatch, 
     assert called() == told.format(python=".venv/bin/python")
     line = next_command(tmp_path / "mine.yaml", find_feedback("boss_signoff"), True, called())
     assert line.startswith(f"next: {called()} run demo run=results/boss_signoff ")
+
+
+def test_the_next_command_can_be_pasted_whatever_the_files_name(tmp_path):
+    path = tmp_path / "my sets: [1] #2.yaml"
+    line = next_command(path, find_feedback("boss_signoff"), True)
+    given = read_overrides(shlex.split(line.partition("run demo ")[2]))
+    assert (given["feedback_set"], given["feedbacks"]) == (str(path), ["boss_signoff"])

@@ -5,6 +5,8 @@ from __future__ import annotations
 import ast
 import difflib
 import json
+import math
+import shlex
 from collections.abc import Iterable, Mapping
 from copy import deepcopy
 from dataclasses import asdict, field, fields
@@ -12,6 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from c3po_utils.runs import documents
@@ -132,3 +135,13 @@ def read_overrides(overrides: Iterable[str]) -> dict[str, Any]:
             raise SystemExit(f"override {override!r}: {problem}")
         values[key] = document.value
     return values
+
+
+def written_overrides(values: Mapping[str, Any]) -> str:
+    """What `read_overrides` reads, as it is typed in a shell."""
+    return " ".join(f"{key}={shlex.quote(_in_yaml(value))}" for key, value in values.items())
+
+
+def _in_yaml(value: Any) -> str:
+    text = yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, sort_keys=False, width=math.inf)
+    return text.removesuffix("...\n").strip()

@@ -14,6 +14,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 from c3po_utils.chat import ChatModel, Sampling, request, structured_output
 from c3po_utils.feedback import Feedback, check, metrics, records, text
 from c3po_utils.feedback import files as feedback_files
+from c3po_utils.runs import parameters
 
 PROPOSE = """Somebody tells a writing assistant once, in one sentence, how certain answers shall be:
 
@@ -351,14 +352,13 @@ def next_command(path: Path, feedback: Feedback, prompts: bool, program: str = "
         program: how the `c3po` command is called here.
     """
     inside = path.resolve().parent == records.FEEDBACK_FOLDER.resolve()
-    run, name = f"results/{feedback.id}", path.stem if inside else str(path)
-    command = f"{program} run demo run={run} feedback_set={name}"
-    command += f" feedbacks='[{feedback.id}]'"
+    given: dict[str, Any] = {"run": f"results/{feedback.id}", "feedback_set": path.stem if inside else str(path)}
+    given["feedbacks"] = [feedback.id]
     if not feedback.demonstrations:
-        command += " sample.options='{strategy: revise}'"
+        given["sample.options"] = {"strategy": "revise"}
     if not feedback.metric:
-        command += " evaluate.judge_model=openai:gpt-4.1"
-    lines = [f"next: {command}"]
+        given["evaluate.judge_model"] = "openai:gpt-4.1"
+    lines = [f"next: {program} run demo {parameters.written_overrides(given)}"]
     if not prompts:
         place = _prompts_file(path, feedback)
         lines.append(f"before that, prompts: write {place} (feedback/README.md), or add sample.prompt_model=MODEL")

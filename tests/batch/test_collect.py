@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+
 import fsspec
 import pytest
 from click.testing import CliRunner
@@ -10,6 +12,7 @@ from c3po_utils.batch.collect import Conflict, collect
 from c3po_utils.cli import c3po
 from c3po_utils.evaluation import collect as load_scores
 from c3po_utils.runs.files import read_json, write_jsonl
+from c3po_utils.runs.parameters import read_overrides
 from c3po_utils.runs.stage import Stage
 
 
@@ -122,6 +125,16 @@ def test_runs_are_collected_into_a_local_folder_only(tmp_path):
     done = CliRunner().invoke(c3po, ["collect", str(tmp_path / "one"), "s3://bucket/all"])
     assert done.exit_code == 1
     assert done.output.startswith("Error: run 's3://bucket/all': expected a local folder")
+
+
+def test_the_command_for_figures_can_be_pasted_whatever_the_folders_name(tmp_path):
+    store_evaluated(tmp_path / "one", "tea", "c3po")
+    folder = str(tmp_path / "my runs, all")
+    done = CliRunner().invoke(c3po, ["collect", str(tmp_path / "one"), folder])
+    words = shlex.split(done.output.splitlines()[-1].partition("figures: ")[2])
+    assert words[-5:-2] == ["run", "RUN", f"run={folder}"]
+    given = read_overrides(words[-3:-1])
+    assert given == {"run": folder, "figures": {"runs": [folder], "output": f"{folder}/figures"}}
 
 
 def test_a_run_that_is_not_there_is_told_with_the_nearest(tmp_path):
