@@ -137,6 +137,7 @@ class Driver:
             self.watch.show(self.running.values())
 
     def _start(self) -> None:
+        waiting = []
         while self.ready and len(self.running) < self.executor.slots:
             if self.interrupted.is_set():
                 raise KeyboardInterrupt
@@ -144,9 +145,14 @@ class Driver:
             if node.done or spared(node, self.nodes, self.dependants):
                 self._done(node.name)
                 continue
-            resources = Resources(memory_gib=self.memory.likely_gib(node))
-            task = Task(self.settings, node.name, self.config.store, resources)
+            gib = self.memory.likely_gib(node)
+            if not gib and any(self.nodes[name].kind == node.kind for name in self.running.values()):
+                waiting.append(self.place[node.name])  # for the first of its kind, which will say how much it took
+                continue
+            task = Task(self.settings, node.name, self.config.store, Resources(memory_gib=gib))
             self.running[self.executor.submit(task)] = node.name
+        for place in waiting:
+            heapq.heappush(self.ready, place)
 
     def _end(self, name: str, outcome: Outcome) -> None:
         if outcome.status == "done":
