@@ -264,11 +264,13 @@ def done_stages(root: Path | str, kind: str) -> Iterator[tuple[Path, dict]]:
     """(folder, manifest) of every finished stage of a kind (`sample`, `train`, `eval`) below a run folder.
 
     Raises:
-        DamagedFile: a manifest is damaged.
+        DamagedFile: a manifest is damaged, or says of no inputs.
     """
     for path in sorted(Path(root).glob(f"{kind}/**/{MANIFEST}")):
         manifest = read_json(path, dict)
         if manifest.get("status") == "done":
+            if not isinstance(manifest.get("identity"), dict):
+                raise DamagedFile(f"{path}: expected a finished stage's `identity`; found {', '.join(manifest)}")
             yield path.parent, manifest
 
 

@@ -26,6 +26,13 @@ def test_a_stage_is_done_when_its_manifest_says_so(tmp_path):
     assert [folder.name for folder, _ in done_stages(tmp_path, "sample")] == ["a"]
 
 
+def test_a_finished_stage_that_says_of_no_inputs_is_damaged(tmp_path):
+    (folder := tmp_path / "eval" / "a").mkdir(parents=True)
+    (folder / "manifest.json").write_text('{"status": "done"}')
+    with pytest.raises(DamagedFile, match=r"eval/a/manifest\.json: expected a finished stage's `identity`"):
+        list(done_stages(tmp_path, "eval"))
+
+
 def test_changed_inputs_are_noticed_and_said(tmp_path):
     with Stage(tmp_path, {"seed": 1, "rows": "x"}):
         pass
