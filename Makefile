@@ -57,7 +57,7 @@ demo: demo-about setup
 	@$(BIN)/c3po run $(DEMO)
 
 demo-about:
-	@echo "one sentence to one table: samples, four trainings, scores, figures; 5 to 8 minutes on 2 cores, seconds where it is done"
+	@echo "one sentence to one table: samples, four trainings, scores, figures; 5 to 11 minutes on 2 cores, seconds where it is done"
 
 embedded: setup
 	@$(BIN)/c3po run embedded
