@@ -118,6 +118,7 @@ class Driver:
         self.dependants = dependants(nodes)
         self.missing = {name: sum(need in nodes for need in node.needs) for name, node in nodes.items()}
         self.ready = [self.place[name] for name in nodes if not self.missing[name]]  # a heap: the first ones first
+        self.held: list[int] = []  # could start, but wait for the first of their kind, which says how much it takes
         self.running: dict[Future[Outcome], str] = {}
         self.interrupted = interrupted
         self.memory = Memory(config)
@@ -137,7 +138,6 @@ class Driver:
             self.watch.show(self.running.values())
 
     def _start(self) -> None:
-        waiting = []
         while self.ready and len(self.running) < self.executor.slots:
             if self.interrupted.is_set():
                 raise KeyboardInterrupt
@@ -147,14 +147,18 @@ class Driver:
                 continue
             gib = self.memory.likely_gib(node)
             if not gib and any(self.nodes[name].kind == node.kind for name in self.running.values()):
-                waiting.append(self.place[node.name])  # for the first of its kind, which will say how much it took
+                self.held.append(self.place[node.name])
                 continue
             task = Task(self.settings, node.name, self.config.store, Resources(memory_gib=gib))
             self.running[self.executor.submit(task)] = node.name
-        for place in waiting:
+
+    def _release(self) -> None:
+        for place in self.held:
             heapq.heappush(self.ready, place)
+        self.held.clear()
 
     def _end(self, name: str, outcome: Outcome) -> None:
+        self._release()
         if outcome.status == "done":
             self._done(name)
             return
@@ -172,6 +176,7 @@ class Driver:
     def _done(self, name: str) -> None:
         self.watch.advance()
         self.memory.learn(self.nodes[name])
+        self._release()
         for other in self.dependants[name]:
             self.missing[other] -= 1
             if not self.missing[other]:

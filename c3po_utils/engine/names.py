@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
+from functools import lru_cache
 from pathlib import Path
 
 from c3po_utils.runs import files, nearest, once, stage
@@ -69,15 +71,18 @@ def told(*models: str) -> dict[str, dict[str, str]]:
 
 
 def _hash(path: Path) -> str:
-    """A file's content hash; a large one's is kept, where the cache can be written, as every job asks for it."""
-    path, told = path.resolve(), path.stat()
-    key = [str(path), told.st_size, told.st_mtime_ns]
-    if told.st_size <= stage.SMALL:
-        return files.content_hash(path)
-    try:
-        return once.made_once(cache_folder() / "hashes", "file", key, lambda: files.content_hash(path))
-    except OSError:
-        return files.content_hash(path)
+    stat = path.stat()
+    return _content_hash(path.resolve(), stat.st_size, stat.st_mtime_ns)
+
+
+@lru_cache(maxsize=1024)
+def _content_hash(path: Path, size: int, mtime_ns: int) -> str:
+    """Of a file as it was then. Kept for a process, as a plan asks for each job; a large one's in the cache, too."""
+    with contextlib.suppress(OSError):  # a cache that cannot be written
+        if size > stage.SMALL:
+            key = [str(path), size, mtime_ns]
+            return once.made_once(cache_folder() / "hashes", "file", key, lambda: files.content_hash(path))
+    return files.content_hash(path)
 
 
 def _may_be_folder(bare: str) -> bool:

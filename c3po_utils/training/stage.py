@@ -198,7 +198,7 @@ def train_stage(run: Path | str, feedback_id: str, settings: TrainSettings) -> S
         "objective": _without_place(objective.differences),
         "rows": rows if joint else rows[feedback_id],
         "sampled_with": sampled_with if joint else sampled_with[feedback_id],
-        **engine.names.told(stored_settings(run, feedback_id).model),
+        **engine.names.told(*(sampled["model"] for sampled in sampled_with.values())),
     }
     for name in OTHERS:
         if other := getattr(objective, name):
